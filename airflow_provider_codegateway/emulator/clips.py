@@ -1,0 +1,243 @@
+"""Real clips: H.264 in MP4 that show what they were asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import av
+
+from .media import MediaBytes, MediaUrl, first_frame
+from .picture import DARK, FPS, GREY, WHITE, Canvas, line_height, wrap
+
+if TYPE_CHECKING:
+    Packet = av.Packet[Any]
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .rules import VideoRequest
+
+_X264 = {
+    "preset": "ultrafast",
+    "crf": "23",
+    "g": str(FPS),
+    "bf": "0",
+    "threads": "1",  # so that the bytes do not depend on the machine's cores
+    "x264-params": "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m",
+}
+_SAMPLE_RATE = 48_000
+_AAC_FRAME = 1024
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a clip measures: pixels and whole seconds."""
+
+    width: int
+    height: int
+    seconds: int
+    audio: bool
+
+
+def shape_of(request: VideoRequest) -> Shape:
+    """What the clip of a request measures; where an unknown model's request is silent, 16:9, 720p, 5 s."""
+    across, down = _ratio(request["aspect_ratio"])
+    short = _number(request["resolution"], 720, 2160)
+    scale = Fraction(short, min(across, down))
+    return Shape(
+        width=2 * round(across * scale / 2),
+        height=2 * round(down * scale / 2),
+        seconds=_number(request["duration"], 5, 60),
+        audio=request["generate_audio"] is True,
+    )
+
+
+def fingerprint(request: VideoRequest) -> str:
+    """Same request, same clip."""
+    canonical = json.dumps(request.body, sort_keys=True)
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
+
+
+def render(request: VideoRequest, path: Path) -> None:
+    """Encode the clip of a request.
+
+    :param path: a real file, because ``+faststart`` moves the index to its front at the end.
+    """
+    shape = shape_of(request)
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        video = container.add_stream("libx264", rate=FPS, options=_X264)
+        video.width, video.height, video.pix_fmt = shape.width, shape.height, "yuv420p"
+        audio = container.add_stream("aac", rate=_SAMPLE_RATE) if shape.audio else None
+        if audio is not None:
+            audio.layout = "mono"
+        second = _encode_second(video, _draw(request, shape))
+        sound: Iterator[Packet] = (
+            iter(()) if audio is None else _encode_tone(audio, fingerprint(request), shape.seconds)
+        )
+        for start in range(shape.seconds):
+            for packet in _shifted(second, start, video):
+                container.mux(packet)
+            for packet in sound:
+                container.mux(packet)
+                if packet.pts is not None and packet.pts >= (start + 1) * _SAMPLE_RATE:
+                    break
+        for packet in sound:
+            container.mux(packet)
+
+
+def _encode_second(stream: av.VideoStream, still: Canvas) -> list[Packet]:
+    """Encode one second of motion, a closed group of pictures: a clip is that second over and over.
+
+    Twelve seconds cost no more than one.
+    """
+    packets: list[Packet] = []
+    for number in range(FPS):
+        picture = still.copy()
+        _draw_motion(picture, number)
+        packets += stream.encode(picture.frame(number))
+    return packets + stream.encode(None)
+
+
+def _shifted(packets: list[Packet], seconds: int, stream: av.VideoStream) -> Iterator[Packet]:
+    for original in packets:
+        packet = av.Packet(bytes(original))
+        packet.stream = stream
+        packet.time_base = Fraction(1, FPS)
+        ticks = round((original.pts or 0) * original.time_base * FPS) + seconds * FPS
+        packet.pts = packet.dts = ticks
+        packet.duration = 1
+        packet.is_keyframe = original.is_keyframe
+        yield packet
+
+
+def _encode_tone(stream: av.AudioStream, key: str, seconds: int) -> Iterator[Packet]:
+    """A tone that pulses once a second; its pitch comes from the request."""
+    pitch = 300 + 20 * (int(key[:4], 16) % 16)
+    one_second = array(
+        "f",
+        (
+            0.25 * (1 - n / _SAMPLE_RATE) * math.sin(2 * math.pi * pitch * n / _SAMPLE_RATE)
+            for n in range(_SAMPLE_RATE)
+        ),
+    ).tobytes()
+    samples = one_second * seconds
+    for start in range(0, seconds * _SAMPLE_RATE, _AAC_FRAME):
+        count = min(_AAC_FRAME, seconds * _SAMPLE_RATE - start)
+        frame = av.AudioFrame("fltp", "mono", count)
+        frame.planes[0].update(
+            samples[4 * start : 4 * (start + count)].ljust(frame.planes[0].buffer_size, b"\0")
+        )
+        frame.sample_rate, frame.pts, frame.time_base = _SAMPLE_RATE, start, Fraction(1, _SAMPLE_RATE)
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+def _draw(request: VideoRequest, shape: Shape) -> Canvas:
+    canvas = Canvas(shape.width, shape.height)
+    images = [
+        first_frame(item.data, "video" if name == "reference_video" else "image")
+        for name, items in request.media.items()
+        for item in items
+        if isinstance(item, MediaBytes)
+    ]
+    if images:
+        canvas.paste(images[0], 0, 0, shape.width, shape.height)
+    else:
+        _draw_sky(canvas, fingerprint(request))
+    _draw_thumbnails(canvas, images[1:])
+    _draw_text(canvas, request, over_image=bool(images))
+    return canvas
+
+
+def _draw_sky(canvas: Canvas, key: str) -> None:
+    angle = int(key[:4], 16) / 0xFFFF * 2 * math.pi
+    u, v = round(128 + 44 * math.cos(angle)), round(128 + 44 * math.sin(angle))
+    bands = 24
+    for band in range(bands):
+        top, bottom = (2 * round(canvas.height * edge / bands / 2) for edge in (band, band + 1))
+        canvas.fill(0, top, canvas.width, bottom, (70 + 4 * band, u, v))
+
+
+def _draw_thumbnails(canvas: Canvas, images: list[av.VideoFrame]) -> None:
+    side = min(canvas.width, canvas.height) // 10 * 2
+    gap = side // 16 * 2
+    for number, image in enumerate(images):
+        right = canvas.width - gap - number * (side + gap)
+        if right - side < 0:
+            break
+        canvas.fill(right - side - 4, gap - 4, right + 4, gap + side + 4, WHITE)
+        canvas.paste(image, right - side, gap, right, gap + side)
+
+
+def _draw_text(canvas: Canvas, request: VideoRequest, *, over_image: bool) -> None:
+    """Model, prompt and parameters on a dark panel at the foot, the prompt as large as it fits."""
+    short = min(canvas.width, canvas.height)
+    margin = short // 48 * 2
+    width = canvas.width - 2 * margin
+    small = max(1, short // 360)
+    track = _track_height(canvas)
+    title = wrap(request.model, width, 2 * small)
+    facts = wrap(_facts(request), width, small)
+    prompt = request["prompt"] if isinstance(request["prompt"], str) else ""
+    used = line_height(2 * small) * len(title) + line_height(small) * (len(facts) + 2) + 2 * margin + track
+    room = int(canvas.height * (0.5 if over_image else 0.66)) - used
+    for scale in range(max(2, short // 160), 0, -1):
+        lines = wrap(prompt, width, scale)
+        if len(lines) * line_height(scale) <= room:
+            break
+    lines = lines[: max(1, (canvas.height - used) // line_height(scale))]
+
+    top = (canvas.height - used - len(lines) * line_height(scale)) // 2 * 2
+    canvas.fill(0, max(0, top), canvas.width, canvas.height, DARK)
+    y = max(0, top) + margin
+    for block, size, colour in ((title, 2 * small, GREY), (lines, scale, WHITE), (facts, small, GREY)):
+        for line in block:
+            canvas.write(line, margin, y, size, colour)
+            y += line_height(size)
+        y += line_height(small)
+
+
+def _facts(request: VideoRequest) -> str:
+    parameters = {**request.defaults, **request.body}
+    facts = [f"{name} {value}" for name, value in parameters.items() if _is_fact(name, value)]
+    media = [
+        f"{name} {item if isinstance(item, MediaUrl) else 'inline'}"
+        for name, items in request.media.items()
+        for item in items
+    ]
+    return " | ".join([*facts, *media])
+
+
+def _is_fact(name: str, value: object) -> bool:
+    return name not in ("model", "prompt") and (
+        isinstance(value, int) or (isinstance(value, str) and len(value) < 40)
+    )
+
+
+def _track_height(canvas: Canvas) -> int:
+    return min(canvas.width, canvas.height) // 48 * 2
+
+
+def _draw_motion(canvas: Canvas, number: int) -> None:
+    """A light that runs along the foot of the picture once a second."""
+    length = canvas.width // FPS // 2 * 2
+    left = canvas.width * number // FPS // 2 * 2
+    canvas.fill(left, canvas.height - _track_height(canvas), left + length, canvas.height, WHITE)
+
+
+def _ratio(value: Any) -> tuple[int, int]:
+    across, _, down = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if across.isdecimal() and down.isdecimal() and 0 < int(across) <= 32 and 0 < int(down) <= 32:
+        return int(across), int(down)
+    return 16, 9
+
+
+def _number(value: Any, default: int, limit: int) -> int:
+    """The leading number of ``6``, ``"6s"`` or ``"768P"``."""
+    digits = str(value)[:-1] if isinstance(value, str) and not value.isdecimal() else str(value)
+    return min(max(int(digits), 1), limit) if digits.isdecimal() else default

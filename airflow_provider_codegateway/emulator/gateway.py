@@ -1,0 +1,302 @@
+"""The gateway's memory and its renders. Everything here runs on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import secrets
+import shutil
+import tempfile
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import clips
+from .faults import ClipFault, Fault
+from .ledger import ClipRequest, Render, counts
+from .links import Signer
+from .responses import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .rules import VideoRequest
+
+log = logging.getLogger(__name__)
+
+_ENCODERS = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set while the emulator runs."""
+
+    render_seconds: float = 0.0
+    link_lifetime: float = 3600.0
+    serving: str = "presigned"
+
+    def __post_init__(self) -> None:
+        if self.serving not in ("presigned", "raw"):
+            raise ValueError(f"serving must be 'presigned' or 'raw', not {self.serving!r}")
+        if self.render_seconds < 0:
+            raise ValueError(f"render_seconds must not be negative, but is {self.render_seconds}")
+
+
+@dataclass
+class StoredClip:
+    """A clip behind a link."""
+
+    source: Source
+    signed: bool
+    expires_at: float
+    """Unix seconds; infinity for never."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a finished render is answered with."""
+
+    created: int
+    model: str
+    path: str
+    serving: str
+    expires_at: int | None
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A call as it came in."""
+
+    number: int
+    at: float
+    id: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A render that was taken on."""
+
+    render: asyncio.Task[Answer]
+    amend: Callable[..., None]
+
+
+class Gateway:
+    """Takes renders on, encodes them, bills them, and keeps the books."""
+
+    def __init__(self, api_key: str, settings: Settings, extra_models: tuple[str, ...] = ()) -> None:
+        self.api_key = api_key
+        self.extra_models = extra_models
+        self.signer = Signer()
+        self._initial = self.settings = settings
+        self._changed = asyncio.Event()
+        self._folder = Path(tempfile.mkdtemp(prefix="codegateway-emulator-"))
+        self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="codegateway-encoder")
+        self._arrivals = itertools.count()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._encoded: dict[str, asyncio.Future[Source]] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._ledger: dict[int, Render] = {}
+        self._clip_requests: list[ClipRequest] = []
+        self._faults: deque[Fault] = deque()
+        self._clip_faults: deque[ClipFault] = deque()
+        self._served: Source | None = None
+        self.clips: dict[str, StoredClip] = {}
+
+    # What a test controls.
+
+    @property
+    def ledger(self) -> tuple[Render, ...]:
+        """Every POST, in order of arrival."""
+        return tuple(render for _, render in sorted(self._ledger.items()))
+
+    @property
+    def clip_requests(self) -> tuple[ClipRequest, ...]:
+        """Every request for a clip, in order of arrival."""
+        return tuple(self._clip_requests)
+
+    def fail_next(self, fault: Fault | ClipFault, times: int) -> None:
+        """Queue a fault."""
+        if isinstance(fault, Fault):
+            self._faults.extend([fault] * times)
+        else:
+            self._clip_faults.extend([fault] * times)
+
+    def serve(self, source: Source | None) -> None:
+        """Answer renders with these bytes, or with real clips again."""
+        self._served = source
+
+    def new_file(self) -> Path:
+        """A path for a clip of the emulator's own."""
+        return self._folder / f"{secrets.token_hex(8)}.mp4"
+
+    def reset(self) -> None:
+        """Forget everything but the clips that were encoded."""
+        self._forget()
+        self.settings = self._initial
+        self._note()
+
+    async def wait_for(self, wanted: dict[str, int], timeout: float) -> None:  # noqa: ASYNC109
+        """Wait until there are at least as many as wanted.
+
+        :raises TimeoutError: it did not come to that in time.
+        """
+
+        def reached() -> bool:
+            there = counts(self.ledger, self.clip_requests)
+            return all(
+                there[name] == 0 if name == "rendering" and number == 0 else there[name] >= number
+                for name, number in wanted.items()
+            )
+
+        unknown = wanted.keys() - counts((), ()).keys()
+        if unknown:
+            raise ValueError(
+                f"cannot wait for {', '.join(sorted(unknown))}; only for {', '.join(counts((), ()))}"
+            )
+        try:
+            async with asyncio.timeout(timeout):
+                while not reached():
+                    await self._changed.wait()
+        except TimeoutError:
+            there = counts(self.ledger, self.clip_requests)
+            raise TimeoutError(f"waited {timeout:g} s for {wanted}, but there are {there}") from None
+
+    # What a call does.
+
+    def take_fault(self) -> Fault | None:
+        """The fault that strikes this POST."""
+        return self._faults.popleft() if self._faults else None
+
+    def take_clip_fault(self) -> ClipFault | None:
+        """The fault that strikes this GET."""
+        return self._clip_faults.popleft() if self._clip_faults else None
+
+    def arrive(self) -> Arrival:
+        """Note when a call came."""
+        return Arrival(next(self._arrivals), time.time(), secrets.token_hex(8))
+
+    def refuse(self, arrival: Arrival, body: object, status: int | None) -> None:
+        """Write down a call that bought nothing.
+
+        :param status: what is answered; None where the connection is reset.
+        """
+        fields = body if isinstance(body, dict) else {}
+        model, prompt = (
+            value if isinstance(value, str) else None for value in map(fields.get, ("model", "prompt"))
+        )
+        entry = Render(
+            id=arrival.id,
+            received_at=arrival.at,
+            model=model,
+            prompt=prompt,
+            request={name: _abridged(value) for name, value in fields.items()},
+            state="refused",
+            status=status,
+            answered=status is not None,
+        )
+        self._put(arrival.number, entry)
+
+    def accept(
+        self, arrival: Arrival, request: VideoRequest, *, early_expiry: float | None = None
+    ) -> Accepted:
+        """Take a render on. It goes on, and is billed, whatever becomes of the client.
+
+        :param early_expiry: seconds after which the link stops working, whatever it says.
+        """
+        entry = Render(
+            id=arrival.id,
+            received_at=arrival.at,
+            model=request.model,
+            prompt=request["prompt"] if isinstance(request["prompt"], str) else None,
+            request=request.digest(),
+            state="rendering",
+        )
+        self._put(arrival.number, entry)
+        amend = partial(self._amend, self._ledger, arrival.number)
+        task = asyncio.ensure_future(self._render(entry.id, request, early_expiry, amend))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return Accepted(task, amend)
+
+    async def _render(
+        self, id_: str, request: VideoRequest, early_expiry: float | None, amend: Callable[..., None]
+    ) -> Answer:
+        settings, stored, served = self.settings, self.clips, self._served
+        encoding = self._encode(request) if served is None else _done(served)
+        await asyncio.sleep(settings.render_seconds)
+        try:
+            source = await asyncio.shield(encoding)
+        except Exception:
+            log.exception("render %s failed", id_)
+            amend(state="refused", status=500)
+            raise
+        now = time.time()
+        path = f"/clips/{id_}.mp4"
+        signed = settings.serving == "presigned"
+        lifetime = settings.link_lifetime if signed else math.inf
+        if early_expiry is not None:
+            lifetime = early_expiry
+        stored[id_] = StoredClip(source, signed, now + lifetime)
+        amend(state="billed", billed_at=now, clip=path)
+        expires_at = int(now + settings.link_lifetime) if signed else None
+        return Answer(int(now), request.model, path, settings.serving, expires_at)
+
+    def _encode(self, request: VideoRequest) -> asyncio.Future[Source]:
+        """Encode a request's clip, once for all that are the same."""
+        key = clips.fingerprint(request)
+        if key not in self._encoded or (self._encoded[key].done() and self._encoded[key].exception()):
+            self._encoded[key] = asyncio.ensure_future(self._encode_file(request))
+        return self._encoded[key]
+
+    async def _encode_file(self, request: VideoRequest) -> Source:
+        path = self.new_file()
+        await asyncio.get_running_loop().run_in_executor(self._encoders, clips.render, request, path)
+        return Source.of(path)
+
+    def note_clip_request(self, request: ClipRequest) -> None:
+        """Write down a request for a clip."""
+        self._clip_requests.append(request)
+        self._note()
+
+    def _put(self, number: int, entry: Render) -> None:
+        self._ledger[number] = entry
+        log.info("render %s of %s: %s %s", entry.id, entry.model, entry.state, entry.status or "")
+        self._note()
+
+    def _amend(self, ledger: dict[int, Render], number: int, **changes: Any) -> None:
+        ledger[number] = replace(ledger[number], **changes)
+        if ledger is self._ledger:  # else it was reset since
+            log.info("render %s: %s", ledger[number].id, changes)
+            self._note()
+
+    def _note(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def close(self) -> None:
+        """Stop rendering and remove the clips."""
+        for task in self._tasks:
+            task.cancel()
+        self._encoders.shutdown(cancel_futures=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _done(source: Source) -> asyncio.Future[Source]:
+    future: asyncio.Future[Source] = asyncio.get_running_loop().create_future()
+    future.set_result(source)
+    return future
+
+
+def _abridged(value: Any) -> Any:
+    """A value as it came, unless it is long enough to be media."""
+    if isinstance(value, str) and len(value) > 4096:
+        return f"({len(value)} characters)"
+    return value if isinstance(value, str | int | float | bool | None) else f"({type(value).__name__})"

@@ -1,0 +1,169 @@
+"""Answers, well-behaved and otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
+
+    from starlette.types import Receive, Scope, Send
+
+_CHUNK = 512 * 1024
+_TICKS_PER_SECOND = 20
+_INVERT = bytes(255 - value for value in range(256))
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The bytes of a clip: in memory, or a file that is read as it is sent."""
+
+    content: bytes | Path
+    size: int
+    etag: str
+    inverted: bool = False
+    """Serve other bytes of the same length; the first 32 stay, so that it still begins as an MP4 does."""
+
+    @classmethod
+    def of(cls, content: bytes | Path) -> Source:
+        """A source of bytes or a file, under an ETag that follows the content."""
+        if isinstance(content, bytes):
+            return cls(content, len(content), hashlib.md5(content, usedforsecurity=False).hexdigest())
+        stat = content.stat()
+        mark = f"{content}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ino}"
+        return cls(content, stat.st_size, hashlib.md5(mark.encode(), usedforsecurity=False).hexdigest())
+
+    def changed(self) -> Source:
+        """A source of the same size with other bytes and another ETag."""
+        etag = hashlib.md5(self.etag.encode(), usedforsecurity=False).hexdigest()
+        return Source(self.content, self.size, etag, inverted=not self.inverted)
+
+    def chunks(self, start: int, stop: int, size: int) -> Iterator[bytes]:
+        """The bytes from `start` to `stop`, in pieces of at most `size`."""
+        if isinstance(self.content, bytes):
+            for offset in range(start, stop, size):
+                yield self._altered(self.content[offset : min(offset + size, stop)], offset)
+            return
+        with self.content.open("rb") as file:
+            file.seek(start)
+            offset = start
+            while offset < stop and (chunk := file.read(min(size, stop - offset))):
+                yield self._altered(chunk, offset)
+                offset += len(chunk)
+
+    @property
+    def content_bytes(self) -> bytes:
+        """All of it."""
+        return b"".join(self.chunks(0, self.size, self.size or 1))
+
+    def _altered(self, chunk: bytes, offset: int) -> bytes:
+        if not self.inverted:
+            return chunk
+        kept = max(0, 32 - offset)
+        return chunk[:kept] + chunk[kept:].translate(_INVERT)
+
+
+class Body(Response):
+    """Sends a part of a source: at a pace, or only so far."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        extra_length: int = 0,
+        break_after: int | None = None,
+        reset: bool = False,
+        bytes_per_second: float | None = None,
+    ) -> None:
+        stop = source.size if stop is None else stop
+        self.status_code = status
+        self.background = None
+        self.source, self.start = source, start
+        announced = max(0, stop - start + extra_length)
+        self.stop = start + min(stop - start, announced, announced if break_after is None else break_after)
+        self.breaks = self.stop - start < announced
+        self.reset = reset
+        self.bytes_per_second = bytes_per_second
+        self.init_headers({**(headers or {}), "content-length": str(announced)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if scope["method"] != "HEAD":
+            transport = transport_of(scope)
+            async for chunk in self._paced():
+                if transport.is_closing():
+                    return
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if self.breaks:
+                await _leave(transport, receive, reset=self.reset)
+                return
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _paced(self) -> AsyncIterator[bytes]:
+        if self.bytes_per_second is None:
+            # Read on the event loop: the file is in the page cache, and a thread's round trip costs more.
+            for chunk in self.source.chunks(self.start, self.stop, _CHUNK):
+                yield chunk
+            return
+        size = max(1, round(self.bytes_per_second / _TICKS_PER_SECOND))
+        for chunk in self.source.chunks(self.start, self.stop, size):
+            await asyncio.sleep(len(chunk) / self.bytes_per_second)
+            yield chunk
+
+
+class Reset(Response):
+    """Resets the connection in place of an answer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Do it."""
+        await _leave(transport_of(scope), receive, reset=True)
+
+
+class Hang(Response):
+    """Never answers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wait until the client gives up."""
+        await disconnected(receive)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has hung up. The request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def transport_of(scope: Scope) -> asyncio.Transport:
+    """The connection that a request came on."""
+    transport: asyncio.Transport = scope["state"]["transport"]
+    return transport
+
+
+def abort(transport: asyncio.Transport) -> None:
+    """Close a connection with a TCP reset."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and not transport.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
+
+
+async def _leave(transport: asyncio.Transport, receive: Receive, *, reset: bool) -> None:
+    if reset:
+        abort(transport)
+    else:
+        transport.close()  # once everything that was sent has left
+    await disconnected(receive)

@@ -1,0 +1,151 @@
+"""Everything that can go wrong, and whether it cost money.
+
+::
+
+    CodeGatewayError                    an AirflowException; `bought` says whether money was spent
+    ├── InvalidRequest        no       our own validation                      fails the task, a ValueError
+    ├── InvalidConnection     no       no or malformed API key, base URL       fails the task
+    ├── InvalidTarget         no       S3 key taken, bucket missing            fails the task
+    ├── StorageUnavailable    no       S3 did not answer a free check          retried by Airflow
+    ├── LedgerConflict        perhaps  the key's ledger is another request's   fails the task
+    ├── RequestRejected       no       400, 401, 403, 404, 413, 422            fails the task
+    ├── GatewayUnavailable    no       never connected, 429, 503               retried in the call, then by Airflow
+    ├── RenderOutcomeUnknown  perhaps  sent, and no whole answer               retried by Airflow
+    ├── ClipTransferError     yes      download or upload failed               retried by Airflow
+    ├── ClipExpired           yes      the link expired before storing         retried by Airflow
+    └── RenderLimitReached    yes      max_renders is used up                  fails the task
+
+"Fails the task" means an ``AirflowFailException``: Airflow does not retry where a retry cannot help.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+
+class Bought(Enum):
+    """Whether a render was bought. The value is the sentence that every message ends with."""
+
+    NO = "Nothing was bought."
+    PERHAPS = "A render may have been bought."
+    YES = "A render was bought."
+
+
+class CodeGatewayError(AirflowException):
+    """Base of every error of this provider.
+
+    :param message: what was wrong, with which value, and what would do. Never holds the API key,
+        the query of a presigned URL, or media bytes.
+    :param bought: whether money was spent, where the class alone does not say.
+    """
+
+    bought: Bought = Bought.PERHAPS
+
+    def __init__(self, message: str, *, bought: Bought | None = None) -> None:
+        super().__init__(message)
+        if bought is not None:
+            self.bought = bought
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} {self.bought.value}"
+
+
+class InvalidRequest(CodeGatewayError, AirflowFailException, ValueError):
+    """The request breaks a rule of its model. Lists every problem at once.
+
+    :param problems: one sentence for each problem.
+    """
+
+    bought = Bought.NO
+
+    def __init__(self, problems: list[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__(
+            self.problems[0]
+            if len(self.problems) == 1
+            else "\n".join(
+                [f"{len(self.problems)} problems:", *(f"- {problem}" for problem in self.problems)]
+            )
+        )
+
+
+class InvalidConnection(CodeGatewayError, AirflowFailException):
+    """The Airflow connection cannot be used as it stands: no API key, or a malformed field."""
+
+    bought = Bought.NO
+
+
+class InvalidTarget(CodeGatewayError, AirflowFailException):
+    """The clip cannot go where it should: the key is taken, or the bucket is missing or closed to us."""
+
+    bought = Bought.NO
+
+
+class StorageUnavailable(CodeGatewayError):
+    """S3 did not answer a check that precedes the purchase. Later it may."""
+
+    bought = Bought.NO
+
+
+class LedgerConflict(CodeGatewayError, AirflowFailException):
+    """The ledger entry of this clip belongs to another request, or is none of ours."""
+
+    bought = Bought.PERHAPS
+
+
+class RequestRejected(CodeGatewayError, AirflowFailException):
+    """The gateway refused the request (400, 401, 403, 404, 413 or 422): the same one will be refused again.
+
+    :param status: the HTTP status.
+    """
+
+    bought = Bought.NO
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class GatewayUnavailable(CodeGatewayError):
+    """The gateway could not be reached, or took nothing on (429, 503).
+
+    :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
+    """
+
+    bought = Bought.NO
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RenderOutcomeUnknown(CodeGatewayError):
+    """The request was sent and no whole, usable answer came back.
+
+    ``bought`` is ``PERHAPS``, or ``YES`` where the gateway answered 200 without a usable clip URL.
+    """
+
+    bought = Bought.PERHAPS
+
+
+class ClipTransferError(CodeGatewayError):
+    """The clip was rendered, and could not be brought to S3. Nothing was left in the bucket."""
+
+    bought = Bought.YES
+
+
+class ClipExpired(CodeGatewayError):
+    """The clip was rendered, and its link expired before the clip was stored."""
+
+    bought = Bought.YES
+
+
+class RenderLimitReached(CodeGatewayError, AirflowFailException):
+    """As many renders as ``max_renders`` allows were begun, and none of them became a clip.
+
+    The message says when each was begun, with what outcome, and how to allow another.
+    """
+
+    bought = Bought.YES

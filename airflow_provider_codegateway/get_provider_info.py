@@ -1,0 +1,73 @@
+"""What Airflow reads of this provider, without importing the rest of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CONNECTION_TYPE = "codegateway"
+
+CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
+    "deadline": {
+        "label": "Deadline (seconds)",
+        "description": "For one whole call, retries included. A render takes about 120 s; 300 by default.",
+        "schema": {"type": ["number", "null"], "minimum": 1},
+    },
+    "read_timeout": {
+        "label": "Read timeout (seconds)",
+        "description": "Of silence while the gateway renders. 300 by default; the vendor asks for 180 at least.",
+        "schema": {"type": ["number", "null"], "minimum": 1},
+    },
+    "connect_timeout": {
+        "label": "Connect timeout (seconds)",
+        "description": "To establish the connection. 10 by default.",
+        "schema": {"type": ["number", "null"], "minimum": 0.1},
+    },
+    "retries": {
+        "label": "Retries",
+        "description": "Within one call, of what provably bought nothing (429, 503, no connection). 3 by default.",
+        "schema": {"type": ["integer", "null"], "minimum": 0},
+    },
+}
+"""The fields in the connection's extra. The hook derives the form of older Airflow versions from them."""
+
+CONNECTION_BEHAVIOUR: dict[str, Any] = {
+    "hidden-fields": ["login", "port", "schema", "extra"],
+    "relabeling": {"password": "API key", "host": "Base URL"},
+    "placeholders": {"password": "sk-cg-…", "host": "https://api.codegateway.dev"},
+}
+
+_INTEGRATION = "CodeGateway"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's manifest, as Airflow's entry point ``apache_airflow_provider`` wants it."""
+    return {
+        "package-name": "airflow-provider-codegateway",
+        "name": _INTEGRATION,
+        "description": "AI video generation with CodeGateway: a clip in S3, its key in XCom.",
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://www.codegateway.dev",
+                "tags": ["service"],
+            }
+        ],
+        "operators": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": ["airflow_provider_codegateway.operators.video"],
+            }
+        ],
+        "hooks": [
+            {"integration-name": _INTEGRATION, "python-modules": ["airflow_provider_codegateway.hooks.video"]}
+        ],
+        "connection-types": [
+            {
+                "connection-type": CONNECTION_TYPE,
+                "hook-class-name": "airflow_provider_codegateway.hooks.video.CodeGatewayVideoHook",
+                "hook-name": "CodeGateway",
+                "conn-fields": CONNECTION_FIELDS,
+                "ui-field-behaviour": CONNECTION_BEHAVIOUR,
+            }
+        ],
+    }

@@ -1,0 +1,414 @@
+"""What was bought for one clip: write-once markers in S3.
+
+One entry is a handful of objects under ``<ledger_prefix><clip's key>/``::
+
+    request.json   what is to be rendered; gone when the clip is settled
+    n.started      who created it may POST render number n, and nobody else
+    n.rendered     the gateway's answer, the receipt: from here on the render is never bought again
+    n.abandoned    render n is over without a clip, so that a successor need not wait for it
+
+Objects are only ever created and deleted: compare-and-swap is not portable across S3 servers, creating an
+object only if it is absent (``If-None-Match: *``) is. Ages are by the store's clock, never by ours.
+What cannot be read is an error and never "nothing was bought".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_codegateway._s3 import (
+    NOT_FOUND,
+    S3Location,
+    error_code,
+    split_uri,
+    storage_error,
+)
+from airflow_provider_codegateway.exceptions import (
+    CodeGatewayError,
+    InvalidTarget,
+    LedgerConflict,
+    RenderLimitReached,
+)
+from airflow_provider_codegateway.gateway import Receipt
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PREFIX = "_codegateway/"
+
+SETTLE_GRACE = 15.0
+"""Seconds for which a fresh receipt is left to whoever bought it, before somebody else brings the clip home."""
+
+# 412: the object exists. 409: somebody else is just creating it.
+_EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
+_NOT_IMPLEMENTED = frozenset({"NotImplemented", "501"})
+_MARKER = re.compile(r"([1-9][0-9]*)\.(started|rendered|abandoned)")
+
+_honours_conditions: set[tuple[str, str]] = set()
+_probing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One render that was begun. The times are when each marker was written, by the store's clock."""
+
+    number: int
+    started: datetime | None = None
+    rendered: datetime | None = None
+    abandoned: datetime | None = None
+    claim_seconds: float = 0.0
+    """For how long after ``started`` its owner may still be rendering."""
+    outcome: str = ""
+    """Why it was abandoned."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger says of one clip at one moment."""
+
+    now: datetime
+    """The store's clock."""
+    fingerprint: str | None
+    """Of the request that the entry is for; None if the entry is empty."""
+    model: str | None
+    open: bool
+    """Whether ``request.json`` is there, that is, whether some task still waits for the clip."""
+    attempts: tuple[Attempt, ...]
+
+    def __bool__(self) -> bool:
+        return self.open or bool(self.attempts)
+
+
+# What to do next: decided here once, driven by `render`.
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Nobody is rendering: try to create ``number.started``."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Somebody else is at it, or died; for at most ``seconds`` nobody can tell."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Take:
+    """Render ``number`` is paid, its clip not delivered: fetch it with the receipt."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Gone:
+    """There is no ``request.json``: the clip was settled, or the entry deleted."""
+
+
+def next_step(
+    entry: Entry, *, fingerprint: str, max_renders: int, location: S3Location
+) -> Claim | Wait | Take | Gone:
+    """What the ledger allows to whoever wants the clip with this fingerprint.
+
+    :raises LedgerConflict: the entry is for another request, for which money was or may have been spent.
+    :raises RenderLimitReached: ``max_renders`` were begun, and none of them can be had any more.
+    """
+    if entry and entry.fingerprint != fingerprint:
+        raise LedgerConflict(
+            f"The ledger at {location.uri} is for another request (model {entry.model}, fingerprint "
+            f"{entry.fingerprint}) whose clip was never delivered: {describe_attempts(entry)} "
+            "Run that request again to have its clip, or delete the ledger entry to let this one be bought "
+            f"({_forget_command(location)})."
+        )
+    if not entry.open:
+        return Gone()
+    if not entry.attempts:
+        return Claim(1)
+    last = entry.attempts[-1]
+    for attempt in reversed(entry.attempts):
+        if attempt.rendered and not attempt.abandoned:
+            fresh_for = SETTLE_GRACE - (entry.now - attempt.rendered).total_seconds()
+            return Wait(fresh_for, "it has just been rendered") if fresh_for > 0 else Take(attempt.number)
+    if last.started and not last.rendered and not last.abandoned:
+        left = last.claim_seconds - (entry.now - last.started).total_seconds()
+        if left > 0:
+            return Wait(left, f"render {last.number} was started by another run")
+    if last.number >= max_renders:
+        raise RenderLimitReached(
+            f"max_renders={max_renders} is used up: {describe_attempts(entry)} "
+            f"The ledger is at {location.uri}; to buy another render, raise max_renders or delete the entry "
+            f"({_forget_command(location)})."
+        )
+    return Claim(last.number + 1)
+
+
+def describe_attempts(entry: Entry) -> str:
+    """One sentence for each render that was begun: when, and with what outcome."""
+    if not entry.attempts:
+        return "nothing was bought for it yet."
+    return " ".join(
+        f"Render {attempt.number}, begun {_when(attempt.started or attempt.rendered)}, {_fate(attempt, entry.now)}."
+        for attempt in entry.attempts
+    )
+
+
+def _fate(attempt: Attempt, now: datetime) -> str:
+    lost = f" ({attempt.outcome.rstrip('.')})" if attempt.outcome else ""
+    if attempt.rendered:
+        return f"was bought{f', and is lost{lost}' if attempt.abandoned else ', and not delivered'}"
+    if attempt.abandoned:
+        return f"may have been bought{lost}"
+    if attempt.started and now - attempt.started < timedelta(seconds=attempt.claim_seconds):
+        return "may still be rendering"
+    return "may have been bought: its run died without a word"
+
+
+def _when(at: datetime | None) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at else "at an unknown time"
+
+
+def _forget_command(location: S3Location) -> str:
+    return f"python -m airflow_provider_codegateway.ledger forget {location.uri}"
+
+
+def entry_location(clip: S3Location, ledger_prefix: str = DEFAULT_PREFIX) -> S3Location:
+    """Where the ledger entry of a clip is.
+
+    :param ledger_prefix: a prefix in the clip's bucket, or a whole ``s3://bucket/prefix``.
+    """
+    elsewhere = split_uri(ledger_prefix)
+    if elsewhere is None:
+        prefix = ledger_prefix.strip("/")
+        return S3Location(clip.bucket, f"{prefix}/{clip.key}/" if prefix else f"{clip.key}/")
+    # One ledger may serve several buckets, in which the same key may stand.
+    parts = [part for part in (elsewhere.key.strip("/"), clip.bucket, clip.key) if part]
+    return S3Location(elsewhere.bucket, "/".join(parts) + "/")
+
+
+class Ledger:
+    """The ledger entry of one clip.
+
+    Every method is one or two S3 requests and may be called from any thread.
+
+    :param s3: a boto3 client.
+    :param location: see ``entry_location``.
+    :param fingerprint: of the request; see ``VideoRequest.fingerprint``.
+    """
+
+    def __init__(self, s3: S3Client, location: S3Location, *, fingerprint: str) -> None:
+        self.s3 = s3
+        self.location = location
+        self.fingerprint = fingerprint
+
+    def open(self, body: Mapping[str, Any]) -> bool:
+        """Write ``request.json``, if there is none yet.
+
+        :param body: what will be sent to the gateway, media included.
+        :return: True if this call created it; False if the entry is there already.
+        """
+        return self._create(
+            "request.json", {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
+        )
+
+    def body(self) -> dict[str, Any] | None:
+        """The request body that ``open`` wrote; None if the entry is gone or for another request."""
+        request = self._get("request.json")
+        if request is None or request["fingerprint"] != self.fingerprint:
+            return None
+        body: dict[str, Any] = request["body"]
+        return body
+
+    def claim(self, number: int, *, claim_seconds: float) -> bool:
+        """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``."""
+        owner = uuid.uuid4().hex
+        marker = {"fingerprint": self.fingerprint, "claim_seconds": claim_seconds, "owner": owner}
+        name = f"{number}.started"
+        if not self._create(name, marker):
+            # botocore repeats a PUT whose answer was lost, and is then told that the object exists.
+            if (self._get(name) or {}).get("owner") != owner:
+                return False
+        self._require_conditional_writes(name, marker)
+        return True
+
+    def release(self, number: int) -> None:
+        """Take back a claim that provably bought nothing; the last one takes the entry with it."""
+        # The request goes first: a claim that somebody else makes in between must not lose its request.
+        names = [f"{number}.started"] if number > 1 else ["request.json", "1.started"]
+        for name in names:
+            self._delete([name])
+
+    def abandon(self, number: int, outcome: str) -> None:
+        """Write ``number.abandoned``: a successor need not wait for this render."""
+        self._create(f"{number}.abandoned", {"fingerprint": self.fingerprint, "outcome": outcome})
+
+    def keep(self, number: int, receipt: Receipt) -> None:
+        """Write ``number.rendered``. Unconditional: only the owner of the claim writes it."""
+        self._put(f"{number}.rendered", {"fingerprint": self.fingerprint, "receipt": asdict(receipt)})
+
+    def receipt(self, number: int) -> Receipt | None:
+        """What ``keep`` wrote; None if the clip has been settled meanwhile."""
+        marker = self._get(f"{number}.rendered")
+        return None if marker is None else Receipt(**marker["receipt"])
+
+    def read(self) -> Entry:
+        """The whole entry, and the store's clock."""
+        now, written = self._list()
+        numbers = sorted({int(match[1]) for name in written if (match := _MARKER.fullmatch(name))})
+        fingerprint: str | None = None
+        model: str | None = None
+        request = self._get("request.json") if "request.json" in written else None
+        if request:
+            fingerprint, model = request["fingerprint"], request.get("model")
+        attempts = []
+        for number in numbers:
+            names = {kind: f"{number}.{kind}" for kind in ("started", "rendered", "abandoned")}
+            # A marker that vanishes between the list and the read was taken back or settled.
+            started = self._get(names["started"]) if names["started"] in written else None
+            ended = self._get(names["abandoned"]) if names["abandoned"] in written else None
+            attempts.append(
+                Attempt(
+                    number,
+                    **{kind: written.get(name) for kind, name in names.items()},
+                    claim_seconds=float((started or {}).get("claim_seconds", 0)),
+                    outcome=str((ended or {}).get("outcome", "")),
+                )
+            )
+            marker = started or ended or self._get(names["rendered"]) or {}
+            fingerprint = fingerprint or marker.get("fingerprint")
+        return Entry(
+            now=now,
+            fingerprint=fingerprint,
+            model=model,
+            open=request is not None,
+            attempts=tuple(attempts),
+        )
+
+    def settle(self, number: int) -> None:
+        """Delete the entry up to render ``number``: the clip is where it should be."""
+        self._delete(
+            [
+                "request.json",
+                *(
+                    f"{n}.{kind}"
+                    for n in range(1, number + 1)
+                    for kind in ("rendered", "abandoned", "started")
+                ),
+            ]
+        )
+
+    def forget(self) -> list[str]:
+        """Delete the entry, whatever it holds; the names of what was deleted."""
+        _, written = self._list()
+        # The request goes first: a trigger that finds none does nothing.
+        names = sorted(written, key=lambda name: (name != "request.json", name))
+        self._delete(names)
+        return names
+
+    # S3.
+
+    def _list(self) -> tuple[datetime, dict[str, datetime]]:
+        with self._errors("read the ledger", "s3:ListBucket"):
+            answer = self.s3.list_objects_v2(
+                Bucket=self.location.bucket, Prefix=self.location.key, Delimiter="/"
+            )
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        skip = len(self.location.key)
+        return now, {item["Key"][skip:]: item["LastModified"] for item in answer.get("Contents", [])}
+
+    def _get(self, name: str) -> dict[str, Any] | None:
+        with self._errors("read the ledger", "s3:GetObject", name):
+            try:
+                answer = self.s3.get_object(Bucket=self.location.bucket, Key=self.location.key + name)
+                content: dict[str, Any] = json.loads(answer["Body"].read())
+            except ValueError as error:
+                raise LedgerConflict(
+                    f"{self.location.uri}{name} is no marker of this ledger ({error}): move it away, "
+                    f"or choose another ledger_prefix."
+                ) from None
+            except Exception as error:
+                if error_code(error) in NOT_FOUND:
+                    return None
+                raise
+        return content
+
+    def _put(self, name: str, content: Mapping[str, Any], **condition: Any) -> None:
+        self.s3.put_object(
+            Bucket=self.location.bucket,
+            Key=self.location.key + name,
+            Body=json.dumps(content).encode(),
+            ContentType="application/json",
+            **condition,
+        )
+
+    def _create(self, name: str, content: Mapping[str, Any]) -> bool:
+        with self._errors("write the ledger", "s3:PutObject", name):
+            try:
+                self._put(name, content, IfNoneMatch="*")
+            except Exception as error:
+                if error_code(error) in _EXISTS:
+                    return False
+                if error_code(error) in _NOT_IMPLEMENTED:
+                    raise self._no_conditions() from error
+                raise
+        return True
+
+    def _delete(self, names: list[str]) -> None:
+        with self._errors("clear the ledger", "s3:DeleteObject"):
+            answer = self.s3.delete_objects(
+                Bucket=self.location.bucket,
+                Delete={"Objects": [{"Key": self.location.key + name} for name in names], "Quiet": True},
+            )
+            for failed in answer.get("Errors", []):
+                if failed.get("Code") not in NOT_FOUND:
+                    raise _PartialDelete(failed)
+
+    def _require_conditional_writes(self, name: str, content: Mapping[str, Any]) -> None:
+        """Prove once a process that the store refuses to create what exists, before anything is bought."""
+        store = (self.s3.meta.endpoint_url, self.location.bucket)
+        with _probing:
+            if store in _honours_conditions:
+                return
+            if self._create(name, content):
+                self._delete(["request.json", name])
+                raise self._no_conditions()
+            _honours_conditions.add(store)
+
+    def _no_conditions(self) -> InvalidTarget:
+        return InvalidTarget(
+            f"The S3 server behind {self.location.uri} does not honour If-None-Match, so no claim on it is safe: "
+            "set ledger_prefix to an s3:// location on a store with conditional writes."
+        )
+
+    @contextmanager
+    def _errors(self, doing: str, permission: str, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except CodeGatewayError:
+            raise
+        except Exception as error:
+            at = S3Location(self.location.bucket, self.location.key + name)
+            raise storage_error(error, doing=doing, at=at, permission=permission) from error
+
+
+class _PartialDelete(Exception):
+    """An object of a batch that was not deleted, in the form of botocore's errors."""
+
+    def __init__(self, failed: Mapping[str, Any]) -> None:
+        super().__init__(failed.get("Message", ""))
+        self.response = {"Error": {"Code": failed.get("Code", "")}}

@@ -1,0 +1,217 @@
+"""The operator: one clip in S3, its key in XCom."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_codegateway import media
+from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.gateway import BlockingCall, Gateway
+from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+from airflow_provider_codegateway.ledger import DEFAULT_PREFIX
+from airflow_provider_codegateway.models import MediaField, VideoRequest, build_request
+from airflow_provider_codegateway.render import Clip, IfExists, Order, clip_target, render
+
+if TYPE_CHECKING:
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    from airflow.providers.common.compat.sdk import Context
+
+
+class _HidesMedia:
+    """An attribute that shows no image bytes and no presigned query, also after Airflow rendered it.
+
+    Airflow assigns what it rendered and then stores the attribute for its UI; mapped tasks too.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        # Read on the class, by Airflow's checks of template fields.
+        return self if instance is None else getattr(instance, self.name)
+
+    def __set__(self, instance: object, value: Any) -> None:
+        setattr(instance, self.name, media.hide(value, keep_templates=True))
+
+
+class GenerateVideoOperator(BaseOperator):
+    """Renders one clip with CodeGateway and stores it in S3.
+
+    Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket, key,
+    uri, model, bytes, sha256, created, render_seconds, renders_bought, fingerprint, reused``.
+
+    What can be refused for free is refused before any money is spent. Once the gateway has answered, no
+    crash, retry, clear or duplicate run buys the same render again.
+
+    :param model: such as ``google/veo-3.1-fast``, ``bytedance/seedance-2.0``, ``minimax/hailuo-2.3-fast``.
+    :param prompt: what to show; 2,000 characters at most. Optional on Hailuo only.
+    :param image: first frame: https URL, ``s3://`` key, ``file://`` path on the worker, base64 or data URI.
+    :param aspect_ratio: such as ``"16:9"``. Hailuo has none.
+    :param duration: seconds: ``6``, ``"6"`` or ``"6s"``, whichever the model.
+    :param resolution: such as ``"1080p"``, whichever the model.
+    :param generate_audio: whether the clip has sound; off by default on every model.
+    :param seed: for a repeatable clip, on Seedance.
+    :param parameters: any further parameter of the model, named and typed as the API has it.
+    :param s3_key: where the clip goes: a key, or a whole ``s3://bucket/key``.
+    :param s3_bucket: the bucket, unless ``s3_key`` names it.
+    :param if_exists: what to do if the key is taken. ``reuse``: return it if it is the clip of this very
+        request, else fail. ``replace``: render anew (though never on a retry of the same run). ``fail``.
+    :param max_renders: how many renders may be begun at most, should the outcome of one remain unknown.
+    :param codegateway_conn_id: connection to the gateway.
+    :param aws_conn_id: connection to S3.
+    :param ledger_prefix: where the record of what was bought is kept meanwhile: a prefix in the clip's
+        bucket, or a whole ``s3://bucket/prefix``.
+    """
+
+    template_fields: Sequence[str] = (
+        "model",
+        "prompt",
+        "image",
+        "aspect_ratio",
+        "duration",
+        "resolution",
+        "generate_audio",
+        "seed",
+        "parameters",
+        "s3_key",
+        "s3_bucket",
+        "codegateway_conn_id",
+        "aws_conn_id",
+        "ledger_prefix",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json"}
+    ui_color = "#e8e4f3"
+
+    image = _HidesMedia()
+    parameters = _HidesMedia()
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        prompt: str | None = None,
+        image: str | None = None,
+        aspect_ratio: str | None = None,
+        duration: int | str | None = None,
+        resolution: str | None = None,
+        generate_audio: bool | str | None = None,
+        seed: int | str | None = None,
+        parameters: dict[str, Any] | None = None,
+        s3_key: str,
+        s3_bucket: str | None = None,
+        if_exists: IfExists = "reuse",
+        max_renders: int = 2,
+        codegateway_conn_id: str = CodeGatewayVideoHook.default_conn_name,
+        aws_conn_id: str | None = "aws_default",
+        ledger_prefix: str = DEFAULT_PREFIX,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.prompt = prompt
+        self.image = image
+        self.aspect_ratio = aspect_ratio
+        self.duration = duration
+        self.resolution = resolution
+        self.generate_audio = generate_audio
+        self.seed = seed
+        self.parameters = parameters
+        self.s3_key = s3_key
+        self.s3_bucket = s3_bucket
+        self.if_exists = if_exists
+        self.max_renders = max_renders
+        self.codegateway_conn_id = codegateway_conn_id
+        self.aws_conn_id = aws_conn_id
+        self.ledger_prefix = ledger_prefix
+        if if_exists not in ("reuse", "replace", "fail"):
+            raise InvalidRequest(f"if_exists={if_exists!r} means nothing: use 'reuse', 'replace' or 'fail'.")
+        if not isinstance(max_renders, int) or max_renders < 1:
+            raise InvalidRequest(f"max_renders={max_renders!r} buys nothing: use a whole number from 1 up.")
+        self._call = BlockingCall()
+
+    @cached_property
+    def hook(self) -> CodeGatewayVideoHook:
+        """The hook for ``codegateway_conn_id``."""
+        return CodeGatewayVideoHook(self.codegateway_conn_id)
+
+    @cached_property
+    def s3_hook(self) -> S3Hook:
+        """The hook for ``aws_conn_id``."""
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # boto3: not while a DAG file is parsed
+
+        return S3Hook(aws_conn_id=self.aws_conn_id)
+
+    def execute(self, context: Context) -> str:
+        """Render the clip, or find that it is there already, and return its key."""
+        settings = self.hook.get_settings()
+        order = self._order(context)
+        s3 = self.s3_hook.get_conn()
+
+        async def blocking() -> Clip:
+            async with Gateway(settings) as gateway:
+                return await render(order, s3=s3, gateway=gateway, claim_seconds=settings.deadline)
+
+        clip = self._call.run(blocking())
+        return self._hand_over(clip, context)
+
+    def on_kill(self) -> None:
+        """Close the connection of a running render. It may be billed all the same; the ledger says so."""
+        if self._call.cancel():
+            self.log.warning(
+                "Stopped. A render that was under way may still be billed: the gateway cannot be asked to stop it."
+            )
+
+    def _order(self, context: Context) -> Order:
+        """What is wanted, validated, and with every image and video read: all of it for free."""
+        request = build_request(
+            self.model,
+            prompt=self.prompt,
+            image=media.reveal(self.image),
+            aspect_ratio=self.aspect_ratio,
+            duration=self.duration,
+            resolution=self.resolution,
+            generate_audio=self.generate_audio,
+            seed=self.seed,
+            parameters=media.reveal(self.parameters),
+        )
+        target = clip_target(self.s3_key, self.s3_bucket)
+        return Order(
+            request=self._with_media(request),
+            target=target,
+            run=_run_id(context),
+            if_exists=self.if_exists,
+            max_renders=self.max_renders,
+            ledger_prefix=self.ledger_prefix,
+            extra_args=self.s3_hook.extra_args,
+        )
+
+    def _with_media(self, request: VideoRequest) -> VideoRequest:
+        def resolve(reference: str, field: MediaField) -> str:
+            return media.resolve(
+                reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3
+            )
+
+        return request.with_media(resolve)
+
+    def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
+        from airflow_provider_codegateway._s3 import S3Location, read_object
+
+        return read_object(self.s3_hook.get_conn(), S3Location(bucket, key), limit)
+
+    def _hand_over(self, clip: Clip, context: Context) -> str:
+        self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key="clip", value=clip.as_dict())
+        return clip.key
+
+
+def _run_id(context: Context) -> str:
+    """The same for every try of one task instance, and for no other; in characters that S3 metadata takes."""
+    instance = context["ti"]
+    identity = (instance.dag_id, instance.task_id, instance.run_id, instance.map_index)
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:32]

@@ -1,0 +1,451 @@
+"""The main path: refuse for free → claim → buy → keep the receipt → transfer → settle.
+
+The order of the steps is the promise. ``render`` is the whole of it; its stretches may also run one by one,
+each in another process than the one before:
+
+- ``clip_in_place``: whether there is anything to buy at all.
+- ``acquire``: from the ledger to a receipt; the only place where money is spent.
+- ``deliver``: from the receipt to a clip in S3; free, and repeated at will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from airflow_provider_codegateway import ledger as ledgers
+from airflow_provider_codegateway._s3 import NOT_FOUND, S3Location, error_code, split_uri, storage_error
+from airflow_provider_codegateway.exceptions import (
+    Bought,
+    ClipExpired,
+    CodeGatewayError,
+    InvalidRequest,
+    InvalidTarget,
+)
+from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.ledger import Claim, Gone, Ledger, Take, Wait
+from airflow_provider_codegateway.transfer import transfer_clip
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
+
+    from airflow_provider_codegateway.models import VideoRequest
+
+log = logging.getLogger(__name__)
+
+IfExists = Literal["reuse", "replace", "fail"]
+
+POLL_INTERVAL = 2.0
+"""Seconds between two looks at a ledger entry that another run is working on."""
+
+CLAIM_MARGIN = 30.0
+"""Seconds that a claim outlasts the gateway's deadline: time to write the receipt."""
+
+RECEIPT_PATIENCE = 60.0
+"""Seconds for which the writing of a receipt is repeated while S3 fails."""
+
+_FACTS = ("fingerprint", "run", "model", "created", "render-seconds", "renders-bought")
+_METADATA_PREFIX = "codegateway-"
+
+Result = TypeVar("Result")
+
+
+class Buyer(Protocol):
+    """Whatever can buy one render: a ``gateway.Gateway``."""
+
+    async def generate(self, body: Mapping[str, Any]) -> Receipt:
+        """Buy one render."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A clip in S3: what the XCom ``clip`` holds.
+
+    :param bytes: size in bytes.
+    :param sha256: of the content, in hex; None for a reused clip, which is not read again.
+    :param created: Unix seconds at which the gateway produced the clip.
+    :param render_seconds: how long the gateway's call took.
+    :param renders_bought: how many renders were, or may have been, bought for it.
+    :param reused: whether this run found the clip in place and called nobody.
+    """
+
+    bucket: str
+    key: str
+    uri: str
+    model: str
+    bytes: int
+    sha256: str | None
+    created: float | None
+    render_seconds: float | None
+    renders_bought: int
+    fingerprint: str
+    reused: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for XCom."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One clip that somebody wants: what, where, and on which terms.
+
+    :param request: validated, with its media resolved.
+    :param target: where the clip goes.
+    :param run: who wants it: the same for every try of one task instance.
+    :param extra_args: S3Hook's extra arguments for uploads, such as encryption.
+    """
+
+    request: VideoRequest
+    target: S3Location
+    run: str
+    if_exists: IfExists = "reuse"
+    max_renders: int = 2
+    ledger_prefix: str = ledgers.DEFAULT_PREFIX
+    extra_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def ledger(self, s3: S3Client) -> Ledger:
+        """The ledger entry of this clip."""
+        return Ledger(
+            s3,
+            ledgers.entry_location(self.target, self.ledger_prefix),
+            fingerprint=self.request.fingerprint(),
+        )
+
+
+def clip_target(s3_key: str, s3_bucket: str | None) -> S3Location:
+    """Where the clip goes: ``s3_key`` in ``s3_bucket``, or a whole ``s3://bucket/key``.
+
+    :raises InvalidRequest: neither, both, or something that S3 takes for no key.
+    """
+    if not isinstance(s3_key, str) or not s3_key.strip():
+        raise InvalidRequest(
+            f"s3_key={s3_key!r} is no key: use 'path/clip.mp4' or 's3://bucket/path/clip.mp4'."
+        )
+    location = split_uri(s3_key)
+    if location and s3_bucket:
+        raise InvalidRequest(
+            f"s3_key={s3_key!r} names a bucket, and s3_bucket={s3_bucket!r} another: leave one out."
+        )
+    if location is None:
+        if not s3_bucket:
+            raise InvalidRequest(
+                f"s3_key={s3_key!r} names no bucket: set s3_bucket, or use 's3://bucket/key'."
+            )
+        location = S3Location(s3_bucket, s3_key)
+    if not location.bucket or not location.key or location.key.endswith("/"):
+        raise InvalidRequest(f"{location.uri} is not where a clip can go: use a key such as 'path/clip.mp4'.")
+    if len(location.key.encode()) > 1024:
+        raise InvalidRequest(f"s3_key has {len(location.key.encode()):,} bytes: S3 takes at most 1,024.")
+    return location
+
+
+# The whole path.
+
+
+async def render(order: Order, *, s3: S3Client, gateway: Buyer, claim_seconds: float) -> Clip:
+    """The clip of ``order``, bought at most once by this call.
+
+    :param claim_seconds: how long one call of ``gateway`` may take at the very most.
+    """
+    ledger = order.ledger(s3)
+    while True:
+        clip = await asyncio.to_thread(clip_in_place, order, ledger, s3=s3)
+        if clip is not None:
+            return clip
+        # The first write: it proves bucket and permission before anything is bought.
+        fresh = await asyncio.to_thread(ledger.open, order.request.body())
+        acquired = await acquire(
+            ledger,
+            gateway,
+            body=order.request.body(),
+            max_renders=order.max_renders,
+            claim_seconds=claim_seconds,
+            in_place=lambda: clip_in_place(order, ledger, s3=s3) is not None,
+            fresh=fresh,
+        )
+        if acquired is None:  # somebody else settled it: have a new look at the key
+            continue
+        try:
+            return await _to_the_end_or_cancelled(deliver, order, ledger, acquired, s3=s3)
+        except ClipExpired as error:
+            await asyncio.to_thread(ledger.abandon, acquired.number, str(error))
+            if acquired.bought_here:  # one try buys at most once: Airflow's retries decide on the next
+                raise
+
+
+# 1. Refuse for free.
+
+
+def clip_in_place(order: Order, ledger: Ledger, *, s3: S3Client) -> Clip | None:
+    """The clip, if it is in S3 already and shall be reused; None if the way is free to buy one.
+
+    :raises InvalidTarget: the key is taken, or the bucket is closed to us.
+    :raises StorageUnavailable: S3 did not answer.
+    """
+    head = _head(s3, order.target)
+    if head is None:
+        return None
+    metadata = head["Metadata"]
+    facts = {fact: metadata.get(_METADATA_PREFIX + fact) for fact in _FACTS}
+    same_request = facts["fingerprint"] == ledger.fingerprint
+    # Another try of this very task instance stored it: its own work is in nobody's way.
+    same_run = same_request and facts["run"] == order.run
+    if same_run or (same_request and order.if_exists == "reuse"):
+        log.info("The clip of this request is at %s already: reusing it.", order.target.uri)
+        _clear_what_a_crash_left(ledger, created=_float(facts["created"]))
+        return Clip(
+            bucket=order.target.bucket,
+            key=order.target.key,
+            uri=order.target.uri,
+            model=order.request.model,
+            bytes=head["ContentLength"],
+            sha256=None,
+            created=_float(facts["created"]),
+            render_seconds=_float(facts["render-seconds"]),
+            renders_bought=int(_float(facts["renders-bought"]) or 0),
+            fingerprint=ledger.fingerprint,
+            reused=True,
+        )
+    if order.if_exists == "replace":
+        return None
+    if order.if_exists == "fail":
+        raise InvalidTarget(f"{order.target.uri} is taken, and if_exists='fail': choose another s3_key.")
+    owner = (
+        f"the clip of another request (fingerprint {facts['fingerprint']})"
+        if facts["fingerprint"]
+        else "an object that is no clip of this provider"
+    )
+    raise InvalidTarget(
+        f"{order.target.uri} is taken by {owner}: choose another s3_key, or set if_exists='replace'."
+    )
+
+
+def _head(s3: S3Client, target: S3Location) -> HeadObjectOutputTypeDef | None:
+    try:
+        return s3.head_object(Bucket=target.bucket, Key=target.key)
+    except Exception as error:
+        # 404 may mean the bucket as well: writing the request to the ledger tells which.
+        if error_code(error) in NOT_FOUND:
+            return None
+        raise storage_error(
+            error, doing="look for the clip", at=target, permission="s3:GetObject and s3:ListBucket"
+        ) from error
+
+
+def _clear_what_a_crash_left(ledger: Ledger, *, created: float | None) -> None:
+    """Settle the entry of a clip that was stored by a run which died before it could."""
+    entry = ledger.read()
+    if not entry or entry.fingerprint != ledger.fingerprint:
+        return
+    for attempt in entry.attempts:
+        # A run with if_exists="replace" may be buying the clip anew: its entry has another receipt, or none.
+        receipt = ledger.receipt(attempt.number) if attempt.rendered else None
+        if receipt and receipt.created == created:
+            ledger.settle(attempt.number)
+            return
+    if not entry.attempts:
+        ledger.forget()
+
+
+# 2. Claim, 3. buy, 4. keep the receipt.
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """A paid render: its number in the ledger, its receipt, and whether this call bought it."""
+
+    number: int
+    receipt: Receipt
+    bought_here: bool
+
+
+async def acquire(
+    ledger: Ledger,
+    gateway: Buyer,
+    *,
+    body: Mapping[str, Any],
+    max_renders: int,
+    claim_seconds: float,
+    in_place: Callable[[], bool],
+    fresh: bool,
+) -> Acquired | None:
+    """A receipt for the clip of ``ledger``: an earlier one, another run's, or one bought now.
+
+    :param in_place: looks whether the clip is in S3 by now.
+    :param fresh: whether the ledger entry was just opened, so that there is nothing to read in it.
+    :return: None if the entry is gone: the clip was settled, or somebody deleted the entry.
+    :raises RenderLimitReached, LedgerConflict: see ``ledger.next_step``.
+    :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see ``Gateway.generate``.
+    """
+    step: Claim | Wait | Take | Gone = Claim(1)
+    said = ""
+    while True:
+        if not fresh:
+            entry = await asyncio.to_thread(ledger.read)
+            step = ledgers.next_step(
+                entry, fingerprint=ledger.fingerprint, max_renders=max_renders, location=ledger.location
+            )
+        fresh = False
+        match step:
+            case Gone():
+                return None
+            case Take(number):
+                if receipt := await asyncio.to_thread(ledger.receipt, number):
+                    log.info("Render %d is paid already: fetching its clip.", number)
+                    return Acquired(number, receipt, bought_here=False)
+            case Wait(seconds, reason):
+                if reason != said:
+                    log.info("Waiting for another run, for at most %.0f s: %s.", seconds, reason)
+                    said = reason
+                await asyncio.sleep(min(seconds, POLL_INTERVAL))
+            case Claim(number):
+                seconds = claim_seconds + CLAIM_MARGIN
+                if not await _to_the_end(ledger.claim, number, claim_seconds=seconds):
+                    continue
+                # A claim can be had again once an entry is settled, and what we know of it is older than
+                # the claim. A clip is in S3 before its entry is settled: so this look, after it, is the
+                # one that decides.
+                try:
+                    settled = await asyncio.to_thread(in_place)
+                except BaseException:
+                    await _to_the_end(ledger.release, number)
+                    raise
+                if settled:
+                    await _to_the_end(ledger.release, number)
+                    return None
+                return Acquired(number, await _buy(ledger, number, gateway, body), bought_here=True)
+
+
+async def _buy(ledger: Ledger, number: int, gateway: Buyer, body: Mapping[str, Any]) -> Receipt:
+    log.info("Buying render %d of %s.", number, body.get("model"))
+    try:
+        receipt = await gateway.generate(body)
+    except CodeGatewayError as error:
+        if error.bought is Bought.NO:
+            # A failure that provably bought nothing leaves no trace and does not count.
+            await _to_the_end(ledger.release, number)
+        else:
+            await _to_the_end(ledger.abandon, number, str(error))
+        raise
+    except BaseException as error:  # cancelled: an orderly exit, for which no successor need wait
+        await _to_the_end(
+            ledger.abandon, number, f"the run was stopped while rendering ({type(error).__name__})"
+        )
+        raise
+    # Nothing comes before this: from here on a crash costs a download and never a render.
+    await _to_the_end(_keep, ledger, number, receipt)
+    log.info("Render %d took %.1f s; its receipt is kept.", number, receipt.render_seconds)
+    return receipt
+
+
+def _keep(ledger: Ledger, number: int, receipt: Receipt) -> None:
+    give_up_at = time.monotonic() + RECEIPT_PATIENCE
+    pause = 0.5
+    while True:
+        try:
+            ledger.keep(number, receipt)
+            return
+        except CodeGatewayError as error:
+            if time.monotonic() + pause > give_up_at:
+                log.exception(
+                    "The receipt of render %d, which is PAID, could not be written to %s. Going on with the "
+                    "transfer; should this run die before the clip is stored, the render is lost.",
+                    number,
+                    ledger.location.uri,
+                )
+                return
+            log.error("The receipt of render %d could not be written yet: %s", number, error)  # noqa: TRY400
+        time.sleep(pause)
+        pause = min(2 * pause, 8.0)
+
+
+async def _to_the_end(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Run ``function`` in a thread, to its end even if we are cancelled: a marker half written is a lie."""
+    task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+# 5. Transfer, 6. settle.
+
+
+def deliver(
+    order: Order,
+    ledger: Ledger,
+    acquired: Acquired,
+    *,
+    s3: S3Client,
+    cancelled: threading.Event | None = None,
+) -> Clip:
+    """Bring a paid clip to S3, verify it there, and delete the ledger entry.
+
+    :param cancelled: set from outside to stop, leaving nothing half done.
+    :raises ClipTransferError: the receipt is kept; trying again is free.
+    :raises ClipExpired: the link is of no more use.
+    """
+    number, receipt = acquired.number, acquired.receipt
+    facts = {
+        "fingerprint": ledger.fingerprint,
+        "run": order.run,
+        "model": receipt.model or order.request.model,
+        "created": receipt.created,
+        "render-seconds": round(receipt.render_seconds, 3),
+        "renders-bought": number,
+    }
+    stored = transfer_clip(
+        receipt.url,
+        s3=s3,
+        bucket=order.target.bucket,
+        key=order.target.key,
+        metadata={_METADATA_PREFIX + fact: str(value) for fact, value in facts.items() if value is not None},
+        extra_args=order.extra_args,
+        expires_at=receipt.expires_at,
+        cancelled=cancelled,
+    )
+    try:
+        ledger.settle(number)
+    except CodeGatewayError as error:
+        # The clip is where it should be: that is worth more than a tidy ledger.
+        log.warning("The clip is stored, but its ledger entry remains: %s", error)
+    return Clip(
+        bucket=order.target.bucket,
+        key=order.target.key,
+        uri=order.target.uri,
+        model=order.request.model,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        created=receipt.created,
+        render_seconds=receipt.render_seconds,
+        renders_bought=number,
+        fingerprint=ledger.fingerprint,
+        reused=False,
+    )
+
+
+async def _to_the_end_or_cancelled(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Run ``function`` in a thread; when we are cancelled, tell it so, and wait until it has cleaned up."""
+    cancelled = threading.Event()
+    task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs, cancelled=cancelled))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await asyncio.wait({task})
+        raise
+
+
+def _float(value: str | None) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None
