@@ -63,7 +63,8 @@ def storage_error(error: Exception, *, doing: str, at: S3Location, permission: s
         return InvalidTarget(f"The bucket {at.bucket!r} does not exist (tried to {doing}).")
     if code in ACCESS_DENIED:
         return InvalidTarget(
-            f"S3 denied access when trying to {doing} at {at.uri}: the AWS connection needs {permission} there."
+            f"S3 denied access when trying to {doing} at {at.uri}: "
+            f"the AWS connection needs {permission} there."
         )
     if code in CREDENTIALS:
         return InvalidTarget(f"S3 refused the AWS connection's credentials ({code}) when trying to {doing}.")

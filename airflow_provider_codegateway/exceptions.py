@@ -6,10 +6,11 @@
     ├── InvalidRequest        no       our own validation                      fails the task, a ValueError
     ├── InvalidConnection     no       no or malformed API key, base URL       fails the task
     ├── InvalidTarget         no       S3 key taken, bucket missing            fails the task
+    ├── MediaUnavailable      no       an input's host did not answer          retried by Airflow
     ├── StorageUnavailable    no       S3 did not answer a free check          retried by Airflow
     ├── LedgerConflict        perhaps  the key's ledger is another request's   fails the task
     ├── RequestRejected       no       400, 401, 403, 404, 413, 422            fails the task
-    ├── GatewayUnavailable    no       never connected, 429, 503               retried in the call, then by Airflow
+    ├── GatewayUnavailable    no       never connected, 429, 503               retried, then by Airflow
     ├── RenderOutcomeUnknown  perhaps  sent, and no whole answer               retried by Airflow
     ├── ClipTransferError     yes      download or upload failed               retried by Airflow
     ├── ClipExpired           yes      the link expired before storing         retried by Airflow
@@ -79,6 +80,12 @@ class InvalidConnection(CodeGatewayError, AirflowFailException):
 
 class InvalidTarget(CodeGatewayError, AirflowFailException):
     """The clip cannot go where it should: the key is taken, or the bucket is missing or closed to us."""
+
+    bought = Bought.NO
+
+
+class MediaUnavailable(CodeGatewayError):
+    """The host of an input image or video could not be reached, or did not answer in full. Later it may."""
 
     bought = Bought.NO
 

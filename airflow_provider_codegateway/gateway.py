@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -198,7 +199,8 @@ class Gateway:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise RenderOutcomeUnknown(
-                        f"The gateway gave no whole answer within the deadline of {self.settings.deadline:g} s."
+                        f"The gateway gave no whole answer within the deadline of "
+                        f"{self.settings.deadline:g} s."
                     )
                 if elapsed >= PROGRESS_INTERVAL:
                     log.info("Rendering for %d s.", elapsed)
@@ -217,7 +219,7 @@ class Gateway:
         )
 
     async def _exchange(self, content: bytes) -> tuple[int, httpx.Headers, bytes]:
-        url = self.settings.base_url.rstrip("/") + GENERATE_PATH
+        url = self.settings.base_url + GENERATE_PATH
         async with self._client.stream("POST", url, content=content) as response:
             answer = bytearray()
             try:
@@ -322,7 +324,8 @@ def classify_answer(
 
 
 _ADVICE = {
-    401: " Check the API key in the connection's password; keys start with sk-cg- and are managed in your CodeGateway account.",
+    401: " Check the API key in the connection's password: keys start with sk-cg- and are managed in your "
+    "CodeGateway account.",
     403: " Check the balance and the state of your CodeGateway account.",
     404: " Check the connection's base URL.",
     413: " Send a smaller image or video, or pass an https URL where the model takes one.",
@@ -450,15 +453,22 @@ def checked_settings(
         )
     if not key.startswith("sk-cg-"):
         log.warning("The API key of %s does not start with sk-cg-, as CodeGateway's keys do.", where)
-    url = (base_url or "").strip().rstrip("/") or DEFAULT_BASE_URL
+    url = (base_url or "").strip() or DEFAULT_BASE_URL
     if "://" not in url:
         url = f"https://{url}"
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL("")
-    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.userinfo or parsed.query:
+    if not _is_base_url(url):
         raise InvalidConnection(
             f"The base URL of {where} is not usable: use a URL such as {DEFAULT_BASE_URL}, without a query."
         )
+    url = url.rstrip("/")
     return GatewaySettings(api_key=key, base_url=url, **timeouts)  # type: ignore[arg-type]
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):
+        return False
+    plain = not (parts.username or parts.password or parts.query or parts.fragment)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and plain

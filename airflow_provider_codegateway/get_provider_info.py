@@ -14,7 +14,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "read_timeout": {
         "label": "Read timeout (seconds)",
-        "description": "Of silence while the gateway renders. 300 by default; the vendor asks for 180 at least.",
+        "description": "Silence while the gateway renders. 300 by default; the vendor asks for 180",
         "schema": {"type": ["number", "null"], "minimum": 1},
     },
     "connect_timeout": {
@@ -24,7 +24,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "retries": {
         "label": "Retries",
-        "description": "Within one call, of what provably bought nothing (429, 503, no connection). 3 by default.",
+        "description": "Of what bought nothing (429, 503, no connection), in one call. 3 by default.",
         "schema": {"type": ["integer", "null"], "minimum": 0},
     },
 }

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PREFIX = "_codegateway/"
 
 SETTLE_GRACE = 15.0
-"""Seconds for which a fresh receipt is left to whoever bought it, before somebody else brings the clip home."""
+"""Seconds for which a fresh receipt is left to whoever bought it, before somebody else fetches the clip."""
 
 # 412: the object exists. 409: somebody else is just creating it.
 _EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
@@ -163,7 +163,8 @@ def describe_attempts(entry: Entry) -> str:
     if not entry.attempts:
         return "nothing was bought for it yet."
     return " ".join(
-        f"Render {attempt.number}, begun {_when(attempt.started or attempt.rendered)}, {_fate(attempt, entry.now)}."
+        f"Render {attempt.number}, begun {_when(attempt.started or attempt.rendered)}, "
+        f"{_fate(attempt, entry.now)}."
         for attempt in entry.attempts
     )
 
@@ -239,10 +240,9 @@ class Ledger:
         owner = uuid.uuid4().hex
         marker = {"fingerprint": self.fingerprint, "claim_seconds": claim_seconds, "owner": owner}
         name = f"{number}.started"
-        if not self._create(name, marker):
-            # botocore repeats a PUT whose answer was lost, and is then told that the object exists.
-            if (self._get(name) or {}).get("owner") != owner:
-                return False
+        # botocore repeats a PUT whose answer was lost, and is then told that the object exists.
+        if not self._create(name, marker) and (self._get(name) or {}).get("owner") != owner:
+            return False
         self._require_conditional_writes(name, marker)
         return True
 
@@ -391,8 +391,8 @@ class Ledger:
 
     def _no_conditions(self) -> InvalidTarget:
         return InvalidTarget(
-            f"The S3 server behind {self.location.uri} does not honour If-None-Match, so no claim on it is safe: "
-            "set ledger_prefix to an s3:// location on a store with conditional writes."
+            f"The S3 server behind {self.location.uri} does not honour If-None-Match, so no claim on it is "
+            "safe: set ledger_prefix to an s3:// location on a store with conditional writes."
         )
 
     @contextmanager

@@ -26,6 +26,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import httpx
 
 from airflow_provider_codegateway import __version__
+from airflow_provider_codegateway.exceptions import MediaUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,10 +44,6 @@ _FORMATS: dict[Kind, str] = {
     "image": "PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC, AVIF",
     "video": "MP4, MOV, WebM, MKV, AVI",
 }
-
-
-class MediaUnavailable(OSError):
-    """The host of an https URL could not be reached, or did not answer in full. A later try may do."""
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from airflow_provider_codegateway import media
 from airflow_provider_codegateway.exceptions import InvalidRequest
@@ -46,8 +46,16 @@ def _video(reference: str) -> str:
     return reference
 
 
+def _not_blank(prompt: str) -> str:
+    if not prompt.strip():
+        raise PydanticCustomError("blank", "blank")
+    return prompt
+
+
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
-RequiredPrompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+RequiredPrompt = Annotated[
+    str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_not_blank)
+]
 Image = Annotated[str, AfterValidator(_image), MediaField("image", accepts_url=True)]
 InlineImage = Annotated[str, AfterValidator(_image), MediaField("image", accepts_url=False)]
 Video = Annotated[str, AfterValidator(_video), MediaField("video", accepts_url=True)]
@@ -79,12 +87,12 @@ class VideoRequest(BaseModel):
     @classmethod
     def media_fields(cls) -> dict[str, MediaField]:
         """The fields of this model that hold media."""
-        found = {}
-        for name, field in cls.model_fields.items():
-            # A field's own annotations stand in `metadata`; those inside `X | None` in the union's arms.
-            for annotation in _annotations(field.annotation):
-                found[name] = annotation
-        return found
+        return {
+            name: item
+            for name, field in cls.model_fields.items()
+            for item in _annotations(field.annotation)
+            if isinstance(item, MediaField)
+        }
 
     def body(self) -> dict[str, Any]:
         """What is sent, and nothing that the author did not set."""
@@ -159,7 +167,7 @@ class SeedanceRequest(VideoRequest):
     resolution: Literal["480p", "720p", "1080p"] | None = None
     camera_fixed: bool | None = None
     watermark: bool | None = None
-    fps: Literal[24] | None = None
+    fps: Annotated[int, Field(ge=24, le=24)] | None = None  # a Literal would let 24.0 through
     generate_audio: bool | None = None
     image: Image | None = None
     last_frame_image: Image | None = None
@@ -169,7 +177,7 @@ class SeedanceRequest(VideoRequest):
 
 
 class HailuoRequest(VideoRequest):
-    """MiniMax Hailuo 2.3, fast variant: the prompt is optional, there is no aspect ratio, ``P`` is upper case."""
+    """MiniMax Hailuo 2.3, fast variant: the prompt is optional, and there is no aspect ratio."""
 
     image_field = "first_frame_image"
 
@@ -300,31 +308,33 @@ def _problem(detail: ErrorDetails, request_class: type[VideoRequest], model: str
     name = str(detail["loc"][0])
     context = detail.get("ctx", {})
     match detail["type"]:
-        case "missing":
+        case "missing" | "blank":
             return f"{name} is required for {model}."
         case "extra_forbidden":
             return _no_such_parameter(name, request_class, model)
-        case "string_too_short":
-            return f"{name} is empty; it is required for {model}."
         case "string_too_long":
             length = len(cast("str", detail["input"]))
             return f"{name} has {length:,} characters; {model} takes at most {context['max_length']:,}."
         case "value_error":
             where = "".join(f"[{part}]" for part in detail["loc"][1:] if isinstance(part, int))
             return f"{name}{where} of {model}: {context['error']}"
-    return f"{name}={_shown(name, detail['input'], request_class)} is not for {model}: use {_would_do(detail, name, request_class)}."
+    shown = _shown(name, detail["input"], request_class)
+    return f"{name}={shown} is not for {model}: use {_would_do(detail, name, request_class)}."
 
 
 def _would_do(detail: ErrorDetails, name: str, request_class: type[VideoRequest]) -> str:
     match detail["type"]:
         case "literal_error":
             return str(detail["ctx"]["expected"])
-        case "greater_than_equal" | "less_than_equal" | "int_type" if name == "duration":
-            return "a whole number of seconds" + (
-                " from 4 to 12" if request_class is SeedanceRequest else " from 1 up"
+        case "greater_than_equal" | "less_than_equal" | "int_type" | "int_from_float":
+            constraints = list(_annotations(request_class.model_fields[name].annotation))
+            low, high = (
+                next((getattr(item, bound) for item in constraints if hasattr(item, bound)), None)
+                for bound in ("ge", "le")
             )
-        case "int_type":
-            return "a whole number"
+            if low is None or low == high:
+                return "a whole number" if low is None else str(low)
+            return f"a whole number from {low} {'up' if high is None else f'to {high}'}"
         case "bool_type":
             return "True or False"
         case "list_type":
@@ -339,7 +349,9 @@ def _no_such_parameter(name: str, request_class: type[VideoRequest], model: str)
     if close := difflib.get_close_matches(name, own, n=1):
         return f"{model} has no parameter {name!r}: did you mean {close[0]!r}?"
     others = [other for other, fields in MODELS.items() if name in fields.model_fields]
-    elsewhere = f" (it is one of {_one_of(others, 'and')})" if others else ""
+    elsewhere = (
+        f" (only {_one_of(others, 'and')} {'has' if len(others) == 1 else 'have'} it)" if others else ""
+    )
     return f"{model} has no parameter {name!r}{elsewhere}: leave it out, or use {_one_of(own)}."
 
 
@@ -380,10 +392,10 @@ def _one_of(names: Iterable[str], word: str = "or") -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {word} {quoted[-1]}"
 
 
-def _annotations(annotation: Any) -> Iterable[MediaField]:
-    """Every ``MediaField`` inside an annotation such as ``list[Annotated[str, MediaField(…)]] | None``."""
-    for part in getattr(annotation, "__metadata__", ()):
-        if isinstance(part, MediaField):
-            yield part
+def _annotations(annotation: Any) -> Iterable[Any]:
+    """Every annotation inside a type such as ``list[Annotated[str, MediaField(…)]] | None``."""
+    for item in getattr(annotation, "__metadata__", ()):
+        yield item
+        yield from getattr(item, "metadata", ())  # pydantic's Field keeps its constraints there
     for argument in getattr(annotation, "__args__", ()):
         yield from _annotations(argument)

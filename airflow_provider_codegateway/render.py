@@ -361,7 +361,7 @@ def _keep(ledger: Ledger, number: int, receipt: Receipt) -> None:
                     ledger.location.uri,
                 )
                 return
-            log.error("The receipt of render %d could not be written yet: %s", number, error)  # noqa: TRY400
+            log.error("The receipt of render %d could not be written yet: %s", number, error)
         time.sleep(pause)
         pause = min(2 * pause, 8.0)
 

@@ -80,7 +80,7 @@ async def _generate(request: Request) -> Response:
     arrival = gateway.arrive()
     raw = await _read_body(request)
     fault = gateway.take_fault()
-    body = None if raw is None else _decode(raw)
+    body = None if raw is None else await run_in_threadpool(_decode, raw)
 
     if fault is not None and fault.refuses:
         gateway.refuse(arrival, body, None if fault.kind == "reset" else fault.code)
@@ -94,8 +94,7 @@ async def _generate(request: Request) -> Response:
     try:
         if body is _MALFORMED:
             raise InvalidRequest("malformed JSON")
-        # In a thread, because it decodes the media.
-        video_request: VideoRequest = await run_in_threadpool(check, body, gateway.extra_models)
+        video_request = await run_in_threadpool(_check, body, gateway.extra_models)
     except InvalidRequest as problem:
         gateway.refuse(arrival, body, 400)
         return _plain_error(400, str(problem))
@@ -136,6 +135,13 @@ def _decode(raw: bytes) -> object:
     except (ValueError, RecursionError):
         return _MALFORMED
     return body
+
+
+def _check(body: object, extra_models: tuple[str, ...]) -> VideoRequest:
+    """Check it, with all that takes long where a body holds images, so that a thread can do it."""
+    request = check(body, extra_models)
+    _ = request.fingerprint
+    return request
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -294,7 +300,9 @@ def _clip_response(request: Request, clip: StoredClip, fault: ClipFault | None) 
             case "html":
                 return _html(200)
             case "redirect":
-                return RedirectResponse(fault.location or f"{request.url}&redirected=1", fault.code)
+                return RedirectResponse(
+                    fault.location or request.url.include_query_params(redirected=1), fault.code
+                )
             case "changed":
                 clip.source = clip.source.changed()
     return _ranged(request, clip.source, fault)
@@ -385,7 +393,7 @@ async def _state(request: Request) -> Response:
 async def _settings(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     try:
-        gateway.settings = dataclasses.replace(gateway.settings, **await request.json())
+        gateway.change(**await request.json())
     except (TypeError, ValueError) as problem:
         return _plain_error(400, str(problem))
     return Response(status_code=204)
@@ -436,7 +444,8 @@ async def _down(request: Request) -> Response:
             yield b"down\n"
             await asyncio.Event().wait()
         finally:
-            await server.listen()
+            # In a task of its own, because this one is being cancelled.
+            await asyncio.shield(asyncio.ensure_future(server.listen()))
 
     return StreamingResponse(while_open(), media_type="text/plain")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from array import array
 from dataclasses import dataclass
@@ -57,12 +55,6 @@ def shape_of(request: VideoRequest) -> Shape:
     )
 
 
-def fingerprint(request: VideoRequest) -> str:
-    """Same request, same clip."""
-    canonical = json.dumps(request.body, sort_keys=True)
-    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
-
-
 def render(request: VideoRequest, path: Path) -> None:
     """Encode the clip of a request.
 
@@ -77,7 +69,7 @@ def render(request: VideoRequest, path: Path) -> None:
             audio.layout = "mono"
         second = _encode_second(video, _draw(request, shape))
         sound: Iterator[Packet] = (
-            iter(()) if audio is None else _encode_tone(audio, fingerprint(request), shape.seconds)
+            iter(()) if audio is None else _encode_tone(audio, request.fingerprint, shape.seconds)
         )
         for start in range(shape.seconds):
             for packet in _shifted(second, start, video):
@@ -148,7 +140,7 @@ def _draw(request: VideoRequest, shape: Shape) -> Canvas:
     if images:
         canvas.paste(images[0], 0, 0, shape.width, shape.height)
     else:
-        _draw_sky(canvas, fingerprint(request))
+        _draw_sky(canvas, request.fingerprint)
     _draw_thumbnails(canvas, images[1:])
     _draw_text(canvas, request, over_image=bool(images))
     return canvas
@@ -157,10 +149,8 @@ def _draw(request: VideoRequest, shape: Shape) -> Canvas:
 def _draw_sky(canvas: Canvas, key: str) -> None:
     angle = int(key[:4], 16) / 0xFFFF * 2 * math.pi
     u, v = round(128 + 44 * math.cos(angle)), round(128 + 44 * math.sin(angle))
-    bands = 24
-    for band in range(bands):
-        top, bottom = (2 * round(canvas.height * edge / bands / 2) for edge in (band, band + 1))
-        canvas.fill(0, top, canvas.width, bottom, (70 + 4 * band, u, v))
+    for top in range(0, canvas.height, 2):
+        canvas.fill(0, top, canvas.width, top + 2, (64 + 96 * top // canvas.height, u, v))
 
 
 def _draw_thumbnails(canvas: Canvas, images: list[av.VideoFrame]) -> None:

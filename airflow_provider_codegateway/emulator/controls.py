@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from .ledger import ClipRequest, Render, counts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -53,6 +55,15 @@ class Controls(ABC):
 
         Calls in progress go on; the port stays the same.
         """
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep every render from finishing for the length of a ``with`` block."""
+        self._set("held", True)
+        try:
+            yield
+        finally:
+            self._set("held", False)
 
     @abstractmethod
     def reset(self) -> None:
@@ -109,17 +120,14 @@ class Controls(ABC):
     @property
     def accepted(self) -> int:
         """Number of calls that were taken on."""
-        return self._counts()["accepted"]
+        return counts(self.ledger, ())["accepted"]
 
     @property
     def billed(self) -> int:
         """Number of renders that were paid for."""
-        return self._counts()["billed"]
+        return counts(self.ledger, ())["billed"]
 
     @property
     def refused(self) -> int:
         """Number of calls that cost nothing."""
-        return self._counts()["refused"]
-
-    def _counts(self) -> dict[str, int]:
-        return counts(self.ledger, self.clip_requests)
+        return counts(self.ledger, ())["refused"]

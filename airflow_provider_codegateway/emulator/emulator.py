@@ -4,15 +4,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from .controls import Controls, Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Iterator
 
     from .faults import ClipFault, Fault
     from .gateway import Gateway
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from .server import Server
 
 DEFAULT_API_KEY = "sk-cg-emulator"
-
-T = TypeVar("T")
 
 
 class Emulator(Controls):
@@ -118,23 +116,22 @@ class Emulator(Controls):
             server.call(server.listen())
 
     def reset(self) -> None:
-        self._call(self._on_loop(self._running.reset))
+        self._call(self._running.reset)
 
     def wait_for(self, *, timeout: float = 30.0, **wanted: int) -> None:
-        self._call(self._running.wait_for(wanted, timeout))
+        self._listening.call(self._running.wait_for(wanted, timeout))
 
     def _get(self, setting: str) -> Any:
         return getattr(self._running.settings, setting)
 
     def _set(self, setting: str, value: Any) -> None:
-        self._running.settings = dataclasses.replace(self._running.settings, **{setting: value})
+        self._call(partial(self._running.change, **{setting: value}))
 
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._listening.call(coroutine)
+    def _call(self, function: Callable[[], None]) -> None:
+        async def on_loop() -> None:
+            function()
 
-    @staticmethod
-    async def _on_loop(function: Any) -> None:
-        function()
+        self._listening.call(on_loop())
 
     @property
     def _running(self) -> Gateway:

@@ -22,6 +22,7 @@ from .faults import ClipFault, Fault
 from .ledger import ClipRequest, Render, counts
 from .links import Signer
 from .responses import Source
+from .rules import abridged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,8 @@ class Settings:
     render_seconds: float = 0.0
     link_lifetime: float = 3600.0
     serving: str = "presigned"
+    held: bool = False
+    """Whether renders wait, however long they have taken."""
 
     def __post_init__(self) -> None:
         if self.serving not in ("presigned", "raw"):
@@ -115,7 +118,7 @@ class Gateway:
     @property
     def ledger(self) -> tuple[Render, ...]:
         """Every POST, in order of arrival."""
-        return tuple(render for _, render in sorted(self._ledger.items()))
+        return tuple(render for _, render in sorted(self._ledger.copy().items()))
 
     @property
     def clip_requests(self) -> tuple[ClipRequest, ...]:
@@ -137,6 +140,15 @@ class Gateway:
         """A path for a clip of the emulator's own."""
         return self._folder / f"{secrets.token_hex(8)}.mp4"
 
+    def change(self, **settings: Any) -> None:
+        """Change settings.
+
+        :raises TypeError: there is no such setting.
+        :raises ValueError: the value does not do.
+        """
+        self.settings = replace(self.settings, **settings)
+        self._note()
+
     def reset(self) -> None:
         """Forget everything but the clips that were encoded."""
         self._forget()
@@ -150,7 +162,7 @@ class Gateway:
         """
 
         def reached() -> bool:
-            there = counts(self.ledger, self.clip_requests)
+            there = counts(self._ledger.values(), self._clip_requests)
             return all(
                 there[name] == 0 if name == "rendering" and number == 0 else there[name] >= number
                 for name, number in wanted.items()
@@ -163,10 +175,9 @@ class Gateway:
             )
         try:
             async with asyncio.timeout(timeout):
-                while not reached():
-                    await self._changed.wait()
+                await self._until(reached)
         except TimeoutError:
-            there = counts(self.ledger, self.clip_requests)
+            there = counts(self._ledger.values(), self._clip_requests)
             raise TimeoutError(f"waited {timeout:g} s for {wanted}, but there are {there}") from None
 
     # What a call does.
@@ -197,7 +208,7 @@ class Gateway:
             received_at=arrival.at,
             model=model,
             prompt=prompt,
-            request={name: _abridged(value) for name, value in fields.items()},
+            request={name: abridged(value) for name, value in fields.items()},
             state="refused",
             status=status,
             answered=status is not None,
@@ -221,17 +232,24 @@ class Gateway:
         )
         self._put(arrival.number, entry)
         amend = partial(self._amend, self._ledger, arrival.number)
-        task = asyncio.ensure_future(self._render(entry.id, request, early_expiry, amend))
+        encoding = self._encode(request) if self._served is None else _done(self._served)
+        # Without the request: a render may wait long, and images are large.
+        task = asyncio.ensure_future(self._render(entry.id, request.model, encoding, early_expiry, amend))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return Accepted(task, amend)
 
     async def _render(
-        self, id_: str, request: VideoRequest, early_expiry: float | None, amend: Callable[..., None]
+        self,
+        id_: str,
+        model: str,
+        encoding: asyncio.Future[Source],
+        early_expiry: float | None,
+        amend: Callable[..., None],
     ) -> Answer:
-        settings, stored, served = self.settings, self.clips, self._served
-        encoding = self._encode(request) if served is None else _done(served)
+        settings, stored = self.settings, self.clips
         await asyncio.sleep(settings.render_seconds)
+        await self._until(lambda: not self.settings.held)
         try:
             source = await asyncio.shield(encoding)
         except Exception:
@@ -247,11 +265,11 @@ class Gateway:
         stored[id_] = StoredClip(source, signed, now + lifetime)
         amend(state="billed", billed_at=now, clip=path)
         expires_at = int(now + settings.link_lifetime) if signed else None
-        return Answer(int(now), request.model, path, settings.serving, expires_at)
+        return Answer(int(now), model, path, settings.serving, expires_at)
 
     def _encode(self, request: VideoRequest) -> asyncio.Future[Source]:
         """Encode a request's clip, once for all that are the same."""
-        key = clips.fingerprint(request)
+        key = request.fingerprint
         if key not in self._encoded or (self._encoded[key].done() and self._encoded[key].exception()):
             self._encoded[key] = asyncio.ensure_future(self._encode_file(request))
         return self._encoded[key]
@@ -277,6 +295,10 @@ class Gateway:
             log.info("render %s: %s", ledger[number].id, changes)
             self._note()
 
+    async def _until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            await self._changed.wait()
+
     def _note(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -293,10 +315,3 @@ def _done(source: Source) -> asyncio.Future[Source]:
     future: asyncio.Future[Source] = asyncio.get_running_loop().create_future()
     future.set_result(source)
     return future
-
-
-def _abridged(value: Any) -> Any:
-    """A value as it came, unless it is long enough to be media."""
-    if isinstance(value, str) and len(value) > 4096:
-        return f"({len(value)} characters)"
-    return value if isinstance(value, str | int | float | bool | None) else f"({type(value).__name__})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 State = Literal["refused", "rendering", "billed"]
 
@@ -47,7 +47,7 @@ class ClipRequest:
     """Whether an Authorization header came along, which must never happen: the link is its own key."""
 
 
-def counts(ledger: tuple[Render, ...], clip_requests: tuple[ClipRequest, ...]) -> dict[str, int]:
+def counts(ledger: Collection[Render], clip_requests: Collection[ClipRequest]) -> dict[str, int]:
     """What ``wait_for`` can wait for."""
     states = [render.state for render in ledger]
     return {

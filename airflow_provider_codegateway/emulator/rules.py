@@ -5,14 +5,17 @@ Types are strict, unknown fields are refused, and the first problem is what the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .media import InvalidMedia, Kind, Media, read_media
 
 MAX_PROMPT_CHARACTERS = 2000
+_LONGEST_SHOWN = 4096
 
 VEO = "google/veo-3.1-fast"
 SEEDANCE = "bytedance/seedance-2.0"
@@ -32,6 +35,11 @@ class VideoRequest:
     media: Mapping[str, tuple[Media, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal; same request, same clip."""
+        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()
+
     def __getitem__(self, name: str) -> Any:
         return self.body.get(name, self.defaults.get(name))
 
@@ -41,7 +49,12 @@ class VideoRequest:
             name: [str(item) for item in items] if isinstance(self.body[name], list) else str(items[0])
             for name, items in self.media.items()
         }
-        return {**self.body, **shown}
+        return {**{name: abridged(value) for name, value in self.body.items()}, **shown}
+
+
+def abridged(value: Any) -> Any:
+    """A value as it came, unless it is long enough to be media."""
+    return f"({len(value)} characters)" if isinstance(value, str) and len(value) > _LONGEST_SHOWN else value
 
 
 Rule = Callable[[Any], str | None]

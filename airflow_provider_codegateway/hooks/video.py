@@ -145,7 +145,8 @@ def settings_of(connection: Connection, conn_id: str) -> GatewaySettings:
     }
     if unknown := sorted(extra.keys() - CONNECTION_FIELDS.keys()):
         raise InvalidConnection(
-            f"{where} has an extra {unknown[0]!r} that means nothing here: use {', '.join(CONNECTION_FIELDS)}."
+            f"{where} has an extra {unknown[0]!r} that means nothing here: "
+            f"use {', '.join(CONNECTION_FIELDS)}."
         )
     numbers = {name: _number(name, value, where) for name, value in extra.items()}
     settings = checked_settings(

@@ -42,8 +42,8 @@ class _HidesMedia:
 class GenerateVideoOperator(BaseOperator):
     """Renders one clip with CodeGateway and stores it in S3.
 
-    Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket, key,
-    uri, model, bytes, sha256, created, render_seconds, renders_bought, fingerprint, reused``.
+    Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
+    key, uri, model, bytes, sha256, created, render_seconds, renders_bought, fingerprint, reused``.
 
     What can be refused for free is refused before any money is spent. Once the gateway has answered, no
     crash, retry, clear or duplicate run buys the same render again.
@@ -163,7 +163,7 @@ class GenerateVideoOperator(BaseOperator):
         """Close the connection of a running render. It may be billed all the same; the ledger says so."""
         if self._call.cancel():
             self.log.warning(
-                "Stopped. A render that was under way may still be billed: the gateway cannot be asked to stop it."
+                "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."
             )
 
     def _order(self, context: Context) -> Order:

@@ -1,0 +1,1 @@
+"""What this provider promises in numbers, measured beside its peers. See README.md."""

@@ -1,0 +1,77 @@
+"""Servers that the tests share: each is real, on a port of its own."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING
+
+# Airflow reads its settings at import: tests get a home of their own, and never the person's.
+os.environ.setdefault("AIRFLOW_HOME", mkdtemp(prefix="codegateway-airflow-"))
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
+
+import boto3
+import pytest
+from botocore.config import Config
+from moto.server import ThreadedMotoServer
+
+from airflow_provider_codegateway.emulator import Emulator
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+API_KEY = "sk-cg-SecretOfTheTests0123456789"
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server: the one of CODEGATEWAY_TEST_S3_ENDPOINT, or moto's."""
+    if endpoint := os.environ.get("CODEGATEWAY_TEST_S3_ENDPOINT"):
+        yield endpoint
+        return
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_credentials() -> dict[str, str]:
+    return {
+        "aws_access_key_id": os.environ.get("CODEGATEWAY_TEST_S3_ACCESS_KEY", "testing"),
+        "aws_secret_access_key": os.environ.get("CODEGATEWAY_TEST_S3_SECRET_KEY", "testing"),
+    }
+
+
+@pytest.fixture(scope="session")
+def s3(s3_endpoint: str, s3_credentials: dict[str, str]) -> S3Client:
+    session = boto3.Session(
+        s3_credentials["aws_access_key_id"], s3_credentials["aws_secret_access_key"], region_name="us-east-1"
+    )
+    return session.client("s3", endpoint_url=s3_endpoint, config=Config(retries={"total_max_attempts": 1}))
+
+
+@pytest.fixture
+def bucket(s3: S3Client) -> str:
+    name = f"clips-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def shared_gateway() -> Iterator[Emulator]:
+    with Emulator(port=0, api_key=API_KEY) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def gateway(shared_gateway: Emulator) -> Emulator:
+    """An emulator without a past."""
+    shared_gateway.reset()
+    return shared_gateway

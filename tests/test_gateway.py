@@ -1,0 +1,440 @@
+"""The class of every outcome, over real sockets wherever a socket can produce it."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import logging
+import socket
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_provider_codegateway import gateway as gateways
+from airflow_provider_codegateway.emulator import Emulator, Fault
+from airflow_provider_codegateway.exceptions import (
+    Bought,
+    CodeGatewayError,
+    GatewayUnavailable,
+    InvalidConnection,
+    RenderOutcomeUnknown,
+    RequestRejected,
+)
+from airflow_provider_codegateway.gateway import (
+    NEVER_SENT,
+    BlockingCall,
+    Gateway,
+    GatewaySettings,
+    Receipt,
+    checked_settings,
+    classify_answer,
+    classify_error,
+    retry_delay,
+)
+
+BODY = {"model": "google/veo-3.1-fast", "prompt": "a lighthouse"}
+SETTINGS = GatewaySettings(base_url="https://api.example.com", api_key="sk-cg-secret")
+
+
+@pytest.fixture(autouse=True)
+def _tiny_clip(gateway: Emulator) -> None:
+    gateway.serve_clip(b"\0\0\0\x18ftypmp42")
+
+
+def settings_for(gateway: Emulator, **changes: Any) -> GatewaySettings:
+    return replace(GatewaySettings(base_url=gateway.url, api_key=gateway.api_key, retries=0), **changes)
+
+
+def generate(settings: GatewaySettings, body: dict[str, Any] = BODY) -> Receipt:
+    async def call() -> Receipt:
+        async with Gateway(settings) as client:
+            return await client.generate(body)
+
+    return BlockingCall().run(call())
+
+
+# The table.
+
+
+def all_subclasses(error: type[Exception]) -> set[type[Exception]]:
+    return {error, *(sub for child in error.__subclasses__() for sub in all_subclasses(child))}
+
+
+def test_every_error_of_httpx_has_one_class_and_only_the_never_sent_ones_bought_nothing() -> None:
+    """The list is complete for the installed httpx: whatever it does not name counts as unknown."""
+    for error in all_subclasses(httpx.RequestError):
+        classified = classify_error(error("broken"))
+        if issubclass(error, NEVER_SENT):
+            assert type(classified) is GatewayUnavailable
+            assert classified.bought is Bought.NO
+        else:
+            assert type(classified) is RenderOutcomeUnknown
+            assert classified.bought is Bought.PERHAPS
+    never_sent = {
+        error.__name__ for error in all_subclasses(httpx.RequestError) if issubclass(error, NEVER_SENT)
+    }
+    assert never_sent == {
+        "ConnectError",
+        "ConnectTimeout",
+        "PoolTimeout",
+        "ProxyError",
+        "UnsupportedProtocol",
+    }
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("?"), RuntimeError("?"), httpx.StreamClosed(), OSError(5, "io")]
+)
+def test_an_error_that_nobody_expected_counts_as_unknown(error: Exception) -> None:
+    """Unlisted means unknown, never "nothing was bought"."""
+    assert type(classify_error(error)) is RenderOutcomeUnknown
+
+
+@pytest.mark.parametrize("status", range(300, 600))
+def test_every_status_has_the_class_of_the_table(status: int) -> None:
+    """What bought nothing is exactly the table's list."""
+    with pytest.raises(CodeGatewayError) as outcome:
+        classify_answer(status, {}, b'{"error": "no"}', settings=SETTINGS, render_seconds=1)
+    if status in {400, 401, 403, 404, 413, 422}:
+        expected: tuple[type[CodeGatewayError], Bought] = (RequestRejected, Bought.NO)
+    elif status in {429, 503}:
+        expected = (GatewayUnavailable, Bought.NO)
+    else:
+        expected = (RenderOutcomeUnknown, Bought.PERHAPS)
+    assert (type(outcome.value), outcome.value.bought) == expected
+    assert str(status) in str(outcome.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 429, 500, 502, 503, 504, 302, 418])
+def test_the_gateways_statuses_arrive_as_their_classes(status: int, gateway: Emulator) -> None:
+    """Over a socket, with the body of the guide and with a proxy's HTML."""
+    for html in (False, True):
+        gateway.fail_next(Fault.status(status, html=html))
+        with pytest.raises(CodeGatewayError) as outcome:
+            generate(settings_for(gateway))
+        assert f"answered {status}" in str(outcome.value)
+        assert "<" not in str(outcome.value)
+    assert gateway.billed == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b'{"error": "prompt is required"}', "answered 400: prompt is required."),
+        (
+            b'{"error": {"type": "permission_denied", "message": "insufficient balance"}}',
+            "insufficient balance",
+        ),
+        (b'  \n {"error": "late"}', "answered 400: late."),
+        (b"<html><head><title>no</title></head><body><h1>Bad &amp; sad</h1></body></html>", "Bad"),
+        (b"", "(an empty body)"),
+        (b"\xff\xfe\x00", "answered 400"),
+        (b'["what"]', "what"),
+        (b'{"error": null}', "null"),
+        (b"[" * 100_000, "answered 400"),
+    ],
+)
+def test_both_envelopes_html_and_noise_become_words(answer: bytes, words: str) -> None:
+    """Whatever a gateway or a proxy says, the error says it in one line."""
+    with pytest.raises(RequestRejected) as outcome:
+        classify_answer(400, {}, answer, settings=SETTINGS, render_seconds=1)
+    assert words in str(outcome.value)
+    assert len(str(outcome.value)) < 500
+
+
+def test_the_gateways_words_are_stripped_of_secrets() -> None:
+    """A gateway that echoes the key, a signed URL or an image does not put them into our logs."""
+    echo = {
+        "error": f"bad key sk-cg-secret for https://x.example.com/a.png?X-Amz-Signature=abc {'QUJD' * 50}"
+    }
+    with pytest.raises(RequestRejected) as outcome:
+        classify_answer(400, {}, json.dumps(echo).encode(), settings=SETTINGS, render_seconds=1)
+    for secret in ("sk-cg-secret", "Signature", "QUJDQUJD"):
+        assert secret not in str(outcome.value)
+
+
+# Receipts.
+
+
+def test_a_render_is_answered_with_a_receipt(gateway: Emulator) -> None:
+    """The answer's fields arrive; the link is in no repr."""
+    receipt = generate(settings_for(gateway))
+    assert receipt.model == BODY["model"]
+    assert receipt.expires_at is not None
+    assert receipt.created is not None
+    assert receipt.render_seconds > 0
+    assert httpx.get(receipt.url).content == b"\0\0\0\x18ftypmp42"
+    assert "Signature" not in repr(receipt)
+
+
+def test_a_raw_link_has_no_expiry(gateway: Emulator) -> None:
+    """Without storage credentials the gateway answers a raw URL and no ``expires_at``."""
+    gateway.serving = "raw"
+    receipt = generate(settings_for(gateway))
+    assert (receipt.serving, receipt.expires_at) == ("raw", None)
+
+
+def test_white_space_before_the_answer_is_no_matter(gateway: Emulator) -> None:
+    """Some gateways keep the connection alive that way."""
+    gateway.fail_next(Fault.leading_whitespace())
+    assert generate(settings_for(gateway)).url
+
+
+@pytest.mark.parametrize("shape", ["empty", "missing", "null", "no_item_url", "blank", "error"])
+def test_200_without_a_usable_url_was_bought_and_says_so(shape: Any, gateway: Emulator) -> None:
+    """Filtered prompts and the like: the gateway's words, and that money was spent."""
+    gateway.fail_next(Fault.no_url(shape))
+    with pytest.raises(RenderOutcomeUnknown) as outcome:
+        generate(settings_for(gateway))
+    assert outcome.value.bought is Bought.YES
+    assert "A render was bought." in str(outcome.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://x.example.com/a.mp4", "ftp://x/a", "a.mp4", "https://", 7, "https://[::1"]
+)
+def test_a_clip_url_less_secure_than_the_gateway_is_not_usable(url: object) -> None:
+    """Behind an https gateway only an https link will do."""
+    answer = json.dumps({"data": [{"url": url}]}).encode()
+    with pytest.raises(RenderOutcomeUnknown):
+        classify_answer(200, {}, answer, settings=SETTINGS, render_seconds=1)
+
+
+# Broken connections.
+
+
+def test_a_refused_connection_bought_nothing(gateway: Emulator) -> None:
+    """Nobody listens: the gateway was never reached."""
+    with gateway.down(), pytest.raises(GatewayUnavailable, match="could not be reached"):
+        generate(settings_for(gateway))
+
+
+def test_a_failed_tls_handshake_bought_nothing(gateway: Emulator) -> None:
+    """The request is sent only after the handshake."""
+    with pytest.raises(GatewayUnavailable):
+        generate(settings_for(gateway, base_url=gateway.url.replace("http://", "https://")))
+    assert gateway.accepted == 0
+
+
+def test_an_unknown_host_bought_nothing(gateway: Emulator) -> None:
+    """A name that does not resolve was never reached."""
+    with pytest.raises(GatewayUnavailable):
+        generate(settings_for(gateway, base_url="https://nowhere.invalid"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "billed"),
+    [
+        (Fault.reset_before(), 0),
+        (Fault.reset_after(), 1),
+        (Fault.truncated_body(), 1),
+        (Fault.html(200), 1),
+        (Fault.status(500, billed=True), 1),
+        (Fault.status(502), 0),
+    ],
+    ids=lambda value: getattr(value, "kind", value),
+)
+def test_what_was_sent_and_not_wholly_answered_is_unknown_and_not_sent_again(
+    fault: Fault, billed: int, gateway: Emulator
+) -> None:
+    """The caller cannot tell these apart, so none of them is repeated by the call itself."""
+    gateway.fail_next(fault)
+    with pytest.raises(RenderOutcomeUnknown):
+        generate(settings_for(gateway, retries=3))
+    assert len(gateway.ledger) == 1
+    assert gateway.billed == billed
+
+
+def test_a_silent_gateway_is_given_up_at_the_read_timeout(gateway: Emulator) -> None:
+    """Silence is an unknown outcome, not a free one."""
+    gateway.fail_next(Fault.hang())
+    with pytest.raises(RenderOutcomeUnknown, match="ReadTimeout"):
+        generate(settings_for(gateway, read_timeout=0.2))
+
+
+def test_a_trickling_gateway_is_given_up_at_the_deadline(gateway: Emulator) -> None:
+    """Bytes that keep coming do not keep the call alive for ever."""
+    gateway.fail_next(Fault.slow_body(1))
+    with pytest.raises(RenderOutcomeUnknown, match=r"deadline of 0\.5 s"):
+        generate(settings_for(gateway, deadline=0.5))
+
+
+def test_a_status_that_bought_nothing_counts_without_its_body() -> None:
+    """A 429 whose body breaks off is still a 429."""
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 429 Slow\r\nRetry-After: 90\r\nContent-Length: 100\r\n\r\nhalf")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(GatewayUnavailable) as outcome:
+            generate(GatewaySettings(base_url=url, api_key="sk-cg-x"))
+        thread.join()
+    assert outcome.value.retry_after == 90
+
+
+def test_a_redirect_is_not_followed(gateway: Emulator) -> None:
+    """A POST with a key and a price goes where it was sent, or nowhere."""
+    gateway.fail_next(Fault.status(307))
+    with pytest.raises(RenderOutcomeUnknown):
+        generate(settings_for(gateway))
+    assert len(gateway.ledger) == 1
+
+
+def test_connections_are_kept_alive_and_never_reused(gateway: Emulator) -> None:
+    """NATs drop silent connections; pooled ones die under a POST, with an unknown outcome."""
+    pool = Gateway(settings_for(gateway))._client._transport._pool  # type: ignore[attr-defined]
+    assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in pool._socket_options
+    assert (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30) in pool._socket_options
+    assert pool._max_keepalive_connections == 0
+
+
+# Retries of what bought nothing.
+
+
+def test_what_bought_nothing_is_tried_again_within_the_call(
+    gateway: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two busy answers and a render: one bill."""
+    monkeypatch.setattr(gateways, "retry_delay", lambda attempt, *_: 0.0 if attempt <= 3 else None)
+    gateway.fail_next(Fault.status(429))
+    gateway.fail_next(Fault.status(503))
+    assert generate(settings_for(gateway, retries=3)).url
+    assert (gateway.refused, gateway.billed) == (2, 1)
+
+
+def test_retries_are_bounded(gateway: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last one the error goes to Airflow, with what the gateway asked for."""
+    monkeypatch.setattr(gateways.random, "uniform", lambda *_: 0.0)
+    gateway.fail_next(Fault.status(429, retry_after=0), times=9)
+    with pytest.raises(GatewayUnavailable) as outcome:
+        generate(settings_for(gateway, retries=2))
+    assert outcome.value.retry_after == 0
+    assert len(gateway.ledger) == 3
+
+
+@pytest.mark.parametrize(
+    ("attempt", "retry_after", "left", "waits"),
+    [
+        (1, None, 300, True),
+        (3, None, 300, True),
+        (4, None, 300, False),  # retries=3
+        (1, 30, 300, True),
+        (1, 61, 300, False),  # longer than a worker slot should be held for nothing
+        (1, 30, 200, False),  # would leave less than 180 s for a render
+    ],
+)
+def test_a_retry_is_made_only_if_it_leaves_a_render_its_time(
+    attempt: int, retry_after: float | None, left: float, waits: bool
+) -> None:
+    """One deadline holds for the whole call, retries included."""
+    delay = retry_delay(attempt, retry_after, left, SETTINGS)
+    assert (delay is not None) == waits
+    if delay is not None and retry_after is not None:
+        assert delay >= retry_after
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7.0), ("0", 0.0), ("-3", 0.0), ("soon", None), ("", None), ("nan", None), ("inf", None)],
+)
+def test_retry_after_in_seconds(header: str, seconds: float | None) -> None:
+    """A number of seconds; nonsense is no wish."""
+    with pytest.raises(GatewayUnavailable) as outcome:
+        classify_answer(503, {"retry-after": header}, b"", settings=SETTINGS, render_seconds=1)
+    assert outcome.value.retry_after == seconds
+
+
+def test_retry_after_as_a_date() -> None:
+    """An HTTP date is the other form that the standard allows."""
+    date = email.utils.formatdate(time.time() + 100, usegmt=True)
+    with pytest.raises(GatewayUnavailable) as outcome:
+        classify_answer(429, {"retry-after": date}, b"", settings=SETTINGS, render_seconds=1)
+    assert outcome.value.retry_after is not None
+    assert 90 < outcome.value.retry_after <= 100
+
+
+# While it renders.
+
+
+def test_the_log_says_that_it_renders(
+    gateway: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two silent minutes look like a hang: one line an interval, with the elapsed time."""
+    monkeypatch.setattr(gateways, "PROGRESS_INTERVAL", 0.05)
+    gateway.render_seconds = 0.3
+    with caplog.at_level(logging.INFO):
+        generate(settings_for(gateway))
+    assert sum("Rendering for" in record.message for record in caplog.records) >= 2
+
+
+def test_cancelling_closes_the_connection(gateway: Emulator) -> None:
+    """``on_kill`` ends the wait at once; the gateway sees the client hang up."""
+    gateway.render_seconds = 0.5
+    call = BlockingCall()
+
+    async def generate_once() -> Receipt:
+        async with Gateway(settings_for(gateway)) as client:
+            return await client.generate(BODY)
+
+    def stop() -> None:
+        gateway.wait_for(rendering=1)
+        assert call.cancel()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(asyncio.CancelledError):
+        call.run(generate_once())
+    stopper.join()
+    gateway.wait_for(hung_up=1)
+    assert not call.cancel()
+
+
+def test_the_key_and_the_signature_are_in_no_log(gateway: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    """httpx and httpcore log requests; not with our secrets in them."""
+    with caplog.at_level(logging.DEBUG):
+        receipt = generate(settings_for(gateway))
+        httpx.get(receipt.url)
+    assert gateway.api_key not in caplog.text
+    assert "Signature=" not in caplog.text
+
+
+# Settings from a connection.
+
+
+@pytest.mark.parametrize("key", [" sk-cg-x", "sk-cg-x \n", "\tsk-cg-x"])
+def test_white_space_around_a_pasted_key_is_stripped(key: str) -> None:
+    """A trailing space in a pasted key is a common fault."""
+    assert checked_settings(api_key=key, base_url=None, where="c").api_key == "sk-cg-x"
+
+
+@pytest.mark.parametrize("key", [None, "", "  ", "sk-cg-a b", "sk-cg-ä", "sk-cg-a\nb"])
+def test_an_unusable_key_is_refused_without_being_shown(key: str | None) -> None:
+    """A key with white space inside is never sent, and no key is ever quoted."""
+    with pytest.raises(InvalidConnection) as refusal:
+        checked_settings(api_key=key, base_url=None, where="connection 'c'")
+    assert "connection 'c'" in str(refusal.value)
+    assert "sk-cg-a" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "https://", "https://u:p@x", "https://x/?q=1", "http://[", "://"])
+def test_an_unusable_base_url_is_refused(url: str) -> None:
+    """What would fail at every call fails when the connection is read."""
+    with pytest.raises(InvalidConnection, match="base URL"):
+        checked_settings(api_key="sk-cg-x", base_url=url, where="c")
+
+
+def test_a_short_deadline_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    """Below 180 s a render is cut off and may be billed all the same."""
+    Gateway(replace(SETTINGS, deadline=60))
+    assert "deadline of 60 s is below 180 s" in caplog.text
