@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PREFIX = "_codegateway/"
 
 SETTLE_GRACE = 15.0
-"""Seconds for which a fresh receipt is left to whoever bought it, before somebody else fetches the clip."""
+"""Seconds for which a fresh receipt is left to the run that bought it, before another one fetches the clip."""
 
 # 412: the object exists. 409: somebody else is just creating it.
 _EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
@@ -65,6 +65,8 @@ class Attempt:
     """One render that was begun. The times are when each marker was written, by the store's clock."""
 
     number: int
+    run: str = ""
+    """Whose it is: the same for every try of one task instance."""
     started: datetime | None = None
     rendered: datetime | None = None
     abandoned: datetime | None = None
@@ -122,7 +124,7 @@ class Gone:
 
 
 def next_step(
-    entry: Entry, *, fingerprint: str, max_renders: int, location: S3Location
+    entry: Entry, *, fingerprint: str, run: str, max_renders: int, location: S3Location
 ) -> Claim | Wait | Take | Gone:
     """What the ledger allows to whoever wants the clip with this fingerprint.
 
@@ -144,11 +146,13 @@ def next_step(
     for attempt in reversed(entry.attempts):
         if attempt.rendered and not attempt.abandoned:
             fresh_for = SETTLE_GRACE - (entry.now - attempt.rendered).total_seconds()
-            return Wait(fresh_for, "it has just been rendered") if fresh_for > 0 else Take(attempt.number)
+            if attempt.run != run and fresh_for > 0:
+                return Wait(fresh_for, "it has just rendered the clip")
+            return Take(attempt.number)
     if last.started and not last.rendered and not last.abandoned:
         left = last.claim_seconds - (entry.now - last.started).total_seconds()
         if left > 0:
-            return Wait(left, f"render {last.number} was started by another run")
+            return Wait(left, f"it has started render {last.number}")
     if last.number >= max_renders:
         raise RenderLimitReached(
             f"max_renders={max_renders} is used up: {describe_attempts(entry)} "
@@ -210,12 +214,14 @@ class Ledger:
     :param s3: a boto3 client.
     :param location: see ``entry_location``.
     :param fingerprint: of the request; see ``VideoRequest.fingerprint``.
+    :param run: who is asking: the same for every try of one task instance.
     """
 
-    def __init__(self, s3: S3Client, location: S3Location, *, fingerprint: str) -> None:
+    def __init__(self, s3: S3Client, location: S3Location, *, fingerprint: str, run: str) -> None:
         self.s3 = s3
         self.location = location
         self.fingerprint = fingerprint
+        self.run = run
 
     def open(self, body: Mapping[str, Any]) -> bool:
         """Write ``request.json``, if there is none yet.
@@ -238,7 +244,12 @@ class Ledger:
     def claim(self, number: int, *, claim_seconds: float) -> bool:
         """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``."""
         owner = uuid.uuid4().hex
-        marker = {"fingerprint": self.fingerprint, "claim_seconds": claim_seconds, "owner": owner}
+        marker = {
+            "fingerprint": self.fingerprint,
+            "run": self.run,
+            "owner": owner,
+            "claim_seconds": claim_seconds,
+        }
         name = f"{number}.started"
         # botocore repeats a PUT whose answer was lost, and is then told that the object exists.
         if not self._create(name, marker) and (self._get(name) or {}).get("owner") != owner:
@@ -284,6 +295,7 @@ class Ledger:
             attempts.append(
                 Attempt(
                     number,
+                    run=str((started or {}).get("run", "")),
                     **{kind: written.get(name) for kind, name in names.items()},
                     claim_seconds=float((started or {}).get("claim_seconds", 0)),
                     outcome=str((ended or {}).get("outcome", "")),

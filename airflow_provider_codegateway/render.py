@@ -116,6 +116,7 @@ class Order:
             s3,
             ledgers.entry_location(self.target, self.ledger_prefix),
             fingerprint=self.request.fingerprint(),
+            run=self.run,
         )
 
 
@@ -290,7 +291,11 @@ async def acquire(
         if not fresh:
             entry = await asyncio.to_thread(ledger.read)
             step = ledgers.next_step(
-                entry, fingerprint=ledger.fingerprint, max_renders=max_renders, location=ledger.location
+                entry,
+                fingerprint=ledger.fingerprint,
+                run=ledger.run,
+                max_renders=max_renders,
+                location=ledger.location,
             )
         fresh = False
         match step:
@@ -302,7 +307,7 @@ async def acquire(
                     return Acquired(number, receipt, bought_here=False)
             case Wait(seconds, reason):
                 if reason != said:
-                    log.info("Waiting for another run, for at most %.0f s: %s.", seconds, reason)
+                    log.info("Waiting for another try or run, for at most %.0f s: %s.", seconds, reason)
                     said = reason
                 await asyncio.sleep(min(seconds, POLL_INTERVAL))
             case Claim(number):

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from urllib.error import URLError
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -49,7 +49,11 @@ MAX_PARTS = 10_000
 """S3's limit, so that the longest clip has 78 GiB."""
 BUFFERS = 3
 """Parts in memory at a time: being filled, or in flight."""
-READ_SIZE = 256 * 1024
+READ_SIZE = 1024 * 1024
+"""Bytes that are read from the clip's host at a time."""
+SEND_SIZE = 1024 * 1024
+"""Bytes that are sent to S3 at a time. More would cost a little less, but the read timeout of the S3 client is the
+time that each piece may take, and a transfer stops between pieces."""
 CONNECT_TIMEOUT = 10.0
 """Seconds, TLS handshake included."""
 READ_TIMEOUT = 60.0
@@ -155,8 +159,7 @@ def _transfer(
     cancelled: threading.Event | None = None,
 ) -> StoredClip:
     with _Upload(target, verify) as upload, _cancellable(cancelled, download, upload), download:
-        for chunk in download.chunks(on_restart=upload.restart):
-            upload.write(chunk)
+        download.into(upload)
         upload.finish()
     target.confirm(upload.size)
     return StoredClip(bucket=target.bucket, key=target.key, bytes=upload.size, sha256=upload.sha256)
@@ -208,6 +211,19 @@ class _Broken(Exception):
         self.retry_after = retry_after
 
 
+class _Sink(Protocol):
+    """Where a download goes."""
+
+    def room(self) -> memoryview:
+        """Return where the next bytes go, at least one. May wait."""
+
+    def filled(self, count: int) -> None:
+        """Take up so many bytes, which lie at the start of the room."""
+
+    def restart(self) -> None:
+        """Forget all bytes: the stream begins anew."""
+
+
 class _Download:
     """The clip's bytes in order, over as many connections as it takes.
 
@@ -226,7 +242,6 @@ class _Download:
         self._total: int | None = None
         self._etag: str | None = None
         self._validator: str | None = None
-        self._on_restart: Callable[[], None] = lambda: None
         self._opener = _opener(self._connected)
 
     def __enter__(self) -> Self:
@@ -242,38 +257,47 @@ class _Download:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def chunks(self, *, on_restart: Callable[[], None]) -> Iterator[bytes]:
-        """Yield the clip once. All that was yielded is void whenever ``on_restart`` is called."""
-        self._on_restart = on_restart
+    def into(self, sink: _Sink) -> None:
+        """Bring the whole clip."""
         failures, best = 0, 0
         while True:
             try:
-                yield from self._one_connection()
+                self._one_connection(sink, READ_SIZE >> 4 * failures)
             except _Broken as broken:
                 failures = 1 if self._offset > best else failures + 1
                 best = max(best, self._offset)
                 if failures > MAX_FAILURES or time.monotonic() > self._deadline:
                     self._give_up(broken, failures)
-                log.info("The download of %s broke at byte %d (%s).", self._shown, self._offset, broken)
-                self._pause(max(BACKOFF * 2 ** (failures - 1) * random.uniform(0.5, 1), broken.retry_after))  # noqa: S311
+                log.info("The download of %s broke at byte %d: %s.", self._shown, self._offset, broken)
+                jitter = random.uniform(0.5, 1)  # noqa: S311
+                self._pause(max(BACKOFF * 2 ** (failures - 1) * jitter, broken.retry_after))
             else:
                 return
 
-    def _one_connection(self) -> Iterator[bytes]:
-        with self._broken_by_network(), self._open() as response:
-            self._begin(response)
+    def _one_connection(self, sink: _Sink, read_size: int) -> None:
+        """Bring what one connection brings.
+
+        :param read_size: at most so many bytes at a time. A reset takes the bytes of the unfinished read with it,
+            so each failure in a row makes it smaller: however little a connection brings, it counts at last.
+        """
+        with self._network():
+            response = self._open()
+        with response:
+            self._begin(response, sink)
             while self._offset != self._total:
-                chunk = response.read1(READ_SIZE)
+                room = sink.room()[: max(1, read_size)]
+                with self._network():
+                    count = response.readinto(room)
                 self._require_live()
-                if not chunk:
+                if not count:
                     break
-                self._offset += len(chunk)
-                yield chunk
+                self._offset += count
+                sink.filled(count)
         if self._total is not None and self._offset != self._total:
             raise _Broken(f"ended at byte {self._offset} of {self._total}")
 
     @contextmanager
-    def _broken_by_network(self) -> Iterator[None]:
+    def _network(self) -> Iterator[None]:
         try:
             yield
         except (OSError, http.client.HTTPException) as error:
@@ -312,14 +336,14 @@ class _Download:
             raise ClipTransferError(f"{self._shown} redirected from https to {redact_url(target)}: refused.")
         return target
 
-    def _begin(self, response: http.client.HTTPResponse) -> None:
+    def _begin(self, response: http.client.HTTPResponse, sink: _Sink) -> None:
         """Find out what this answer brings: the whole clip, or the rest of it."""
         if response.status not in (200, 206, 416):
             self._refuse(response)
         if response.status == 206 and self._continues(response):
             return
         if self._offset:
-            self._restart()
+            self._restart(sink)
         if response.status != 200:
             raise _Broken(f"answered {response.status} with another range than asked for")
         self._total = response.length
@@ -338,12 +362,12 @@ class _Download:
         self._total = self._total if total is None else total
         return True
 
-    def _restart(self) -> None:
+    def _restart(self, sink: _Sink) -> None:
         log.info(
             "The download of %s starts again: its host did not go on from byte %d.", self._shown, self._offset
         )
         self._offset, self._total, self._etag, self._validator = 0, None, None, None
-        self._on_restart()
+        sink.restart()
 
     def _refuse(self, response: http.client.HTTPResponse) -> NoReturn:
         status, shown = response.status, redact_url(response.url)
@@ -369,7 +393,8 @@ class _Download:
         of = "" if self._total is None else f" of {self._total}"
         raise ClipTransferError(
             f"The download of {self._shown} broke {failures} times in a row, the last time at byte "
-            f"{self._offset}{of}: {broken}. Retrying the task downloads again and buys nothing, while the link lives."
+            f"{self._offset}{of}: {broken}. Retrying the task downloads again and buys nothing, while the link "
+            "lives."
         ) from None
 
     def _pause(self, seconds: float) -> None:
@@ -466,8 +491,6 @@ def _retry_after(headers: Message) -> float:
 class PartCutter:
     """Cuts a stream into parts: each has exactly ``size`` bytes, except the last, which :meth:`rest` gives.
 
-    A full part is handed on when another byte follows it. So a stream that fits in one part is all rest.
-
     :param take: gives a buffer of ``size`` bytes. May wait for one.
     :param hand_on: takes a full buffer, for good.
     """
@@ -481,22 +504,21 @@ class PartCutter:
         self._buffer: memoryview | None = None
         self._filled = 0
 
-    def write(self, chunk: bytes) -> None:
-        """Take up the stream's next bytes, as many as they are."""
-        left = memoryview(chunk)
-        while left:
-            if self._buffer is not None and self._filled == self._size:
-                full, self._buffer, self._filled = self._buffer, None, 0
-                self._hand_on(full)
-            if self._buffer is None:
-                self._buffer = self._take()
-            count = min(len(left), self._size - self._filled)
-            self._buffer[self._filled : self._filled + count] = left[:count]
-            self._filled += count
-            left = left[count:]
+    def room(self) -> memoryview:
+        """Return where the stream's next bytes go. A part that is full is handed on first."""
+        if self._buffer is not None and self._filled == self._size:
+            full, self._buffer, self._filled = self._buffer, None, 0
+            self._hand_on(full)
+        if self._buffer is None:
+            self._buffer = self._take()
+        return self._buffer[self._filled :]
+
+    def filled(self, count: int) -> None:
+        """Take up so many bytes, which lie at the start of the room."""
+        self._filled += count
 
     def rest(self) -> memoryview:
-        """Return the last part: 1 to ``size`` bytes, or none if the whole stream had none."""
+        """Return what was not handed on: up to ``size`` bytes."""
         return memoryview(b"") if self._buffer is None else self._buffer[: self._filled]
 
     def restart(self) -> None:
@@ -535,7 +557,8 @@ class _Body:
     def read(self, size: int | None = -1) -> memoryview:
         if self._stopped.is_set():
             raise _Stopped
-        end = len(self._data) if size is None or size < 0 else self._at + size
+        # botocore's connection asks for 16 KiB at a time, and sends what it gets: fewer, longer pieces cost less.
+        end = len(self._data) if size is None or size < 0 else self._at + max(size, SEND_SIZE)
         piece = self._data[self._at : end]
         self._at += len(piece)
         return piece
@@ -792,9 +815,13 @@ class _Upload:
         """Let the calls in flight fail, from any thread."""
         self._attempt.stop()
 
-    def write(self, chunk: bytes) -> None:
-        """Take up the next bytes. Waits while all buffers are in flight."""
-        self._cutter.write(chunk)
+    def room(self) -> memoryview:
+        """Return where the next bytes go. Waits while all buffers are in flight."""
+        return self._cutter.room()
+
+    def filled(self, count: int) -> None:
+        """Take up so many bytes, which lie at the start of the room."""
+        self._cutter.filled(count)
 
     def restart(self) -> None:
         """Forget all bytes: the stream begins anew."""
@@ -807,7 +834,8 @@ class _Upload:
         """Make the object visible."""
         last = self._cutter.rest()
         if self._attempt.is_multipart:
-            self._send(last)
+            if last:
+                self._send(last)
             self._attempt.complete()
             return
         self._verify(last)

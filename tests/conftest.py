@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -75,3 +76,27 @@ def gateway(shared_gateway: Emulator) -> Emulator:
     """An emulator without a past."""
     shared_gateway.reset()
     return shared_gateway
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    """Airflow's tables, once, in a home of the tests' own."""
+    from airflow_run import initialise_database
+
+    initialise_database()
+
+
+@pytest.fixture
+def connections(
+    gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two connections that the operator uses by default, as a person would set them."""
+    codegateway = {"conn_type": "codegateway", "host": gateway.url, "password": gateway.api_key}
+    aws = {
+        "conn_type": "aws",
+        "login": s3_credentials["aws_access_key_id"],
+        "password": s3_credentials["aws_secret_access_key"],
+        "extra": {"endpoint_url": s3_endpoint, "region_name": "us-east-1"},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(codegateway))
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(aws))

@@ -312,16 +312,26 @@ def test_raw_serving(client: httpx.Client, gateway: Emulator) -> None:
     assert get(body["data"][0]["url"]).content == CLIP
 
 
-def test_hang_up_is_billed(gateway: Emulator) -> None:
-    """A render whose client hangs up goes on and is billed."""
+def call_by_hand(gateway: Emulator) -> socket.socket:
+    """Send a POST and return the connection that its answer will come on."""
     content = json.dumps({"model": HAILUO}).encode()
-    request = (
+    head = (
         f"POST /v1/video/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.api_key}\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
-    ).encode() + content
+    )
+    connection = socket.create_connection(("127.0.0.1", port_of(gateway)), timeout=20)
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def port_of(gateway: Emulator) -> int:
+    return int(gateway.url.rpartition(":")[2])
+
+
+def test_hang_up_is_billed(gateway: Emulator) -> None:
+    """A render whose client hangs up goes on and is billed."""
     with gateway.holding():
-        with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
-            connection.sendall(request)
+        with call_by_hand(gateway):
             gateway.wait_for(rendering=1)
         gateway.wait_for(hung_up=1)
         assert gateway.billed == 0
@@ -369,18 +379,25 @@ def test_reads_after_the_end() -> None:
 def test_port_taken(gateway: Emulator) -> None:
     """A port that is taken is an error at the start."""
     with pytest.raises(OSError, match="in use"):
-        Emulator(port=int(gateway.url.rpartition(":")[2])).start()
+        Emulator(port=port_of(gateway)).start()
 
 
-def test_stops_under_way(tmp_path: Path) -> None:
-    """Stopping does not wait for renders and downloads in progress."""
-    with Emulator(render_seconds=600) as emulator, httpx.Client(base_url=emulator.url) as client:
-        client.headers["Authorization"] = f"Bearer {emulator.api_key}"
-        connection = socket.create_connection(("127.0.0.1", int(emulator.url.rpartition(":")[2])))
-        connection.sendall(client.build_request("POST", "/v1/video/generate").method.encode())
-        emulator.stop()
-        with connection, pytest.raises(ConnectionResetError):
-            connection.recv(1)
+def test_stops_under_way() -> None:
+    """Stopping drops calls in progress, and does not wait for their renders."""
+    with Emulator(render_seconds=600) as emulator:
+        emulator.serve_clip(CLIP)
+        connection = call_by_hand(emulator)
+        emulator.wait_for(rendering=1)
+    with connection, pytest.raises(ConnectionResetError):
+        connection.recv(1)
+
+
+def test_stops_with_connections_not_yet_accepted() -> None:
+    """Stopping drops connections that it has not looked at."""
+    with Emulator() as emulator:
+        connection = socket.create_connection(("127.0.0.1", port_of(emulator)), timeout=20)
+    with connection, pytest.raises(ConnectionResetError):
+        connection.recv(1)
 
 
 # Faults of the gateway.
@@ -467,7 +484,7 @@ def test_no_url_fault(client: httpx.Client, gateway: Emulator) -> None:
     """A billed answer can lack its URL in every shape."""
     answers = {}
     for shape in ("empty", "missing", "null", "no_item_url", "blank", "error"):
-        gateway.fail_next(Fault.no_url(shape))  # type: ignore[arg-type]
+        gateway.fail_next(Fault.no_url(shape))
         answers[shape] = generate(client)
     assert answers["empty"].json()["data"] == []
     assert "data" not in answers["missing"].json()
@@ -630,12 +647,10 @@ def test_break_after(client: httpx.Client, gateway: Emulator) -> None:
     url = link(client)
     gateway.fail_next(ClipFault.break_after(70_000))
     received = bytearray()
-    with (
-        pytest.raises(httpx.RemoteProtocolError, match="received 70000 bytes"),
-        httpx.stream("GET", url) as response,
-    ):
-        for chunk in response.iter_raw():
-            received += chunk
+    with httpx.stream("GET", url) as response:
+        chunks = response.iter_raw()
+        with pytest.raises(httpx.RemoteProtocolError, match="received 70000 bytes"):
+            received.extend(byte for chunk in chunks for byte in chunk)
     assert received == CLIP[:70_000]
     assert received + get(url, range="bytes=70000-").content == CLIP
 

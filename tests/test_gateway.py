@@ -315,7 +315,7 @@ def test_what_bought_nothing_is_tried_again_within_the_call(
 
 def test_retries_are_bounded(gateway: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the last one the error goes to Airflow, with what the gateway asked for."""
-    monkeypatch.setattr(gateways.random, "uniform", lambda *_: 0.0)
+    monkeypatch.setattr("random.uniform", lambda *_: 0.0)
     gateway.fail_next(Fault.status(429, retry_after=0), times=9)
     with pytest.raises(GatewayUnavailable) as outcome:
         generate(settings_for(gateway, retries=2))

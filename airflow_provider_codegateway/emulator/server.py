@@ -133,8 +133,11 @@ class Server:
             self._started.set_result(gateway)
             await self._stop.wait()
             self._server.close()
-            for connection in self._connections:
-                abort(connection.transport)
-            await asyncio.sleep(0)  # the requests learn of it before they are cancelled
+            # A connection that was just accepted appears two turns of the loop later,
+            # and a request needs one to learn that its connection is gone before it is cancelled.
+            for _ in range(4):
+                for connection in self._connections:
+                    abort(connection.transport)
+                await asyncio.sleep(0)
         finally:
             await gateway.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_codegateway import media
-from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.ledger import DEFAULT_PREFIX
@@ -156,7 +157,12 @@ class GenerateVideoOperator(BaseOperator):
             async with Gateway(settings) as gateway:
                 return await render(order, s3=s3, gateway=gateway, claim_seconds=settings.deadline)
 
-        clip = self._call.run(blocking())
+        try:
+            clip = self._call.run(blocking())
+        except asyncio.CancelledError:
+            raise RenderOutcomeUnknown(
+                f"The task was stopped from outside, on its way to {order.target.uri}."
+            ) from None
         return self._hand_over(clip, context)
 
     def on_kill(self) -> None:

@@ -1,0 +1,160 @@
+"""A clip host that misbehaves to order: it cuts connections, resets them, ignores ranges, lies about lengths."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Self
+
+FTYP = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2"
+
+
+def make_clip(size: int) -> bytes:
+    """Return so many bytes that begin as an MP4 does and differ in every part."""
+    pattern = bytes(range(251)) * 4177  # 1,048,427 bytes: no divisor of a part
+    return (FTYP + pattern * (size // len(pattern) + 1))[:size]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one request is answered. Everything not given is as a good server does it.
+
+    :param body: what is there from now on, in place of the clip.
+    :param cut: end the connection after so many bytes of the body.
+    :param reset: end it by a reset (RST), where it ends early.
+    :param length: the Content-Length that is claimed, or ``None`` for none at all.
+    :param chunked: send with chunked coding.
+    :param ignore_range: answer 200 with everything.
+    :param content_range: the Content-Range that is claimed.
+    :param etag: the ETag from now on; empty for none.
+    :param hold: wait for this before each send.
+    """
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    cut: int | None = None
+    reset: bool = False
+    length: int | str | None = "true"
+    chunked: bool = False
+    ignore_range: bool = False
+    content_range: str | None = None
+    etag: str | None = None
+    hold: threading.Event | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    path: str
+    headers: dict[str, str]
+
+
+class ClipServer:
+    """Serves one clip at every path. ``answers`` are used up one a request; after them all is well.
+
+    :param writes: sizes of the writes to the socket, in turn.
+    """
+
+    def __init__(
+        self, clip: bytes, *answers: Answer, etag: str = '"one"', writes: tuple[int, ...] = (65536,)
+    ):
+        self.clip = clip
+        self.etag = etag
+        self.last_modified: str | None = None
+        self.answers = deque(answers)
+        self.requests: list[Request] = []
+        self._writes = writes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._port = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/clips/one.mp4?X-Signature=topsecret"
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as lines:
+            target = lines.readline().split()
+            if len(target) != 3:
+                return
+            headers = {}
+            while line := lines.readline().strip():
+                name, _, value = line.decode().partition(":")
+                headers[name.lower()] = value.strip()
+            request = Request(target[1].decode(), headers)
+            self.requests.append(request)
+            answer = self.answers.popleft() if self.answers else Answer()
+            try:
+                self._answer(connection, request, answer)
+            except OSError:
+                return
+
+    def _answer(self, connection: socket.socket, request: Request, answer: Answer) -> None:
+        self.clip = self.clip if answer.body is None else answer.body
+        self.etag = self.etag if answer.etag is None else answer.etag
+        start = 0 if answer.ignore_range else self._start(request)
+        status = answer.status or (200 if start is None or answer.ignore_range else 206)
+        body = self.clip[start or 0 :]
+        headers = {"Date": formatdate(usegmt=True), "Connection": "close", "Content-Type": "video/mp4"}
+        if start is not None and start >= len(self.clip) and start:
+            status, body = 416, b""
+        if self.etag:
+            headers["ETag"] = self.etag
+        if self.last_modified:
+            headers["Last-Modified"] = self.last_modified
+        if status == 206:
+            end = len(self.clip) - 1
+            headers["Content-Range"] = answer.content_range or f"bytes {start}-{end}/{len(self.clip)}"
+        if answer.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        elif answer.length is not None:
+            headers["Content-Length"] = str(len(body) if answer.length == "true" else answer.length)
+        headers |= answer.headers
+        head = f"HTTP/1.1 {status} X\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers.items()) + "\r\n"
+        connection.sendall(head.encode())
+        self._send_body(connection, body[: answer.cut], answer)
+        if answer.reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif answer.chunked and answer.cut is None:
+            connection.sendall(b"0\r\n\r\n")
+
+    def _send_body(self, connection: socket.socket, body: bytes, answer: Answer) -> None:
+        at, turn = 0, 0
+        while at < len(body):
+            if answer.hold is not None:
+                answer.hold.wait(10)
+            piece = body[at : at + self._writes[turn % len(self._writes)]]
+            connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if answer.chunked else piece)
+            at, turn = at + len(piece), turn + 1
+
+    def _start(self, request: Request) -> int | None:
+        match = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+        condition = request.headers.get("if-range")
+        if not match or (condition is not None and condition not in (self.etag, self.last_modified)):
+            return None
+        return int(match[1])

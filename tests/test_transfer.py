@@ -1,0 +1,529 @@
+"""Clip URL → S3: byte for byte or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from clip_server import FTYP, Answer, ClipServer, make_clip
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_codegateway import transfer
+from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferError
+from airflow_provider_codegateway.transfer import PartCutter, StoredClip, check_extra_args, transfer_clip
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+KIB, MIB = 1024, 1024 * 1024
+KEY = "out/clip.mp4"
+ODD_WRITES = (1, 700_001, 7, 65_536, 99_991)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "BACKOFF", 0.0)
+    monkeypatch.setattr(transfer, "MAX_BACKOFF", 0.0)
+
+
+def bring(server: ClipServer, s3: S3Client, bucket: str, **options: Any) -> StoredClip:
+    return transfer_clip(server.url, s3=s3, bucket=bucket, key=KEY, metadata={"model": "veo"}, **options)
+
+
+def assert_stored(s3: S3Client, bucket: str, clip: bytes, stored: StoredClip) -> None:
+    s3_object = s3.get_object(Bucket=bucket, Key=KEY)
+    assert s3_object["Body"].read() == clip
+    assert (s3_object["ContentType"], s3_object["Metadata"]) == ("video/mp4", {"model": "veo"})
+    digest = hashlib.sha256(clip).hexdigest()
+    assert stored == StoredClip(bucket=bucket, key=KEY, bytes=len(clip), sha256=digest)
+    assert_no_open_upload(s3, bucket)
+
+
+def assert_no_open_upload(s3: S3Client, bucket: str) -> None:
+    assert s3.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+
+
+def assert_nothing(s3: S3Client, bucket: str) -> None:
+    assert s3.list_objects_v2(Bucket=bucket).get("Contents", []) == []
+    assert_no_open_upload(s3, bucket)
+
+
+def bring_nothing(server: ClipServer, s3: S3Client, bucket: str, **options: Any) -> ClipTransferError:
+    with pytest.raises(ClipTransferError) as caught:
+        bring(server, s3, bucket, **options)
+    assert_nothing(s3, bucket)
+    assert "topsecret" not in str(caught.value)
+    return caught.value
+
+
+# --- whole clips ---
+
+SIZES = [32, 5 * MIB - 1, 8 * MIB, 8 * MIB + 1, 100 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("size", "chunked"), [*((size, False) for size in SIZES), *((size, True) for size in SIZES[:-1])]
+)
+def test_clip_arrives_byte_for_byte(s3: S3Client, bucket: str, size: int, chunked: bool) -> None:
+    """A clip of any size arrives as it is, from writes of any size, with its type, metadata, size and SHA-256."""
+    clip = make_clip(size)
+    with ClipServer(clip, Answer(chunked=chunked), writes=ODD_WRITES) as server:
+        stored = bring(server, s3, bucket)
+    assert_stored(s3, bucket, clip, stored)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_broken_download_goes_on_where_it_stopped(s3: S3Client, bucket: str, size: int, reset: bool) -> None:
+    """After 3 broken connections the clip is whole, and was not downloaded from the start again."""
+    clip = make_clip(size)
+    breaks = [Answer(cut=size // 4, reset=reset) for _ in range(3)]
+    with ClipServer(clip, *breaks, writes=ODD_WRITES) as server:
+        stored = bring(server, s3, bucket)
+    assert_stored(s3, bucket, clip, stored)
+    assert len(server.requests) == 4
+    for request in server.requests[1:]:
+        assert ("range" in request.headers) == ("if-range" in request.headers)
+    if not reset:
+        assert [r.headers.get("range") for r in server.requests[1:]] == [
+            f"bytes={size // 4 * turn}-" for turn in (1, 2, 3)
+        ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 8 * MIB])
+def test_any_bytes_would_arrive_if_they_were_a_clip(s3: S3Client, bucket: str, size: int) -> None:
+    """Without the check for an MP4, which 1 byte cannot pass, 1 byte arrives too."""
+    body = b"\xff" * size
+    with ClipServer(body) as server:
+        stored = transfer._transfer(
+            transfer._Download(server.url),
+            transfer._target(s3, bucket, KEY, {"model": "veo"}, None),
+            verify=lambda head: None,
+        )
+    assert_stored(s3, bucket, body, stored)
+
+
+@pytest.mark.parametrize(("size", "creations"), [(8 * MIB, 0), (8 * MIB + 1, 1)])
+def test_clip_of_one_part_needs_no_multipart_upload(
+    s3: S3Client, bucket: str, size: int, creations: int
+) -> None:
+    """A clip that fits in one part is one PutObject; a longer one is a multipart upload."""
+    calls: list[str] = []
+    s3.meta.events.register("before-call.s3", lambda model, **_: calls.append(model.name), unique_id="count")
+    try:
+        with ClipServer(make_clip(size)) as server:
+            bring(server, s3, bucket)
+    finally:
+        s3.meta.events.unregister("before-call.s3", unique_id="count")
+    assert calls.count("CreateMultipartUpload") == creations
+    assert calls.count("PutObject") == 1 - creations
+
+
+def test_older_object_is_replaced(s3: S3Client, bucket: str) -> None:
+    """What lay at the key before is replaced by the whole clip."""
+    s3.put_object(Bucket=bucket, Key=KEY, Body=b"old")
+    clip = make_clip(9 * MIB)
+    with ClipServer(clip) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+
+
+# --- what is not stored ---
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\x00", b"<html>" * 100, b"x" * (20 * MIB)], ids=["empty", "1-byte", "html", "20-MiB"]
+)
+def test_what_is_no_mp4_is_refused(s3: S3Client, bucket: str, body: bytes) -> None:
+    """Neither nothing nor something else becomes an object, whatever its size."""
+    with ClipServer(body) as server:
+        error = bring_nothing(server, s3, bucket)
+    assert "no bytes" in str(error) if not body else "not an MP4" in str(error)
+
+
+@pytest.mark.parametrize(("size", "claimed"), [(MIB, 1), (MIB, 1000), (8 * MIB, 1), (9 * MIB, 1000)])
+def test_length_that_is_too_long_is_never_believed(
+    s3: S3Client, bucket: str, size: int, claimed: int
+) -> None:
+    """A host that claims more bytes than it has ends in an error after a bounded number of requests."""
+    lie = Answer(length=size + claimed)  # type: ignore[arg-type]
+    with ClipServer(make_clip(size), *[lie] * 50) as server:
+        error = bring_nothing(server, s3, bucket)
+    assert "broke" in str(error)
+    assert len(server.requests) < 20
+
+
+def test_failed_transfer_leaves_the_older_object(s3: S3Client, bucket: str) -> None:
+    """An object that was at the key survives a transfer that fails in the middle."""
+    s3.put_object(Bucket=bucket, Key=KEY, Body=b"old")
+    with (
+        ClipServer(make_clip(20 * MIB), Answer(cut=17 * MIB), Answer(status=404)) as server,
+        pytest.raises(ClipTransferError, match="answered 404"),
+    ):
+        bring(server, s3, bucket)
+    assert s3.get_object(Bucket=bucket, Key=KEY)["Body"].read() == b"old"
+    assert_no_open_upload(s3, bucket)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_any_exception_aborts_the_upload(
+    s3: S3Client, bucket: str, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception that falls on the caller in mid-download, as a signal's does, leaves nothing in the bucket."""
+    taken = 0
+    filled = transfer._Upload.filled
+
+    def interrupted(self: transfer._Upload, count: int) -> None:
+        nonlocal taken
+        taken += count
+        if taken > 18 * MIB:
+            raise kind
+        filled(self, count)
+
+    monkeypatch.setattr(transfer._Upload, "filled", interrupted)
+    with ClipServer(make_clip(20 * MIB)) as server, pytest.raises(kind):
+        bring(server, s3, bucket)
+    assert_nothing(s3, bucket)
+
+
+@pytest.mark.parametrize("size", [MIB, 20 * MIB])
+def test_cancelling_ends_a_silent_download(s3: S3Client, bucket: str, size: int) -> None:
+    """A set event ends a transfer that waits for its host, and nothing is left."""
+    cancelled, hold = threading.Event(), threading.Event()
+    with ClipServer(make_clip(size), Answer(hold=hold)) as server:
+        threading.Timer(0.1, cancelled.set).start()
+        error = bring_nothing(server, s3, bucket, cancelled=cancelled)
+        hold.set()
+    assert "cancelled" in str(error)
+
+
+# --- resuming ---
+
+
+def test_changed_clip_is_taken_from_its_start(s3: S3Client, bucket: str) -> None:
+    """When the ETag changes between two connections, parts and SHA-256 begin anew and no old byte is stored."""
+    old, new = make_clip(30 * MIB), FTYP + b"new" * (7 * MIB)
+    with ClipServer(old, Answer(cut=26 * MIB), Answer(body=new, etag='"two"')) as server:
+        assert_stored(s3, bucket, new, bring(server, s3, bucket))
+
+
+def test_server_without_ranges_is_asked_from_the_start(s3: S3Client, bucket: str) -> None:
+    """A host that answers 200 to a Range is read from byte 0."""
+    clip = make_clip(20 * MIB)
+    answers = [Answer(cut=18 * MIB), Answer(ignore_range=True, cut=MIB), Answer(ignore_range=True)]
+    with ClipServer(clip, *answers) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Answer(content_range="bytes 5-9/100"),
+        Answer(content_range="nonsense"),
+        Answer(status=416),
+        Answer(headers={"ETag": '"other"'}),
+    ],
+    ids=["range", "nonsense", "416", "etag"],
+)
+def test_another_range_than_asked_for_is_not_used(s3: S3Client, bucket: str, wrong: Answer) -> None:
+    """A partial answer that does not fit what is there is dropped, and the clip is read from its start."""
+    clip = make_clip(20 * MIB)
+    with ClipServer(clip, Answer(cut=10 * MIB), wrong) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+    assert "range" not in server.requests[2].headers
+
+
+@pytest.mark.parametrize(
+    ("etag", "last_modified", "condition"),
+    [
+        ('"strong"', None, '"strong"'),
+        ('W/"weak"', None, None),
+        ("", None, None),
+        ("", "Sat, 01 Nov 2025 10:00:00 GMT", "Sat, 01 Nov 2025 10:00:00 GMT"),
+    ],
+)
+def test_a_resume_is_bound_to_a_strong_validator(
+    s3: S3Client, bucket: str, etag: str, last_modified: str | None, condition: str | None
+) -> None:
+    """Range goes with If-Range, a strong ETag or a date; without either the clip is read from its start."""
+    clip = make_clip(10 * MIB)
+    with ClipServer(clip, Answer(cut=9 * MIB), etag=etag) as server:
+        server.last_modified = last_modified
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+    assert server.requests[1].headers.get("if-range") == condition
+    assert ("range" in server.requests[1].headers) == (condition is not None)
+
+
+def test_progress_renews_the_resumes(s3: S3Client, bucket: str) -> None:
+    """Any number of breaks is gone on from, as long as each connection brings something."""
+    clip = make_clip(MIB)
+    breaks = [Answer(cut=32 * KIB) for _ in range(3 * transfer.MAX_FAILURES)]
+    with ClipServer(clip, *breaks) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+
+
+def test_small_pieces_before_resets_count(s3: S3Client, bucket: str) -> None:
+    """A host that resets each connection after a few KiB is gone on from too."""
+    clip = make_clip(200 * KIB)
+    breaks = [Answer(cut=20 * KIB, reset=True) for _ in range(4)]
+    with ClipServer(clip, *breaks) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(cut=0), Answer(status=503), Answer(status=429), Answer(status=500)]
+)
+def test_failures_without_progress_are_bounded(s3: S3Client, bucket: str, answer: Answer) -> None:
+    """A host that brings nothing, or answers 5xx or 429, is asked again a bounded number of times."""
+    with ClipServer(make_clip(MIB), *[answer] * 50) as server:
+        error = bring_nothing(server, s3, bucket)
+    assert len(server.requests) == transfer.MAX_FAILURES + 1
+    assert not isinstance(error, ClipExpired)
+    assert f"127.0.0.1:{server.url.split(':')[2].split('/')[0]}/clips/one.mp4" in str(error)
+
+
+def test_host_that_recovers_is_enough(s3: S3Client, bucket: str) -> None:
+    """503 in the middle of a clip keeps what is there: the next request goes on."""
+    clip = make_clip(20 * MIB)
+    with ClipServer(clip, Answer(cut=10 * MIB), Answer(status=503), Answer(status=429)) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+    assert server.requests[3].headers["range"] == f"bytes={10 * MIB}-"
+
+
+def test_nobody_listens(s3: S3Client, bucket: str) -> None:
+    """A refused connection is a bounded number of tries and then an error that names the host."""
+    with ClipServer(b"") as server:
+        url = server.url
+    with pytest.raises(ClipTransferError, match=r"ConnectionRefusedError") as caught:
+        transfer_clip(url, s3=s3, bucket=bucket, key=KEY, metadata={})
+    assert "topsecret" not in str(caught.value)
+
+
+# --- refusals and redirects ---
+
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+FUTURE = {"Date": "Fri, 01 Jan 2100 00:00:00 GMT"}
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_expiry_is_told_by_the_servers_clock(s3: S3Client, bucket: str, status: int) -> None:
+    """A refusal after `expires_at`, by the Date of the answer, means that the link has run out."""
+    in_an_hour = time.time() + 3600
+    with ClipServer(b"no", Answer(status=status, headers=FUTURE)) as server, pytest.raises(ClipExpired):
+        bring(server, s3, bucket, expires_at=in_an_hour)
+    with ClipServer(b"no", Answer(status=status)) as server:
+        error = bring_nothing(server, s3, bucket, expires_at=in_an_hour)
+    assert not isinstance(error, ClipExpired)
+    assert str(status) in str(error)
+
+
+def test_expiry_is_told_by_the_body(s3: S3Client, bucket: str) -> None:
+    """S3's "Request has expired" means that the link has run out, with no `expires_at` at all."""
+    with ClipServer(DENIED, Answer(status=403)) as server, pytest.raises(ClipExpired) as caught:
+        bring(server, s3, bucket)
+    assert "topsecret" not in str(caught.value)
+
+
+def test_link_that_expires_in_mid_download(s3: S3Client, bucket: str) -> None:
+    """A resume that is refused because the link ran out aborts the upload and says so."""
+    refusal = Answer(status=403, body=DENIED, ignore_range=True)
+    with (
+        ClipServer(make_clip(30 * MIB), Answer(cut=20 * MIB), refusal) as server,
+        pytest.raises(ClipExpired),
+    ):
+        bring(server, s3, bucket)
+    assert_nothing(s3, bucket)
+
+
+def test_redirects_are_followed(s3: S3Client, bucket: str) -> None:
+    """Five redirects are followed, relative ones too."""
+    hops = [Answer(status=code, headers={"Location": f"/{code}?next"}) for code in (301, 302, 303, 307, 308)]
+    clip = make_clip(100)
+    with ClipServer(clip, *hops) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+    assert server.requests[-1].path == "/308?next"
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([Answer(status=302, headers={"Location": "/again"})] * 6, "more than 5"),
+        ([Answer(status=302)], "without a Location"),
+        ([Answer(status=302, headers={"Location": "file:///etc/passwd?topsecret"})], "not an http or https"),
+        ([Answer(status=302, headers={"Location": "http://u:topsecret@h/"})], "not an http or https"),
+    ],
+)
+def test_bad_redirects_are_refused(s3: S3Client, bucket: str, answers: list[Answer], words: str) -> None:
+    """Too many redirects, one to nowhere, and one that leaves HTTP are errors."""
+    with ClipServer(make_clip(100), *answers) as server:
+        assert words in str(bring_nothing(server, s3, bucket))
+
+
+def test_redirect_from_https_to_http_is_refused() -> None:
+    """What began encrypted does not go on in the clear."""
+    download = transfer._Download("https://clips.example/one.mp4?topsecret")
+    with ClipServer(
+        b"", Answer(status=302, headers={"Location": "http://clips.example/?topsecret"})
+    ) as server:
+        answer = transfer._Download(server.url)._opener.open(server.url, timeout=5)
+        with answer, pytest.raises(ClipTransferError, match="from https to http") as caught:
+            download._redirected("https://clips.example/one.mp4?topsecret", answer)
+    assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h/x?topsecret", "file:///etc/passwd", "https:///x", "x", "http://[::1/x"]
+)
+def test_only_http_urls_are_taken(s3: S3Client, url: str) -> None:
+    """Other URLs are refused before anything is sent."""
+    with pytest.raises(ClipTransferError, match="not an http or https URL") as caught:
+        transfer_clip(url, s3=s3, bucket="none", key=KEY, metadata={})
+    assert "topsecret" not in str(caught.value)
+
+
+def test_nothing_secret_is_sent_or_logged(
+    s3: S3Client, bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The clip's host gets no credentials, and no log line at any level has the URL's query."""
+    caplog.set_level(logging.DEBUG)
+    with ClipServer(make_clip(9 * MIB), Answer(cut=MIB), Answer(status=503)) as server:
+        bring(server, s3, bucket)
+    assert all(not {"authorization", "cookie"} & request.headers.keys() for request in server.requests)
+    assert "The download of http://127.0.0.1" in caplog.text
+    assert "topsecret" not in caplog.text
+
+
+# --- S3 ---
+
+
+def test_missing_bucket_is_named(s3: S3Client) -> None:
+    """An S3 refusal names operation, object and S3's code."""
+    with ClipServer(make_clip(100)) as server, pytest.raises(ClipTransferError) as caught:
+        bring(server, s3, "no-such-bucket-here")
+    assert "PutObject of s3://no-such-bucket-here/out/clip.mp4: NoSuchBucket" in str(caught.value)
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload", "CreateMultipartUpload"])
+def test_s3_failure_aborts_the_upload(s3: S3Client, bucket: str, operation: str) -> None:
+    """When S3 fails one of the calls, the upload is aborted and the error names the call and the permission."""
+    from botocore.exceptions import ClientError
+
+    def fail(**_: Any) -> None:
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": "Access Denied"}}, operation)
+
+    s3.meta.events.register(f"before-send.s3.{operation}", fail, unique_id="fail")
+    try:
+        with ClipServer(make_clip(40 * MIB)) as server:
+            error = bring_nothing(server, s3, bucket)
+    finally:
+        s3.meta.events.unregister(f"before-send.s3.{operation}", unique_id="fail")
+    assert f"S3 refused {operation}" in str(error)
+    assert "s3:PutObject" in str(error)
+
+
+def test_failed_abort_does_not_hide_the_failure(
+    s3: S3Client, bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the abort fails too, it is logged, and the first failure is raised."""
+    from botocore.exceptions import EndpointConnectionError
+
+    def fail(**_: Any) -> None:
+        raise EndpointConnectionError(endpoint_url="http://s3.example")
+
+    s3.meta.events.register("before-send.s3.AbortMultipartUpload", fail, unique_id="fail")
+    try:
+        with (
+            ClipServer(make_clip(20 * MIB), Answer(cut=18 * MIB), Answer(status=404)) as server,
+            pytest.raises(ClipTransferError, match="answered 404"),
+        ):
+            bring(server, s3, bucket)
+    finally:
+        s3.meta.events.unregister("before-send.s3.AbortMultipartUpload", unique_id="fail")
+    assert "could not be aborted" in caplog.text
+    for upload in s3.list_multipart_uploads(Bucket=bucket)["Uploads"]:
+        s3.abort_multipart_upload(Bucket=bucket, Key=KEY, UploadId=upload["UploadId"])
+
+
+@pytest.mark.parametrize("size", [100, 9 * MIB])
+def test_extra_args_go_to_the_calls_that_take_them(s3: S3Client, bucket: str, size: int) -> None:
+    """Each extra argument reaches every call that has it, and no other."""
+    sent: dict[str, dict[str, Any]] = {}
+    s3.meta.events.register(
+        "provide-client-params.s3",
+        lambda params, model, **_: sent.update({model.name: params}),
+        unique_id="see",
+    )
+    try:
+        with ClipServer(make_clip(size)) as server:
+            extra = {"StorageClass": "STANDARD", "ChecksumAlgorithm": "SHA256", "CacheControl": "no-cache"}
+            bring(server, s3, bucket, extra_args=extra)
+    finally:
+        s3.meta.events.unregister("provide-client-params.s3", unique_id="see")
+    opening = "PutObject" if size < 8 * MIB else "CreateMultipartUpload"
+    assert extra.items() <= sent[opening].items()
+    assert extra.keys().isdisjoint(sent["HeadObject"])
+    if size > 8 * MIB:
+        assert sent["UploadPart"]["ChecksumAlgorithm"] == "SHA256"
+        assert "StorageClass" not in sent["UploadPart"]
+
+
+@pytest.mark.parametrize("name", ["StorageKlass", "Body", "Metadata", "ChecksumCRC32", "UploadId"])
+def test_unknown_extra_arg_is_refused(s3: S3Client, bucket: str, name: str) -> None:
+    """An argument that cannot be passed on is named before anything is sent."""
+    with pytest.raises(ValueError, match=name):
+        check_extra_args(s3, {name: "x", "ACL": "private"})
+    with ClipServer(make_clip(100)) as server:
+        assert name in str(bring_nothing(server, s3, bucket, extra_args={name: "x"}))
+    assert server.requests == []
+
+
+def test_customer_key_is_in_no_message(s3: S3Client, bucket: str) -> None:
+    """What botocore says of a malformed parameter names it, and does not quote it."""
+    with ClipServer(make_clip(100)) as server:
+        error = bring_nothing(server, s3, bucket, extra_args={"SSEKMSKeyId": ["topsecret"]})
+    assert "SSEKMSKeyId" in str(error)
+
+
+def test_clip_longer_than_s3_takes_is_refused(
+    s3: S3Client, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More parts than S3 allows are an error, not a truncated clip."""
+    monkeypatch.setattr(transfer, "MAX_PARTS", 2)
+    with ClipServer(make_clip(17 * MIB)) as server:
+        assert "limit" in str(bring_nothing(server, s3, bucket))
+
+
+# --- cutting ---
+
+
+@given(
+    size=st.integers(1, 9),
+    runs=st.lists(st.lists(st.binary(max_size=20), max_size=12), min_size=1, max_size=4),
+)
+def test_parts_are_the_stream(size: int, runs: list[list[bytes]]) -> None:
+    """Whatever the reads, and after restarts at any point: parts of exactly the size, a last one, no byte else."""
+    parts: list[bytes] = []
+    cutter = PartCutter(
+        size, take=lambda: memoryview(bytearray(size)), hand_on=lambda part: parts.append(bytes(part))
+    )
+    for number, reads in enumerate(runs):
+        if number:
+            cutter.restart()
+            parts.clear()
+        for read in reads:
+            left = read
+            while left:
+                room = cutter.room()
+                count = min(len(room), len(left))
+                room[:count] = left[:count]
+                cutter.filled(count)
+                left = left[count:]
+    rest = bytes(cutter.rest())
+    assert b"".join(parts) + rest == b"".join(runs[-1])
+    assert all(len(part) == size for part in parts)
+    assert len(rest) <= size
+    assert rest or not parts
