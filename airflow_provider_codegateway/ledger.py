@@ -49,12 +49,12 @@ log = logging.getLogger(__name__)
 DEFAULT_PREFIX = "_codegateway/"
 
 SETTLE_GRACE = 15.0
-"""Seconds for which a fresh receipt is left to the run that bought it, before another one fetches the clip."""
+"""Seconds for which a fresh receipt is left to the run that bought it; then another may fetch the clip."""
 
 # 412: the object exists. 409: somebody else is just creating it.
 _EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
 _NOT_IMPLEMENTED = frozenset({"NotImplemented", "501"})
-_MARKER = re.compile(r"([1-9][0-9]*)\.(started|rendered|abandoned)")
+MARKER_NAME = re.compile(r"([1-9][0-9]*)\.(started|rendered|abandoned)")
 
 _honours_conditions: set[tuple[str, str]] = set()
 _probing = threading.Lock()
@@ -162,6 +162,22 @@ def next_step(
     return Claim(last.number + 1)
 
 
+def situation(entry: Entry) -> str:
+    """An entry in a word or two, for a list."""
+    if not entry.attempts:
+        return "nothing bought yet"
+    last = entry.attempts[-1]
+    if any(attempt.rendered and not attempt.abandoned for attempt in entry.attempts):
+        return "paid, not delivered"
+    if last.started and not last.abandoned and _is_live(last, entry.now):
+        return "rendering"
+    return "outcome unknown"
+
+
+def _is_live(attempt: Attempt, now: datetime) -> bool:
+    return attempt.started is not None and now - attempt.started < timedelta(seconds=attempt.claim_seconds)
+
+
 def describe_attempts(entry: Entry) -> str:
     """One sentence for each render that was begun: when, and with what outcome."""
     if not entry.attempts:
@@ -179,7 +195,7 @@ def _fate(attempt: Attempt, now: datetime) -> str:
         return f"was bought{f', and is lost{lost}' if attempt.abandoned else ', and not delivered'}"
     if attempt.abandoned:
         return f"may have been bought{lost}"
-    if attempt.started and now - attempt.started < timedelta(seconds=attempt.claim_seconds):
+    if _is_live(attempt, now):
         return "may still be rendering"
     return "may have been bought: its run died without a word"
 
@@ -233,13 +249,10 @@ class Ledger:
             "request.json", {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
         )
 
-    def body(self) -> dict[str, Any] | None:
-        """The request body that ``open`` wrote; None if the entry is gone or for another request."""
+    def request(self) -> dict[str, Any] | None:
+        """The request body that ``open`` wrote; None if the entry is gone."""
         request = self._get("request.json")
-        if request is None or request["fingerprint"] != self.fingerprint:
-            return None
-        body: dict[str, Any] = request["body"]
-        return body
+        return None if request is None else request["body"]
 
     def claim(self, number: int, *, claim_seconds: float) -> bool:
         """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``."""
@@ -280,7 +293,7 @@ class Ledger:
     def read(self) -> Entry:
         """The whole entry, and the store's clock."""
         now, written = self._list()
-        numbers = sorted({int(match[1]) for name in written if (match := _MARKER.fullmatch(name))})
+        numbers = sorted({int(match[1]) for name in written if (match := MARKER_NAME.fullmatch(name))})
         fingerprint: str | None = None
         model: str | None = None
         request = self._get("request.json") if "request.json" in written else None
@@ -424,3 +437,11 @@ class _PartialDelete(Exception):
     def __init__(self, failed: Mapping[str, Any]) -> None:
         super().__init__(failed.get("Message", ""))
         self.response = {"Error": {"Code": failed.get("Code", "")}}
+
+
+if __name__ == "__main__":
+    import sys
+
+    from airflow_provider_codegateway.ledger_cli import main
+
+    sys.exit(main())

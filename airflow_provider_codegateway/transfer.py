@@ -1,7 +1,7 @@
 """Clip URL → S3: in bounded memory, resumed where the download broke, verified before anybody can see it.
 
-One thread (the caller's) downloads and cuts the clip into parts; three others upload them. The parts live in
-three buffers that are used again and again, so the memory is the same for a clip of any length.
+One thread (the caller's) downloads and cuts the clip into parts; three others upload them. The bytes live in a
+fixed number of blocks that are used again and again, so the memory is the same for a clip of any length.
 
 S3 shows an object when its ``PutObject`` or ``CompleteMultipartUpload`` has succeeded, not before. Neither is
 sent until all bytes are there and are an MP4. Whatever ends a transfer early aborts its multipart upload.
@@ -47,13 +47,12 @@ PART_SIZE = 8 * 1024 * 1024
 """Bytes in each part but the last. A clip that fits in one part is stored by one ``PutObject``."""
 MAX_PARTS = 10_000
 """S3's limit, so that the longest clip has 78 GiB."""
-BUFFERS = 3
-"""Parts in memory at a time: being filled, or in flight."""
-READ_SIZE = 1024 * 1024
-"""Bytes that are read from the clip's host at a time."""
-SEND_SIZE = 1024 * 1024
-"""Bytes that are sent to S3 at a time. More would cost a little less, but the read timeout of the S3 client is the
-time that each piece may take, and a transfer stops between pieces."""
+PARTS_IN_FLIGHT = 3
+BLOCK_SIZE = 1024 * 1024
+"""Bytes that are read, or sent, at a time. The read timeout of the S3 client is the time that each may take to send,
+and a transfer stops between two of them."""
+BLOCKS = 29
+"""Blocks in memory at a time: the parts in flight, and the most of the next one."""
 CONNECT_TIMEOUT = 10.0
 """Seconds, TLS handshake included."""
 READ_TIMEOUT = 60.0
@@ -262,7 +261,7 @@ class _Download:
         failures, best = 0, 0
         while True:
             try:
-                self._one_connection(sink, READ_SIZE >> 4 * failures)
+                self._one_connection(sink, BLOCK_SIZE >> 4 * failures)
             except _Broken as broken:
                 failures = 1 if self._offset > best else failures + 1
                 best = max(best, self._offset)
@@ -489,82 +488,98 @@ def _retry_after(headers: Message) -> float:
 
 
 class PartCutter:
-    """Cuts a stream into parts: each has exactly ``size`` bytes, except the last, which :meth:`rest` gives.
+    """Cuts a stream into parts, and parts into blocks.
 
-    :param take: gives a buffer of ``size`` bytes. May wait for one.
-    :param hand_on: takes a full buffer, for good.
+    Each part has exactly ``blocks`` full blocks, except the last, which :meth:`rest` gives.
+
+    :param take: gives an empty block. May wait for one.
+    :param hand_on: takes a full part, for good.
     """
 
     def __init__(
-        self, size: int, *, take: Callable[[], memoryview], hand_on: Callable[[memoryview], None]
+        self, blocks: int, *, take: Callable[[], memoryview], hand_on: Callable[[list[memoryview]], None]
     ) -> None:
-        self._size = size
+        self._part_blocks = blocks
         self._take = take
         self._hand_on = hand_on
-        self._buffer: memoryview | None = None
-        self._filled = 0
+        self._blocks: list[memoryview] = []
+        self._filled = 0  # of the last block
 
     def room(self) -> memoryview:
         """Return where the stream's next bytes go. A part that is full is handed on first."""
-        if self._buffer is not None and self._filled == self._size:
-            full, self._buffer, self._filled = self._buffer, None, 0
-            self._hand_on(full)
-        if self._buffer is None:
-            self._buffer = self._take()
-        return self._buffer[self._filled :]
+        if not self._blocks or self._filled == len(self._blocks[-1]):
+            if len(self._blocks) == self._part_blocks:
+                full, self._blocks = self._blocks, []
+                self._hand_on(full)
+            self._blocks.append(self._take())
+            self._filled = 0
+        return self._blocks[-1][self._filled :]
 
     def filled(self, count: int) -> None:
         """Take up so many bytes, which lie at the start of the room."""
         self._filled += count
 
-    def rest(self) -> memoryview:
-        """Return what was not handed on: up to ``size`` bytes."""
-        return memoryview(b"") if self._buffer is None else self._buffer[: self._filled]
+    def rest(self) -> list[memoryview]:
+        """Return what was not handed on: at most one part."""
+        if not self._blocks:
+            return []
+        return [*self._blocks[:-1], self._blocks[-1][: self._filled]]
 
-    def restart(self) -> None:
-        """Forget the rest: the stream begins anew."""
-        self._filled = 0
+    def restart(self) -> list[memoryview]:
+        """Forget the rest: the stream begins anew. Return its blocks."""
+        blocks, self._blocks = self._blocks, []
+        return blocks
 
 
-class _Buffers:
-    """Up to :data:`BUFFERS` buffers of one part, made when they are first needed."""
+class _Blocks:
+    """Up to :data:`BLOCKS` blocks, each made when it is first needed."""
 
     def __init__(self) -> None:
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._made = 0
 
     def take(self) -> memoryview:
-        if self._free.empty() and self._made < BUFFERS:
+        if self._free.empty() and self._made < BLOCKS:
             self._made += 1
-            return memoryview(bytearray(PART_SIZE))
+            return memoryview(bytearray(BLOCK_SIZE))
         return self._free.get()
 
-    def give_back(self, buffer: memoryview) -> None:
-        self._free.put(buffer)
+    def give_back(self, blocks: list[memoryview]) -> None:
+        for block in blocks:
+            self._free.put(block)
 
 
 class _Body:
-    """A part as botocore's file-like body. It copies nothing; botocore reads it up to three times."""
+    """A part as botocore's file-like body. It copies nothing; botocore reads it up to three times.
 
-    def __init__(self, data: memoryview, stopped: threading.Event) -> None:
-        self._data = data
+    :meth:`read` gives the rest of a block, also where botocore's connection asks for 16 KiB: it sends what it gets.
+    """
+
+    def __init__(self, blocks: list[memoryview], stopped: threading.Event) -> None:
+        self._blocks = blocks
+        self._size = sum(map(len, blocks))
         self._stopped = stopped
         self._at = 0
 
     def __len__(self) -> int:
-        return len(self._data)
+        return self._size
 
-    def read(self, size: int | None = -1) -> memoryview:
+    def read(self, size: int | None = None) -> memoryview | bytes:
         if self._stopped.is_set():
             raise _Stopped
-        # botocore's connection asks for 16 KiB at a time, and sends what it gets: fewer, longer pieces cost less.
-        end = len(self._data) if size is None or size < 0 else self._at + max(size, SEND_SIZE)
-        piece = self._data[self._at : end]
+        if size is None or size < 0:
+            rest = b"".join(self._blocks)[self._at :]
+            self._at = self._size
+            return rest
+        if self._at >= self._size:
+            return b""
+        number, start = divmod(self._at, BLOCK_SIZE)
+        piece = self._blocks[number][start:]
         self._at += len(piece)
         return piece
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, len(self._data))[whence]
+        self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
     def tell(self) -> int:
@@ -701,7 +716,7 @@ class _Attempt:
 
     def __init__(self, target: _Target) -> None:
         self._target = target
-        self._pool = ThreadPoolExecutor(BUFFERS, thread_name_prefix="codegateway-upload")
+        self._pool = ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="codegateway-upload")
         self._parts: list[Future[dict[str, Any]]] = []
         self._stopped = threading.Event()
         self._creation = threading.Lock()
@@ -713,11 +728,11 @@ class _Attempt:
         """Whether a part was sent."""
         return bool(self._parts)
 
-    def put(self, clip: memoryview) -> Future[None]:
+    def put(self, clip: list[memoryview]) -> Future[None]:
         """Begin to store the clip in one call."""
         return self._pool.submit(self._target.put, _Body(clip, self._stopped))
 
-    def send(self, part: memoryview, *, sent: Callable[[], None]) -> None:
+    def send(self, part: list[memoryview], *, sent: Callable[[], None]) -> None:
         """Send the next part, and call ``sent`` when it is sent, or has failed."""
         number = len(self._parts) + 1
         if number > MAX_PARTS:
@@ -749,7 +764,7 @@ class _Attempt:
         closing.start()
         closing.join()
 
-    def _send(self, number: int, part: memoryview, sent: Callable[[], None]) -> dict[str, Any]:
+    def _send(self, number: int, part: list[memoryview], sent: Callable[[], None]) -> dict[str, Any]:
         try:
             return self._target.upload_part(self._created(), number, _Body(part, self._stopped))
         except BaseException as error:
@@ -790,8 +805,8 @@ class _Upload:
         self._target = target
         self._verify = verify
         self._attempt = _Attempt(target)
-        self._buffers = _Buffers()
-        self._cutter = PartCutter(PART_SIZE, take=self._take, hand_on=self._send)
+        self._blocks = _Blocks()
+        self._cutter = PartCutter(PART_SIZE // BLOCK_SIZE, take=self._take, hand_on=self._send)
         self._hash = hashlib.sha256()
         self._size = 0
 
@@ -816,7 +831,7 @@ class _Upload:
         self._attempt.stop()
 
     def room(self) -> memoryview:
-        """Return where the next bytes go. Waits while all buffers are in flight."""
+        """Return where the next bytes go. Waits while all blocks are in use."""
         return self._cutter.room()
 
     def filled(self, count: int) -> None:
@@ -827,7 +842,7 @@ class _Upload:
         """Forget all bytes: the stream begins anew."""
         self._attempt.close()
         self._attempt = _Attempt(self._target)
-        self._cutter.restart()
+        self._blocks.give_back(self._cutter.restart())
         self._hash, self._size = hashlib.sha256(), 0
 
     def finish(self) -> None:
@@ -838,23 +853,24 @@ class _Upload:
                 self._send(last)
             self._attempt.complete()
             return
-        self._verify(last)
+        self._verify(last[0] if last else memoryview(b""))
         stored = self._attempt.put(last)
         self._count(last)
         stored.result()
 
     def _take(self) -> memoryview:
-        buffer = self._buffers.take()
+        block = self._blocks.take()
         self._attempt.raise_failure()
-        return buffer
+        return block
 
-    def _send(self, part: memoryview) -> None:
+    def _send(self, part: list[memoryview]) -> None:
         if not self._attempt.is_multipart:
-            self._verify(part)
-        self._attempt.send(part, sent=partial(self._buffers.give_back, part))
-        # Hashed while it is on its way: only this thread fills buffers, so it stays as it is till then.
+            self._verify(part[0])
+        self._attempt.send(part, sent=partial(self._blocks.give_back, part))
+        # Hashed while it is on its way: only this thread fills blocks, so they stay as they are till then.
         self._count(part)
 
-    def _count(self, part: memoryview) -> None:
-        self._hash.update(part)
-        self._size += len(part)
+    def _count(self, part: list[memoryview]) -> None:
+        for block in part:
+            self._hash.update(block)
+            self._size += len(block)

@@ -1,4 +1,4 @@
-"""``python -m demo`` runs the example DAGs and shows their clips; ``python -m demo up`` serves a whole Airflow."""
+"""``python -m demo run``: the example DAGs and their clips. ``python -m demo up``: a whole Airflow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    sandbox = Sandbox(PROJECT / ".airflow" / options.command, render_seconds=options.render_seconds)
+    home = PROJECT / ".airflow" / ("demo" if options.command == "run" else "up")
+    sandbox = Sandbox(home, render_seconds=options.render_seconds)
     try:
         with sandbox:
             if options.command == "run":
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(textwrap.indent(sandbox.log_tail(), "    "), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped, with everything that was started.", file=sys.stderr)
+        print("Stopped, with everything that was started.", file=sys.stderr)
         return 0 if options.command == "up" else 130
     return 0
 
@@ -52,6 +53,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     # Once is enough: a second Ctrl-C would leave processes behind.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    print("\nStopping.", file=sys.stderr, flush=True)
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""Runs commands of Airflow one after the other in one process: Airflow takes seconds to import, and CI has few.
+"""Runs commands of Airflow one after the other in one process, because each start of Airflow takes seconds.
 
 Each argument is a command line without its ``airflow``. The exit status of each goes to stdout as a line;
 everything that Airflow says goes to stderr. The first failure ends it.
@@ -22,7 +22,7 @@ def main(commands: list[str]) -> int:
     for command in commands:
         sys.argv = ["airflow", *shlex.split(command)]
         try:
-            airflow()
+            airflow()  # type: ignore[no-untyped-call]
         except SystemExit as end:
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The example DAGs, run by Airflow; their clips, fetched from S3, decoded, compared with what was asked for."""
+"""The example DAGs, run by Airflow; their clips, fetched from S3, decoded, compared with what was asked."""
 
 from __future__ import annotations
 

@@ -35,6 +35,19 @@ STOP_SECONDS = 20
 SET_UP = ("db migrate", "pools set codegateway 2 'CodeGateway renders'")
 """The commands that make Airflow's database, and the pool of the marketing pipeline."""
 
+# So that a browser shows a clip by its plain URL.
+_READABLE_BY_ALL = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": "s3:GetObject",
+            "Resource": f"arn:aws:s3:::{BUCKET}/*",
+        }
+    ],
+}
+
 
 class SandboxError(Exception):
     """Something that the sandbox started did not do what it should."""
@@ -62,6 +75,7 @@ class Sandbox:
             self._environment = self._airflow_environment(gateway_connection)
             self.s3 = self._s3_client()
             self.s3.create_bucket(Bucket=BUCKET)
+            self.s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(_READABLE_BY_ALL))
             for file in sorted((PROJECT / "demo" / "input").iterdir()):
                 self.s3.upload_file(str(file), BUCKET, f"input/{file.name}")
             self._open = stack.pop_all()
@@ -146,7 +160,7 @@ class Sandbox:
             yield json.loads(connection)["host"], connection
 
     def _airflow_environment(self, gateway_connection: str) -> dict[str, str]:
-        # What somebody has set for an Airflow or an AWS of their own must not leak in, nor our calls out to a proxy.
+        # What somebody has set for an Airflow or an AWS of their own must not leak in, nor our calls to a proxy.
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "AWS_"))
         }

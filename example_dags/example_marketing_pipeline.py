@@ -1,13 +1,13 @@
 """
 ### Marketing pipeline
 
-A product list (CSV in S3) becomes one clip for each product, and a manifest (JSON in S3) that says where they are.
+A product list (CSV in S3) becomes one clip for each product, and a manifest (JSON in S3) of where they are.
 
 - The list has the columns `sku`, `prompt` and any of `image`, `aspect_ratio`, `duration`, `generate_audio`.
   An empty cell leaves the choice to the model. `image` is a key in the same bucket.
 - The pool `codegateway` bounds how many renders run at a time, over all DAGs. Make it once:
   `airflow pools set codegateway 4 "CodeGateway renders"`.
-- Run it again with the same campaign: clips that are there already cost nothing, and only new products are bought.
+- Run it again with the same campaign: clips that are there cost nothing, and only new products are bought.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import io
 import json
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, Param, task
+from airflow.providers.common.compat.sdk import DAG, Param, XComArg, task
 
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
@@ -35,21 +35,21 @@ with DAG(
 ):
 
     @task
-    def read_products(params: dict[str, Any]) -> list[dict[str, Any]]:
+    def read_products(bucket: str, products: str, campaign: str) -> list[dict[str, Any]]:
         """The operator's arguments, for each product."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        products = csv.DictReader(io.StringIO(S3Hook().read_key(params["products"], params["bucket"])))
+        rows = csv.DictReader(io.StringIO(S3Hook().read_key(products, bucket)))
         return [
             {
-                "prompt": product["prompt"],
-                "image": f"s3://{params['bucket']}/{product['image']}" if product.get("image") else None,
-                "aspect_ratio": product.get("aspect_ratio"),
-                "duration": product.get("duration"),
-                "generate_audio": product.get("generate_audio"),
-                "s3_key": f"{params['campaign']}/{product['sku']}.mp4",
+                "prompt": row["prompt"],
+                "image": f"s3://{bucket}/{row['image']}" if row.get("image") else None,
+                "aspect_ratio": row.get("aspect_ratio"),
+                "duration": row.get("duration"),
+                "generate_audio": row.get("generate_audio"),
+                "s3_key": f"{campaign}/{row['sku']}.mp4",
             }
-            for product in products
+            for row in rows
         ]
 
     clips = GenerateVideoOperator.partial(
@@ -59,18 +59,16 @@ with DAG(
         s3_bucket="{{ params.bucket }}",
         pool="codegateway",
         map_index_template="{{ task.s3_key }}",
-    ).expand_kwargs(read_products())
+    ).expand_kwargs(read_products("{{ params.bucket }}", "{{ params.products }}", "{{ params.campaign }}"))
 
     @task
-    def write_manifest(clips: list[dict[str, Any]], params: dict[str, Any]) -> str:
+    def write_manifest(clips: list[dict[str, Any]], bucket: str, campaign: str) -> str:
         """Store where the clips are, and return the manifest's key."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        manifest = [
-            {name: clip[name] for name in ("key", "bytes", "model", "renders_bought")} for clip in clips
-        ]
-        key = f"{params['campaign']}/manifest.json"
-        S3Hook().load_string(json.dumps(manifest, indent=2), key, params["bucket"], replace=True)
+        key = f"{campaign}/manifest.json"
+        manifest = [{name: clip[name] for name in ("key", "model", "bytes", "fingerprint")} for clip in clips]
+        S3Hook().load_string(json.dumps(manifest, indent=2), key, bucket, replace=True)
         return key
 
-    write_manifest(clips.output["clip"])
+    write_manifest(XComArg(clips, "clip"), "{{ params.bucket }}", "{{ params.campaign }}")

@@ -90,7 +90,7 @@ def test_a_clip_of_each_model_lands_in_s3_and_its_key_in_xcom(
     assert key.startswith("a/20")
     stored = s3.get_object(Bucket=bucket, Key=key)
     content = stored["Body"].read()
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(content), "r") as container:
         stream = container.streams.video[0]
         assert (stream.width, stream.height) == size
         assert float(container.duration or 0) / av.time_base == pytest.approx(seconds, abs=0.1)
@@ -238,7 +238,7 @@ def test_a_mistake_in_the_terms_is_seen_when_the_dag_is_parsed(arguments: dict[s
 def test_the_clip_of_the_same_request_is_reused(gateway: Emulator, s3: S3Client, bucket: str) -> None:
     """A second run of the same request finds its clip in place and calls nobody."""
     gateway.serve_clip(MP4)
-    arguments = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4"}
+    arguments: dict[str, Any] = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4"}
     first_key, first = execute("one", **arguments)
     second_key, second = execute("two", **arguments)
     assert first_key == second_key
@@ -266,7 +266,13 @@ def test_replace_renders_anew_on_a_new_run_and_never_on_a_retry(
 ) -> None:
     """The same run gets the clip that it has paid for; the next run gets a new one."""
     gateway.serve_clip(MP4)
-    arguments = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4", "if_exists": "replace"}
+    arguments: dict[str, Any] = {
+        "model": VEO,
+        "prompt": "p",
+        "s3_bucket": bucket,
+        "s3_key": "x.mp4",
+        "if_exists": "replace",
+    }
     assert not execute("one", **arguments)[1]["reused"]
     assert execute("one", **arguments)[1]["reused"]
     gateway.serve_clip(MP4 + b"new")
@@ -280,7 +286,13 @@ def test_fail_does_not_fail_the_retry_of_the_run_that_stored_the_clip(
 ) -> None:
     """``if_exists="fail"`` is about other people's objects."""
     gateway.serve_clip(MP4)
-    arguments = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4", "if_exists": "fail"}
+    arguments: dict[str, Any] = {
+        "model": VEO,
+        "prompt": "p",
+        "s3_bucket": bucket,
+        "s3_key": "x.mp4",
+        "if_exists": "fail",
+    }
     execute("one", **arguments)
     assert execute("one", **arguments)[1]["reused"]
     with pytest.raises(InvalidTarget):
@@ -306,7 +318,13 @@ def test_a_failure_that_bought_nothing_leaves_no_trace_and_does_not_count(
 ) -> None:
     """As often as it happens, the next try still has all of ``max_renders``."""
     gateway.serve_clip(MP4)
-    arguments = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4", "max_renders": 1}
+    arguments: dict[str, Any] = {
+        "model": VEO,
+        "prompt": "p",
+        "s3_bucket": bucket,
+        "s3_key": "x.mp4",
+        "max_renders": 1,
+    }
     gateway.fail_next(fault, times=2)
     for _ in range(2):
         with pytest.raises(error):
@@ -321,7 +339,7 @@ def test_an_unknown_outcome_fails_the_try_and_the_next_one_buys_within_the_limit
 ) -> None:
     """One try buys at most once; after ``max_renders`` nobody buys, and the message says what is known."""
     gateway.serve_clip(MP4)
-    arguments = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4"}
+    arguments: dict[str, Any] = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4"}
     gateway.fail_next(Fault.reset_after(), times=2)
     for _ in range(2):
         with pytest.raises(RenderOutcomeUnknown):
@@ -339,7 +357,13 @@ def test_a_clip_that_cannot_be_fetched_now_is_fetched_later_for_free(
     gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:
     """The receipt is kept: a retry costs a download and no render."""
-    arguments = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4", "max_renders": 1}
+    arguments: dict[str, Any] = {
+        "model": VEO,
+        "prompt": "p",
+        "s3_bucket": bucket,
+        "s3_key": "x.mp4",
+        "max_renders": 1,
+    }
     gateway.fail_next(ClipFault.html())
     with pytest.raises(ClipTransferError) as failure:
         execute(**arguments)
@@ -356,7 +380,7 @@ def test_a_link_that_expired_is_rendered_again_within_the_limit(
     """What was bought here fails the try; the next one buys the second render, and a third is not bought."""
     gateway.serve_clip(MP4)
     gateway.link_lifetime = 0
-    arguments = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4"}
+    arguments: dict[str, Any] = {"model": VEO, "prompt": "p", "s3_bucket": bucket, "s3_key": "x.mp4"}
     for _ in range(2):
         with pytest.raises(ClipExpired):
             execute(**arguments)
@@ -371,7 +395,7 @@ def test_a_changed_prompt_after_a_paid_render_is_reported_with_what_was_paid_for
     """A paid clip that waits in the ledger is not silently given up for another request."""
     gateway.serve_clip(MP4)
     gateway.fail_next(ClipFault.html())
-    arguments = {"model": VEO, "s3_bucket": bucket, "s3_key": "x.mp4"}
+    arguments: dict[str, Any] = {"model": VEO, "s3_bucket": bucket, "s3_key": "x.mp4"}
     with pytest.raises(ClipTransferError):
         execute(prompt="p", **arguments)
     with pytest.raises(LedgerConflict, match=r"Render 1, begun 20.*was bought, and not delivered"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import threading
 import time
@@ -501,14 +502,15 @@ def test_clip_longer_than_s3_takes_is_refused(
 
 
 @given(
-    size=st.integers(1, 9),
+    block=st.integers(1, 4),
+    blocks=st.integers(1, 4),
     runs=st.lists(st.lists(st.binary(max_size=20), max_size=12), min_size=1, max_size=4),
 )
-def test_parts_are_the_stream(size: int, runs: list[list[bytes]]) -> None:
-    """Whatever the reads, and after restarts at any point: parts of exactly the size, a last one, no byte else."""
+def test_parts_are_the_stream(block: int, blocks: int, runs: list[list[bytes]]) -> None:
+    """Whatever the reads, and after restarts at any point: parts of exactly one size, a last one, no byte else."""
     parts: list[bytes] = []
     cutter = PartCutter(
-        size, take=lambda: memoryview(bytearray(size)), hand_on=lambda part: parts.append(bytes(part))
+        blocks, take=lambda: memoryview(bytearray(block)), hand_on=lambda part: parts.append(b"".join(part))
     )
     for number, reads in enumerate(runs):
         if number:
@@ -522,8 +524,25 @@ def test_parts_are_the_stream(size: int, runs: list[list[bytes]]) -> None:
                 room[:count] = left[:count]
                 cutter.filled(count)
                 left = left[count:]
-    rest = bytes(cutter.rest())
-    assert b"".join(parts) + rest == b"".join(runs[-1])
-    assert all(len(part) == size for part in parts)
-    assert len(rest) <= size
+    rest = b"".join(cutter.rest())
+    assert b"".join(parts) + rest == b"".join(itertools.chain(*runs[-1:]))
+    assert all(len(part) == block * blocks for part in parts)
+    assert len(rest) <= block * blocks
     assert rest or not parts
+
+
+@given(sizes=st.lists(st.just(4), max_size=3), last=st.integers(0, 4), start=st.integers(0, 20))
+def test_body_reads_as_a_file_does(sizes: list[int], last: int, start: int) -> None:
+    """From any place, all reads of a body together are the rest of its part; after a seek they are so again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "BLOCK_SIZE", 4)
+        content = bytes(range(sum(sizes) + last))
+        blocks = [memoryview(content[at : at + 4]) for at in range(0, len(content), 4)]
+        body = transfer._Body(blocks, threading.Event())
+        assert len(body) == len(content)
+        for _ in range(2):
+            assert body.seek(start) == body.tell() == start
+            assert b"".join(iter(lambda: bytes(body.read(1)), b"")) == content[start:]
+        body.seek(start)
+        assert body.read() == content[start:]
+        assert body.seek(0, 2) == len(content)

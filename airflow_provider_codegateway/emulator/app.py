@@ -248,7 +248,7 @@ def _status(fault: Fault) -> Response:
 
 def _error(code: int, headers: dict[str, str] | None = None) -> Response:
     if code == 400:
-        return _plain_error(400, "bad request")
+        return JSONResponse({"error": "bad request"}, code, headers)
     type_, message = _ERRORS.get(code, ("error", f"status {code}"))
     return JSONResponse({"error": {"type": type_, "message": message}}, code, headers)
 

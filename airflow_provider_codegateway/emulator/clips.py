@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from dataclasses import dataclass
 from fractions import Fraction
@@ -45,12 +46,12 @@ class Shape:
 def shape_of(request: VideoRequest) -> Shape:
     """What the clip of a request measures; where an unknown model's request is silent, 16:9, 720p, 5 s."""
     across, down = _ratio(request["aspect_ratio"])
-    short = _number(request["resolution"], 720, 2160)
+    short = _number(request["resolution"], 720, 144, 2160)
     scale = Fraction(short, min(across, down))
     return Shape(
         width=2 * round(across * scale / 2),
         height=2 * round(down * scale / 2),
-        seconds=_number(request["duration"], 5, 60),
+        seconds=_number(request["duration"], 5, 1, 60),
         audio=request["generate_audio"] is True,
     )
 
@@ -227,7 +228,8 @@ def _ratio(value: Any) -> tuple[int, int]:
     return 16, 9
 
 
-def _number(value: Any, default: int, limit: int) -> int:
-    """The leading number of ``6``, ``"6s"`` or ``"768P"``."""
-    digits = str(value)[:-1] if isinstance(value, str) and not value.isdecimal() else str(value)
-    return min(max(int(digits), 1), limit) if digits.isdecimal() else default
+def _number(value: Any, default: int, low: int, high: int) -> int:
+    """The number in ``6``, ``"6s"`` or ``"768P"``."""
+    match = re.fullmatch(r"(\d{1,4})[a-zA-Z]?", str(value), re.ASCII)
+    number = int(match[1]) if match else default
+    return number if low <= number <= high else default

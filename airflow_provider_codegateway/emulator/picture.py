@@ -13,6 +13,8 @@ from . import font
 FPS = 24
 _CELL_WIDTH, _CELL_HEIGHT = font.COLUMNS + 1, font.ROWS + 1
 
+_LARGEST_CROP = 8
+
 Colour = tuple[int, int, int]
 """Y, U, V."""
 
@@ -40,9 +42,13 @@ class Canvas:
                 pixels[y * stride + start : y * stride + stop] = row
 
     def paste(self, picture: av.VideoFrame, left: int, top: int, right: int, bottom: int) -> None:
-        """Fill a rectangle with a picture, cropped to its aspect ratio."""
+        """Fill a rectangle with a picture, cropped to its aspect ratio, or squeezed if that leaves too little."""
         width, height = right - left, bottom - top
-        scale = max(Fraction(width, picture.width), Fraction(height, picture.height))
+        across, down = Fraction(width, picture.width), Fraction(height, picture.height)
+        if max(across, down) > _LARGEST_CROP * min(across, down):
+            picture = picture.reformat(width=width, height=height, format="rgb24")
+            across = down = Fraction(1)
+        scale = max(across, down)
         # By way of RGB, so that a JPEG's full range becomes the range of video.
         scaled = picture.reformat(
             width=max(width, _even(picture.width * scale)),

@@ -62,12 +62,13 @@ class RemoteEmulator(Controls):
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        with self._client.stream("POST", "/down", timeout=httpx.Timeout(30.0, read=None)) as response:
-            response.raise_for_status()
-            answer = response.iter_bytes()  # kept, because the connection is closed when it goes
-            next(answer)
-            yield
-        self._wait_until_back()
+        try:
+            with self._client.stream("POST", "/down") as response:
+                answer = response.iter_bytes()  # kept, because the connection is closed when it goes
+                next(answer)
+                yield
+        finally:
+            self._wait_until_back()
 
     def reset(self) -> None:
         self._send("POST", "/reset")

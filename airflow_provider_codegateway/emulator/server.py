@@ -93,7 +93,7 @@ class Server:
         # A process that was forked meanwhile may hold the socket too: closing ours would not end it.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._server.close()
+        await self._stop_accepting()
         for connection in self._connections:
             connection.shutdown()
         # Only a client that has seen the close will not try such a connection again.
@@ -104,6 +104,14 @@ class Server:
     @property
     def _connections(self) -> list[_Protocol]:
         return [connection for connection in self._state.connections if isinstance(connection, _Protocol)]
+
+    async def _stop_accepting(self) -> None:
+        if not self._server.is_serving():
+            return
+        # A connection that is only half accepted when its server closes would be left open for good.
+        self._loop.remove_reader(self._listener.fileno())
+        await _turns(3)
+        self._server.close()
 
     def _run(self) -> None:
         try:
@@ -132,12 +140,14 @@ class Server:
             await self.listen()
             self._started.set_result(gateway)
             await self._stop.wait()
-            self._server.close()
-            # A connection that was just accepted appears two turns of the loop later,
-            # and a request needs one to learn that its connection is gone before it is cancelled.
-            for _ in range(4):
-                for connection in self._connections:
-                    abort(connection.transport)
-                await asyncio.sleep(0)
+            await self._stop_accepting()
+            for connection in self._connections:
+                abort(connection.transport)
+            await _turns(2)  # in which the requests learn that their clients are gone
         finally:
             await gateway.close()
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)

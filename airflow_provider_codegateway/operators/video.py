@@ -21,6 +21,7 @@ from airflow_provider_codegateway.render import Clip, IfExists, Order, clip_targ
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk.definitions.retry_policy import RetryPolicy
 
 
 class _HidesMedia:
@@ -134,6 +135,9 @@ class GenerateVideoOperator(BaseOperator):
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders={max_renders!r} buys nothing: use a whole number from 1 up.")
         self._call = BlockingCall()
+        # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
+        if getattr(self, "retry_policy", None) is None:
+            self.retry_policy = _default_retry_policy()
 
     @cached_property
     def hook(self) -> CodeGatewayVideoHook:
@@ -214,6 +218,14 @@ class GenerateVideoOperator(BaseOperator):
         if self.do_xcom_push:
             context["ti"].xcom_push(key="clip", value=clip.as_dict())
         return clip.key
+
+
+def _default_retry_policy() -> RetryPolicy | None:
+    try:
+        from airflow_provider_codegateway.retry_policy import CodeGatewayRetryPolicy
+    except ImportError:  # Airflow before 3.3 has no retry policies
+        return None
+    return CodeGatewayRetryPolicy()
 
 
 def _run_id(context: Context) -> str:

@@ -1,0 +1,45 @@
+# Every target sets up what it needs: Python 3.11 or newer and make are enough. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo up test bench lint format clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Run the example DAGs on this machine; their clips are in demo-output/
+	@$(RUN) -m demo run
+
+up: $(INSTALLED) ## Start Airflow with its UI, wired to an emulator and an S3, until Ctrl-C
+	@$(RUN) -m demo up
+
+test: $(INSTALLED) ## Run the tests; ARGS goes to pytest, as in ARGS="-k ledger -x"
+	$(RUN) -m pytest $(ARGS)
+
+bench: $(INSTALLED) ## Measure import and transfer beside peers
+	$(RUN) -m benchmarks $(ARGS)
+
+lint: $(INSTALLED) ## Check style, format and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy airflow_provider_codegateway benchmarks demo example_dags tests
+
+format: $(INSTALLED) ## Mend style and format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean: ## Remove everything that was made, the virtual environment too
+	rm -rf $(VENV) .airflow demo-output build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'Python 3.11 or newer is needed. Name one, as in: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	@echo 'Setting up $(VENV) with Airflow and all else: some minutes, once.'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,165 @@
+"""``python -m airflow_provider_codegateway.ledger``: what is in flight, what was paid and not delivered.
+
+Credentials and endpoint are boto3's own: the environment, a profile, an instance's role.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_codegateway import media
+from airflow_provider_codegateway._s3 import S3Location, error_words, split_uri
+from airflow_provider_codegateway.exceptions import CodeGatewayError
+from airflow_provider_codegateway.ledger import (
+    DEFAULT_PREFIX,
+    MARKER_NAME,
+    Entry,
+    Ledger,
+    describe_attempts,
+    situation,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    logging.disable(logging.INFO)  # boto3 and Airflow have things to say that nobody asked for
+    options = _parser().parse_args(arguments)
+    location = split_uri(options.location)
+    if location is None or not location.bucket:
+        print(f"{options.location!r} is no s3://bucket or s3://bucket/prefix.", file=sys.stderr)
+        return 2
+    import boto3
+    import botocore.exceptions
+
+    try:
+        s3 = boto3.Session(profile_name=options.profile).client("s3", endpoint_url=options.endpoint_url)
+        return int(options.run(s3, location, options))
+    except CodeGatewayError as error:
+        print(error, file=sys.stderr)
+    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+        print(f"S3 could not be asked ({error_words(error)}).", file=sys.stderr)
+    return 1
+
+
+def list_entries(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
+    """Every entry below a bucket or prefix, one line each."""
+    prefix = S3Location(location.bucket, location.key or DEFAULT_PREFIX)
+    rows = [(at, _ledger(s3, at).read()) for at in _entries(s3, prefix)]
+    if options.json:
+        print(json.dumps([_as_dict(at, entry) for at, entry in rows], indent=2))
+        return 0
+    for at, entry in rows:
+        print(f"{situation(entry):<24} {len(entry.attempts)} renders  {entry.model or '?':<26} {at.uri}")
+    print(
+        f"{len(rows)} entries below {prefix.uri}" if rows else f"Nothing below {prefix.uri}: all is settled."
+    )
+    return 0
+
+
+def show_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
+    """One entry whole: the request, without media and links, and each render with its outcome."""
+    at = _entry(location)
+    ledger = _ledger(s3, at)
+    entry = ledger.read()
+    if not entry:
+        print(f"There is no ledger entry at {at.uri}.", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(_as_dict(at, entry) | {"request": _shown(ledger.request())}, indent=2))
+        return 0
+    print(f"{at.uri}: {situation(entry)}")
+    print(f"fingerprint: {entry.fingerprint}")
+    for name, value in (_shown(ledger.request()) or {}).items():
+        print(f"{name}: {value}")
+    print(describe_attempts(entry))
+    return 0
+
+
+def forget_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
+    """Delete one entry, so that its clip may be bought anew."""
+    at = _entry(location)
+    ledger = _ledger(s3, at)
+    entry = ledger.read()
+    if not entry:
+        print(f"There is no ledger entry at {at.uri}.", file=sys.stderr)
+        return 1
+    print(f"{at.uri}: {situation(entry)}. {describe_attempts(entry)}")
+    if not options.yes:
+        print("The next run may buy this clip again. Repeat with --yes to delete the entry.", file=sys.stderr)
+        return 1
+    names = ledger.forget()
+    print(f"Deleted {', '.join(names)}.")
+    return 0
+
+
+def _entries(s3: S3Client, prefix: S3Location) -> Iterator[S3Location]:
+    last = None
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=prefix.bucket, Prefix=prefix.key):
+        for item in page.get("Contents", []):
+            entry, _, name = item["Key"].rpartition("/")
+            if entry != last and (name == "request.json" or MARKER_NAME.fullmatch(name)):
+                last = entry
+                yield S3Location(prefix.bucket, f"{entry}/")
+
+
+def _entry(location: S3Location) -> S3Location:
+    return S3Location(location.bucket, location.key.rstrip("/") + "/")
+
+
+def _ledger(s3: S3Client, at: S3Location) -> Ledger:
+    return Ledger(s3, at, fingerprint="", run="")
+
+
+def _as_dict(at: S3Location, entry: Entry) -> dict[str, Any]:
+    return {
+        "location": at.uri,
+        "situation": situation(entry),
+        "model": entry.model,
+        "fingerprint": entry.fingerprint,
+        "renders": [
+            {
+                "number": attempt.number,
+                "started": attempt.started and attempt.started.isoformat(),
+                "rendered": attempt.rendered and attempt.rendered.isoformat(),
+                "abandoned": attempt.abandoned and attempt.abandoned.isoformat(),
+                "outcome": attempt.outcome,
+            }
+            for attempt in entry.attempts
+        ],
+    }
+
+
+def _shown(body: Any) -> Any:
+    """The request without what must not be shown: image bytes, and the query of a URL."""
+    return json.loads(json.dumps(media.hide(body), default=str))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_codegateway.ledger",
+        description="What was bought for clips that are not in S3 yet.",
+    )
+    parser.add_argument("--endpoint-url", help="of an S3 server other than AWS")
+    parser.add_argument("--profile", help="of the AWS configuration")
+    commands = parser.add_subparsers(required=True)
+    for name, run, location, words in (
+        ("list", list_entries, "s3://bucket or s3://bucket/ledger-prefix", "list every entry"),
+        ("show", show_entry, "s3://bucket/ledger-prefix/clip-key", "show one entry"),
+        ("forget", forget_entry, "s3://bucket/ledger-prefix/clip-key", "delete one entry"),
+    ):
+        command = commands.add_parser(name, help=words, description=run.__doc__)
+        command.add_argument("location", help=location)
+        if run is forget_entry:
+            command.add_argument("--yes", action="store_true", help="do not only say what would be deleted")
+        else:
+            command.add_argument("--json", action="store_true", help="for machines")
+        command.set_defaults(run=run)
+    return parser
