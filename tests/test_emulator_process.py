@@ -159,7 +159,7 @@ def test_many_at_once() -> None:
     async def call(emulator: Emulator) -> bytes:
         host, _, port = emulator.url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        head = f"POST /v1/video/generate HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {emulator.api_key}\r\n"
+        head = f"POST /v1/video/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {emulator.api_key}\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
         answer = await reader.read()
         writer.close()

@@ -98,6 +98,8 @@ class Gateway:
         self.signer = Signer()
         self._initial = self.settings = settings
         self._changed = asyncio.Event()
+        self._released = asyncio.Event()
+        self._released.set()
         self._folder = Path(tempfile.mkdtemp(prefix="codegateway-emulator-"))
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="codegateway-encoder")
         self._arrivals = itertools.count()
@@ -146,14 +148,20 @@ class Gateway:
         :raises TypeError: there is no such setting.
         :raises ValueError: the value does not do.
         """
-        self.settings = replace(self.settings, **settings)
-        self._note()
+        self._apply(replace(self.settings, **settings))
 
     def reset(self) -> None:
         """Forget everything but the clips that were encoded."""
         self._forget()
-        self.settings = self._initial
+        self._apply(self._initial)
         self._note()
+
+    def _apply(self, settings: Settings) -> None:
+        self.settings = settings
+        if settings.held:
+            self._released.clear()
+        else:
+            self._released.set()
 
     async def wait_for(self, wanted: dict[str, int], timeout: float) -> None:  # noqa: ASYNC109
         """Wait until there are at least as many as wanted.
@@ -175,7 +183,8 @@ class Gateway:
             )
         try:
             async with asyncio.timeout(timeout):
-                await self._until(reached)
+                while not reached():
+                    await self._changed.wait()
         except TimeoutError:
             there = counts(self._ledger.values(), self._clip_requests)
             raise TimeoutError(f"waited {timeout:g} s for {wanted}, but there are {there}") from None
@@ -249,7 +258,7 @@ class Gateway:
     ) -> Answer:
         settings, stored = self.settings, self.clips
         await asyncio.sleep(settings.render_seconds)
-        await self._until(lambda: not self.settings.held)
+        await self._released.wait()
         try:
             source = await asyncio.shield(encoding)
         except Exception:
@@ -294,10 +303,6 @@ class Gateway:
         if ledger is self._ledger:  # else it was reset since
             log.info("render %s: %s", ledger[number].id, changes)
             self._note()
-
-    async def _until(self, true: Callable[[], bool]) -> None:
-        while not true():
-            await self._changed.wait()
 
     def _note(self) -> None:
         self._changed.set()

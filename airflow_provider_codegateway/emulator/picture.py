@@ -42,7 +42,7 @@ class Canvas:
                 pixels[y * stride + start : y * stride + stop] = row
 
     def paste(self, picture: av.VideoFrame, left: int, top: int, right: int, bottom: int) -> None:
-        """Fill a rectangle with a picture, cropped to its aspect ratio, or squeezed if that leaves too little."""
+        """Fill a rectangle with a picture: cropped, or squeezed where that would leave too little of it."""
         width, height = right - left, bottom - top
         across, down = Fraction(width, picture.width), Fraction(height, picture.height)
         if max(across, down) > _LARGEST_CROP * min(across, down):
