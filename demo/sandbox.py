@@ -160,7 +160,7 @@ class Sandbox:
             yield json.loads(connection)["host"], connection
 
     def _airflow_environment(self, gateway_connection: str) -> dict[str, str]:
-        # What somebody has set for an Airflow or an AWS of their own must not leak in, nor our calls to a proxy.
+        # Nothing that is set for another Airflow or AWS may leak in, and no call may go to a proxy.
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "AWS_"))
         }

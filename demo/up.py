@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
 
-# What `airflow standalone` runs; but its log servers listen on every interface, and this shall be loopback only.
+# What `airflow standalone` runs; but there the log servers listen on every interface.
 COMPONENTS = {
     "api-server": "api-server",
     "scheduler": "scheduler --skip-serve-logs",

@@ -62,8 +62,8 @@ with DAG(
     ).expand_kwargs(read_products("{{ params.bucket }}", "{{ params.products }}", "{{ params.campaign }}"))
 
     @task
-    def write_manifest(clips: list[dict[str, Any]], bucket: str, campaign: str) -> str:
-        """Store where the clips are, and return the manifest's key."""
+    def write_manifest(clips: Any, bucket: str, campaign: str) -> str:
+        """Store where the clips are, by the XCom `clip` of each, and return the manifest's key."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         key = f"{campaign}/manifest.json"

@@ -176,7 +176,7 @@ def _draw_text(canvas: Canvas, request: VideoRequest, *, over_image: bool) -> No
     facts = wrap(_facts(request), width, small)
     prompt = request["prompt"] if isinstance(request["prompt"], str) else ""
     used = line_height(2 * small) * len(title) + line_height(small) * (len(facts) + 2) + 2 * margin + track
-    room = int(canvas.height * (0.5 if over_image else 0.66)) - used
+    room = int(canvas.height * (0.5 if over_image else 0.8)) - used
     for scale in range(max(2, short // 160), 0, -1):
         lines = wrap(prompt, width, scale)
         if len(lines) * line_height(scale) <= room:
@@ -195,7 +195,11 @@ def _draw_text(canvas: Canvas, request: VideoRequest, *, over_image: bool) -> No
 
 def _facts(request: VideoRequest) -> str:
     parameters = {**request.defaults, **request.body}
-    facts = [f"{name} {value}" for name, value in parameters.items() if _is_fact(name, value)]
+    facts = [
+        f"{name} {value}"
+        for name, value in parameters.items()
+        if name not in request.media and _is_fact(name, value)
+    ]
     media = [
         f"{name} {item if isinstance(item, MediaUrl) else 'inline'}"
         for name, items in request.media.items()
