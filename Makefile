@@ -41,5 +41,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'Setting up $(VENV) with Airflow and all else: some minutes, once.'
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(RUN) -m pip --disable-pip-version-check install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@

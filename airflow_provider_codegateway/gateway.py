@@ -18,7 +18,7 @@ import re
 import socket
 import time
 import urllib.request
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -70,6 +70,10 @@ NEVER_SENT: tuple[type[httpx.TransportError], ...] = (
     httpx.UnsupportedProtocol,
 )
 """Errors that httpx raises before a byte of the request has left. Nothing was bought."""
+
+
+LoadContent = Callable[[], Awaitable[bytes]]
+"""Loads the JSON body of a request. Its ``CodeGatewayError`` passes through; nothing is sent then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,20 +168,21 @@ class Gateway:
         """Close every connection. A render that is under way may still be billed."""
         await self._client.aclose()
 
-    async def generate(self, body: Mapping[str, Any]) -> Receipt:
+    async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
         """Buy one render.
 
-        :param body: the JSON body; see ``models.build_request``.
+        :param body: the JSON body, see ``models.build_request``; or what loads it, encoded, each time that
+            it is to be sent, so that an image is not kept in memory for the two minutes of a render.
         :raises RequestRejected: the gateway refused it; nothing was bought.
         :raises GatewayUnavailable: not reached or busy, also after the retries; nothing was bought.
         :raises RenderOutcomeUnknown: sent, and no whole, usable answer; perhaps bought.
         """
-        content = json.dumps(body, allow_nan=False).encode()
+        load = body if callable(body) else _encoded(body)
         deadline = time.monotonic() + self.settings.deadline
         attempt = 1
         while True:
             try:
-                return await self._post(content, deadline)
+                return await self._post(load, deadline)
             except GatewayUnavailable as error:
                 left = deadline - time.monotonic()
                 delay = retry_delay(attempt, error.retry_after, left, self.settings)
@@ -189,9 +194,9 @@ class Gateway:
             await asyncio.sleep(delay)
             attempt += 1
 
-    async def _post(self, content: bytes, deadline: float) -> Receipt:
+    async def _post(self, load: LoadContent, deadline: float) -> Receipt:
         started = time.monotonic()
-        exchange = asyncio.create_task(self._exchange(content))
+        exchange = asyncio.create_task(self._exchange(load))
         try:
             # Not `asyncio.timeout`: its cancellation could throw away an answer that has just come.
             while not exchange.done():
@@ -212,15 +217,23 @@ class Gateway:
                 await asyncio.wait({exchange})
         try:
             status, headers, answer = exchange.result()
+        except CodeGatewayError:  # the content could not be loaded, so nothing was sent
+            raise
         except Exception as error:
             raise classify_error(error) from error
         return classify_answer(
             status, headers, answer, settings=self.settings, render_seconds=time.monotonic() - started
         )
 
-    async def _exchange(self, content: bytes) -> tuple[int, httpx.Headers, bytes]:
+    async def _exchange(self, load: LoadContent) -> tuple[int, httpx.Headers, bytes]:
+        unsent = [await load()]
+        length = {"Content-Length": str(len(unsent[0]))}
+
+        async def send_and_forget() -> AsyncIterator[bytes]:
+            yield unsent.pop()
+
         url = self.settings.base_url + GENERATE_PATH
-        async with self._client.stream("POST", url, content=content) as response:
+        async with self._client.stream("POST", url, content=send_and_forget(), headers=length) as response:
             answer = bytearray()
             try:
                 async for chunk in response.aiter_bytes():
@@ -232,6 +245,15 @@ class Gateway:
                 if response.status_code not in REJECTED | UNAVAILABLE:
                     raise
             return response.status_code, response.headers, bytes(answer)
+
+
+def _encoded(body: Mapping[str, Any]) -> LoadContent:
+    content = json.dumps(body, allow_nan=False).encode()
+
+    async def load() -> bytes:
+        return content
+
+    return load
 
 
 Result = TypeVar("Result")

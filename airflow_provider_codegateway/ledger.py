@@ -18,6 +18,7 @@ import json
 import logging
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -238,16 +239,20 @@ class Ledger:
         self.location = location
         self.fingerprint = fingerprint
         self.run = run
+        self._owner = ""  # of the last claim
+        self._kept_at: float | None = None
 
     def open(self, body: Mapping[str, Any]) -> bool:
         """Write ``request.json``, if there is none yet.
 
         :param body: what will be sent to the gateway, media included.
-        :return: True if this call created it; False if the entry is there already.
+        :return: True if this call created the entry; False if there is something in it to be read.
         """
-        return self._create(
+        created = self._create(
             "request.json", {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
         )
+        # A run that was held up for long may have left a receipt behind after its entry was settled.
+        return created and self._list()[1].keys() == {"request.json"}
 
     def request(self) -> dict[str, Any] | None:
         """The request body that ``open`` wrote; None if the entry is gone."""
@@ -256,76 +261,102 @@ class Ledger:
 
     def claim(self, number: int, *, claim_seconds: float) -> bool:
         """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``."""
-        owner = uuid.uuid4().hex
+        self._owner = uuid.uuid4().hex
         marker = {
             "fingerprint": self.fingerprint,
             "run": self.run,
-            "owner": owner,
+            "owner": self._owner,
             "claim_seconds": claim_seconds,
         }
         name = f"{number}.started"
         # botocore repeats a PUT whose answer was lost, and is then told that the object exists.
-        if not self._create(name, marker) and (self._get(name) or {}).get("owner") != owner:
+        if not self._create(name, marker) and not self._owns(number):
             return False
         self._require_conditional_writes(name, marker)
         return True
 
     def release(self, number: int) -> None:
-        """Take back a claim that provably bought nothing; the last one takes the entry with it."""
+        """Take back our claim, which provably bought nothing; the last one takes the entry with it."""
+        # While we were held up, others may have settled the entry, and the marker may be another's.
+        if not self._owns(number):
+            return
         # The request goes first: a claim that somebody else makes in between must not lose its request.
-        names = [f"{number}.started"] if number > 1 else ["request.json", "1.started"]
-        for name in names:
-            self._delete([name])
+        name = f"{number}.started"
+        alone = self._list()[1].keys() <= {"request.json", name}
+        for each in ["request.json", name] if alone else [name]:
+            self._delete([each])
 
-    def abandon(self, number: int, outcome: str) -> None:
-        """Write ``number.abandoned``: a successor need not wait for this render."""
-        self._create(f"{number}.abandoned", {"fingerprint": self.fingerprint, "outcome": outcome})
+    def abandon(self, number: int, outcome: str, *, receipt: Receipt | None = None) -> None:
+        """Write ``number.abandoned``: a successor need not wait for this render, nor use its receipt.
+
+        :param receipt: the one that is of no more use; None if our claim ended without one.
+        """
+        if self._is_current(number, receipt):
+            self._create(f"{number}.abandoned", {"fingerprint": self.fingerprint, "outcome": outcome})
 
     def keep(self, number: int, receipt: Receipt) -> None:
         """Write ``number.rendered``. Unconditional: only the owner of the claim writes it."""
-        self._put(f"{number}.rendered", {"fingerprint": self.fingerprint, "receipt": asdict(receipt)})
+        name = f"{number}.rendered"
+        with self._errors("write the receipt", "s3:PutObject", name):
+            self._put(name, {"fingerprint": self.fingerprint, "receipt": asdict(receipt)})
+        self._kept_at = time.monotonic()
 
     def receipt(self, number: int) -> Receipt | None:
-        """What ``keep`` wrote; None if the clip has been settled meanwhile."""
-        marker = self._get(f"{number}.rendered")
-        return None if marker is None else Receipt(**marker["receipt"])
+        """What ``keep`` wrote; None if the clip has been settled meanwhile.
+
+        :raises LedgerConflict: it is for another request.
+        """
+        name = f"{number}.rendered"
+        marker = self._get(name)
+        if marker is None:
+            return None
+        if marker["fingerprint"] != self.fingerprint:
+            raise LedgerConflict(
+                f"The receipt {self.location.uri}{name} is for another request (fingerprint "
+                f"{marker['fingerprint']}): it was bought, and is not used for this one. Run that request "
+                f"again to have its clip, or delete the ledger entry ({_forget_command(self.location)})."
+            )
+        return Receipt(**marker["receipt"])
 
     def read(self) -> Entry:
         """The whole entry, and the store's clock."""
-        now, written = self._list()
-        numbers = sorted({int(match[1]) for name in written if (match := MARKER_NAME.fullmatch(name))})
-        fingerprint: str | None = None
-        model: str | None = None
-        request = self._get("request.json") if "request.json" in written else None
-        if request:
-            fingerprint, model = request["fingerprint"], request.get("model")
+        while True:
+            now, written = self._list()
+            listed = [name for name in written if name == "request.json" or MARKER_NAME.fullmatch(name)]
+            content = {name: marker for name in listed if (marker := self._get(name)) is not None}
+            if len(content) == len(listed):
+                break
+            # One that vanished between the list and the read was taken back, or settled: look again.
+        numbers = sorted({int(match[1]) for name in content if (match := MARKER_NAME.fullmatch(name))})
         attempts = []
         for number in numbers:
             names = {kind: f"{number}.{kind}" for kind in ("started", "rendered", "abandoned")}
-            # A marker that vanishes between the list and the read was taken back or settled.
-            started = self._get(names["started"]) if names["started"] in written else None
-            ended = self._get(names["abandoned"]) if names["abandoned"] in written else None
+            started, ended = content.get(names["started"], {}), content.get(names["abandoned"], {})
             attempts.append(
                 Attempt(
                     number,
-                    run=str((started or {}).get("run", "")),
+                    run=str(started.get("run", "")),
                     **{kind: written.get(name) for kind, name in names.items()},
-                    claim_seconds=float((started or {}).get("claim_seconds", 0)),
-                    outcome=str((ended or {}).get("outcome", "")),
+                    claim_seconds=float(started.get("claim_seconds", 0)),
+                    outcome=str(ended.get("outcome", "")),
                 )
             )
-            marker = started or ended or self._get(names["rendered"]) or {}
-            fingerprint = fingerprint or marker.get("fingerprint")
+        request = content.get("request.json")
+        first = request or next(iter(content.values()), {})
         return Entry(
             now=now,
-            fingerprint=fingerprint,
-            model=model,
+            fingerprint=first.get("fingerprint"),
+            model=first.get("model"),
             open=request is not None,
             attempts=tuple(attempts),
         )
 
-    def settle(self, number: int) -> None:
-        """Delete the entry up to render ``number``: the clip is where it should be."""
+    def settle(self, number: int, receipt: Receipt) -> None:
+        """Delete the entry up to render ``number``: its clip is where it should be."""
+        # Once others were let in to fetch the clip, one may have settled this entry and begun another.
+        alone = self._kept_at is not None and time.monotonic() - self._kept_at < SETTLE_GRACE
+        if not alone and not self._is_current(number, receipt):
+            return
         self._delete(
             [
                 "request.json",
@@ -337,6 +368,10 @@ class Ledger:
             ]
         )
 
+    def withdraw(self) -> None:
+        """Delete ``request.json`` alone: the clip is there, and nothing was bought for this entry."""
+        self._delete(["request.json"])
+
     def forget(self) -> list[str]:
         """Delete the entry, whatever it holds; the names of what was deleted."""
         _, written = self._list()
@@ -344,6 +379,15 @@ class Ledger:
         names = sorted(written, key=lambda name: (name != "request.json", name))
         self._delete(names)
         return names
+
+    def _owns(self, number: int) -> bool:
+        """Whether ``number.started`` is our last claim."""
+        return (self._get(f"{number}.started") or {}).get("owner") == self._owner
+
+    def _is_current(self, number: int, receipt: Receipt | None) -> bool:
+        """Whether render ``number`` is still the one of this receipt, or of our claim if it has none."""
+        kept = self.receipt(number)
+        return self._owns(number) if kept is None else kept == receipt
 
     # S3.
 

@@ -11,6 +11,7 @@ each in another process than the one before:
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -26,16 +27,15 @@ from airflow_provider_codegateway.exceptions import (
     CodeGatewayError,
     InvalidRequest,
     InvalidTarget,
+    StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.gateway import LoadContent, Receipt
 from airflow_provider_codegateway.ledger import Claim, Gone, Ledger, Take, Wait
 from airflow_provider_codegateway.transfer import transfer_clip
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
-
-    from airflow_provider_codegateway.models import VideoRequest
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ RECEIPT_PATIENCE = 60.0
 
 _FACTS = ("fingerprint", "run", "model", "created", "render-seconds", "renders-bought")
 _METADATA_PREFIX = "codegateway-"
+_NO_SUCH_UPLOAD = frozenset({"NoSuchUpload", "404"})
 
 Result = TypeVar("Result")
 
@@ -59,7 +60,7 @@ Result = TypeVar("Result")
 class Buyer(Protocol):
     """Whatever can buy one render: a ``gateway.Gateway``."""
 
-    async def generate(self, body: Mapping[str, Any]) -> Receipt:
+    async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
         """Buy one render."""
 
 
@@ -94,15 +95,16 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One clip that somebody wants: what, where, and on which terms.
+    """One clip that somebody wants: what, where, and on which terms. Nothing in it is secret or large.
 
-    :param request: validated, with its media resolved.
+    :param fingerprint: of the request, its media resolved; see ``VideoRequest.fingerprint``.
     :param target: where the clip goes.
     :param run: who wants it: the same for every try of one task instance.
     :param extra_args: S3Hook's extra arguments for uploads, such as encryption.
     """
 
-    request: VideoRequest
+    model: str
+    fingerprint: str
     target: S3Location
     run: str
     if_exists: IfExists = "reuse"
@@ -115,7 +117,7 @@ class Order:
         return Ledger(
             s3,
             ledgers.entry_location(self.target, self.ledger_prefix),
-            fingerprint=self.request.fingerprint(),
+            fingerprint=self.fingerprint,
             run=self.run,
         )
 
@@ -150,33 +152,69 @@ def clip_target(s3_key: str, s3_bucket: str | None) -> S3Location:
 # The whole path.
 
 
-async def render(order: Order, *, s3: S3Client, gateway: Buyer, claim_seconds: float) -> Clip:
+async def render(
+    order: Order, body: Mapping[str, Any], *, s3: S3Client, gateway: Buyer, claim_seconds: float
+) -> Clip:
     """The clip of ``order``, bought at most once by this call.
 
+    :param body: the request, with its media resolved.
     :param claim_seconds: how long one call of ``gateway`` may take at the very most.
+    """
+    while True:
+        opened = await asyncio.to_thread(open_entry, order, body, s3=s3)
+        if isinstance(opened, Clip):
+            return opened
+        clip = await render_open_entry(
+            order, s3=s3, gateway=gateway, claim_seconds=claim_seconds, body=body, fresh=opened
+        )
+        if clip is not None:
+            return clip
+        # Somebody else settled it: have a new look at the key.
+
+
+def open_entry(order: Order, body: Mapping[str, Any], *, s3: S3Client) -> Clip | bool:
+    """Refuse for free; then write the request to the ledger, which is where every render starts from.
+
+    :return: the clip, if it is in place already; else whether this call opened the entry.
+    """
+    ledger = order.ledger(s3)
+    clip = clip_in_place(order, ledger, s3=s3)
+    # The first write: it proves bucket and permission before anything is bought.
+    return ledger.open(body) if clip is None else clip
+
+
+async def render_open_entry(
+    order: Order,
+    *,
+    s3: S3Client,
+    gateway: Buyer,
+    claim_seconds: float,
+    body: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+) -> Clip | None:
+    """The clip of an order whose request is in the ledger. None if it is not, or no longer.
+
+    :param body: the request; read from the ledger when it is to be sent, if not given.
+    :param fresh: whether the entry was just opened, so that there is nothing else in it.
     """
     ledger = order.ledger(s3)
     while True:
-        clip = await asyncio.to_thread(clip_in_place, order, ledger, s3=s3)
-        if clip is not None:
-            return clip
-        # The first write: it proves bucket and permission before anything is bought.
-        fresh = await asyncio.to_thread(ledger.open, order.request.body())
         acquired = await acquire(
             ledger,
             gateway,
-            body=order.request.body(),
+            body=body,
             max_renders=order.max_renders,
             claim_seconds=claim_seconds,
             in_place=lambda: clip_in_place(order, ledger, s3=s3) is not None,
             fresh=fresh,
         )
-        if acquired is None:  # somebody else settled it: have a new look at the key
-            continue
+        if acquired is None:
+            return None
+        fresh = False
         try:
             return await _to_the_end_or_cancelled(deliver, order, ledger, acquired, s3=s3)
         except ClipExpired as error:
-            await asyncio.to_thread(ledger.abandon, acquired.number, str(error))
+            await _to_the_end(_note, ledger.abandon, acquired.number, str(error), receipt=acquired.receipt)
             if acquired.bought_here:  # one try buys at most once: Airflow's retries decide on the next
                 raise
 
@@ -200,12 +238,15 @@ def clip_in_place(order: Order, ledger: Ledger, *, s3: S3Client) -> Clip | None:
     same_run = same_request and facts["run"] == order.run
     if same_run or (same_request and order.if_exists == "reuse"):
         log.info("The clip of this request is at %s already: reusing it.", order.target.uri)
-        _clear_what_a_crash_left(ledger, created=_float(facts["created"]))
+        try:
+            _clear_what_a_crash_left(order, ledger, created=_float(facts["created"]), s3=s3)
+        except CodeGatewayError as error:
+            log.warning("The clip is stored, but its ledger entry remains: %s", error)
         return Clip(
             bucket=order.target.bucket,
             key=order.target.key,
             uri=order.target.uri,
-            model=order.request.model,
+            model=order.model,
             bytes=head["ContentLength"],
             sha256=None,
             created=_float(facts["created"]),
@@ -240,7 +281,7 @@ def _head(s3: S3Client, target: S3Location) -> HeadObjectOutputTypeDef | None:
         ) from error
 
 
-def _clear_what_a_crash_left(ledger: Ledger, *, created: float | None) -> None:
+def _clear_what_a_crash_left(order: Order, ledger: Ledger, *, created: float | None, s3: S3Client) -> None:
     """Settle the entry of a clip that was stored by a run which died before it could."""
     entry = ledger.read()
     if not entry or entry.fingerprint != ledger.fingerprint:
@@ -249,10 +290,12 @@ def _clear_what_a_crash_left(ledger: Ledger, *, created: float | None) -> None:
         # A run with if_exists="replace" may be buying the clip anew: its entry has another receipt, or none.
         receipt = ledger.receipt(attempt.number) if attempt.rendered else None
         if receipt and receipt.created == created:
-            ledger.settle(attempt.number)
+            _abort_uploads(s3, order.target, _open_uploads(s3, order.target))
+            ledger.settle(attempt.number, receipt)
             return
     if not entry.attempts:
-        ledger.forget()
+        # Somebody may be about to claim: that claim is not ours to delete.
+        ledger.withdraw()
 
 
 # 2. Claim, 3. buy, 4. keep the receipt.
@@ -271,7 +314,7 @@ async def acquire(
     ledger: Ledger,
     gateway: Buyer,
     *,
-    body: Mapping[str, Any],
+    body: Mapping[str, Any] | None,
     max_renders: int,
     claim_seconds: float,
     in_place: Callable[[], bool],
@@ -279,6 +322,7 @@ async def acquire(
 ) -> Acquired | None:
     """A receipt for the clip of ``ledger``: an earlier one, another run's, or one bought now.
 
+    :param body: the request; None: read it from the ledger.
     :param in_place: looks whether the clip is in S3 by now.
     :param fresh: whether the ledger entry was just opened, so that there is nothing to read in it.
     :return: None if the entry is gone: the clip was settled, or somebody deleted the entry.
@@ -311,37 +355,52 @@ async def acquire(
                     said = reason
                 await asyncio.sleep(min(seconds, POLL_INTERVAL))
             case Claim(number):
-                seconds = claim_seconds + CLAIM_MARGIN
-                if not await _to_the_end(ledger.claim, number, claim_seconds=seconds):
-                    continue
+                seconds, begun = claim_seconds + CLAIM_MARGIN, time.monotonic()
                 # A claim can be had again once an entry is settled, and what we know of it is older than
                 # the claim. A clip is in S3 before its entry is settled: so this look, after it, is the
                 # one that decides.
                 try:
+                    if not await _to_the_end(ledger.claim, number, claim_seconds=seconds):
+                        continue
                     settled = await asyncio.to_thread(in_place)
                 except BaseException:
-                    await _to_the_end(ledger.release, number)
+                    # Also where only the answer to the claim was lost: then it may have been made.
+                    await _to_the_end(_note, ledger.release, number)
                     raise
-                if settled:
+                # A claim that was held up until its margin is gone would not outlast the render.
+                if settled or time.monotonic() - begun > CLAIM_MARGIN:
                     await _to_the_end(ledger.release, number)
-                    return None
-                return Acquired(number, await _buy(ledger, number, gateway, body), bought_here=True)
+                    if settled:
+                        return None
+                    continue
+                receipt = await _buy(ledger, number, gateway, body or _load_from(ledger))
+                return Acquired(number, receipt, bought_here=True)
 
 
-async def _buy(ledger: Ledger, number: int, gateway: Buyer, body: Mapping[str, Any]) -> Receipt:
-    log.info("Buying render %d of %s.", number, body.get("model"))
+def _load_from(ledger: Ledger) -> LoadContent:
+    def load() -> bytes:
+        body = ledger.request()
+        if body is None:
+            raise StorageUnavailable(f"The ledger entry at {ledger.location.uri} was deleted meanwhile.")
+        return json.dumps(body).encode()
+
+    return lambda: asyncio.to_thread(load)
+
+
+async def _buy(ledger: Ledger, number: int, gateway: Buyer, body: Mapping[str, Any] | LoadContent) -> Receipt:
+    log.info("Buying render %d.", number)
     try:
         receipt = await gateway.generate(body)
     except CodeGatewayError as error:
         if error.bought is Bought.NO:
             # A failure that provably bought nothing leaves no trace and does not count.
-            await _to_the_end(ledger.release, number)
+            await _to_the_end(_note, ledger.release, number)
         else:
-            await _to_the_end(ledger.abandon, number, str(error))
+            await _to_the_end(_note, ledger.abandon, number, str(error))
         raise
     except BaseException as error:  # cancelled: an orderly exit, for which no successor need wait
         await _to_the_end(
-            ledger.abandon, number, f"the run was stopped while rendering ({type(error).__name__})"
+            _note, ledger.abandon, number, f"the run was stopped while rendering ({type(error).__name__})"
         )
         raise
     # Nothing comes before this: from here on a crash costs a download and never a render.
@@ -369,6 +428,14 @@ def _keep(ledger: Ledger, number: int, receipt: Receipt) -> None:
             log.error("The receipt of render %d could not be written yet: %s", number, error)
         time.sleep(pause)
         pause = min(2 * pause, 8.0)
+
+
+def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Write how a render ended. If that fails it is logged: the way it ended is the error to be raised."""
+    try:
+        write(*args, **kwargs)
+    except CodeGatewayError as error:
+        log.error("The ledger could not be told how this render ended, and counts it as bought: %s", error)
 
 
 async def _to_the_end(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
@@ -402,11 +469,13 @@ def deliver(
     facts = {
         "fingerprint": ledger.fingerprint,
         "run": order.run,
-        "model": receipt.model or order.request.model,
+        "model": receipt.model or order.model,
         "created": receipt.created,
         "render-seconds": round(receipt.render_seconds, 3),
         "renders-bought": number,
     }
+    # A transfer of this clip that was killed could not abort its upload.
+    orphans = [] if acquired.bought_here and number == 1 else _open_uploads(s3, order.target)
     stored = transfer_clip(
         receipt.url,
         s3=s3,
@@ -417,8 +486,9 @@ def deliver(
         expires_at=receipt.expires_at,
         cancelled=cancelled,
     )
+    _abort_uploads(s3, order.target, orphans)
     try:
-        ledger.settle(number)
+        ledger.settle(number, receipt)
     except CodeGatewayError as error:
         # The clip is where it should be: that is worth more than a tidy ledger.
         log.warning("The clip is stored, but its ledger entry remains: %s", error)
@@ -426,7 +496,7 @@ def deliver(
         bucket=order.target.bucket,
         key=order.target.key,
         uri=order.target.uri,
-        model=order.request.model,
+        model=order.model,
         bytes=stored.bytes,
         sha256=stored.sha256,
         created=receipt.created,
@@ -434,6 +504,37 @@ def deliver(
         renders_bought=number,
         fingerprint=ledger.fingerprint,
         reused=False,
+    )
+
+
+def _open_uploads(s3: S3Client, target: S3Location) -> list[str]:
+    """The ids of the multipart uploads to exactly this key that nobody completed or aborted yet."""
+    try:
+        pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=target.bucket, Prefix=target.key)
+        return [
+            upload["UploadId"]
+            for page in pages
+            for upload in page.get("Uploads", [])
+            if upload["Key"] == target.key
+        ]
+    except Exception as error:
+        log.warning("%s", _upload_error(error, target, "look for", "s3:ListBucketMultipartUploads"))
+        return []
+
+
+def _abort_uploads(s3: S3Client, target: S3Location, upload_ids: list[str]) -> None:
+    """Abort what a killed transfer left. One that is alive after all fails, and is repeated for free."""
+    for upload_id in upload_ids:
+        try:
+            s3.abort_multipart_upload(Bucket=target.bucket, Key=target.key, UploadId=upload_id)
+        except Exception as error:
+            if error_code(error) not in _NO_SUCH_UPLOAD:
+                log.warning("%s", _upload_error(error, target, "abort", "s3:AbortMultipartUpload"))
+
+
+def _upload_error(error: Exception, target: S3Location, doing: str, permission: str) -> CodeGatewayError:
+    return storage_error(
+        error, doing=f"{doing} uploads that a killed transfer left", at=target, permission=permission
     )
 
 

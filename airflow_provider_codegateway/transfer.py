@@ -1,7 +1,7 @@
 """Clip URL → S3: in bounded memory, resumed where the download broke, verified before anybody can see it.
 
-One thread (the caller's) downloads and cuts the clip into parts; three others upload them. The bytes live in a
-fixed number of blocks that are used again and again, so the memory is the same for a clip of any length.
+One thread (the caller's) downloads and cuts the clip into parts; three others upload them. The bytes live in
+a fixed number of blocks that are used again and again, so the memory is the same for a clip of any length.
 
 S3 shows an object when its ``PutObject`` or ``CompleteMultipartUpload`` has succeeded, not before. Neither is
 sent until all bytes are there and are an MP4. Whatever ends a transfer early aborts its multipart upload.
@@ -49,8 +49,8 @@ MAX_PARTS = 10_000
 """S3's limit, so that the longest clip has 78 GiB."""
 PARTS_IN_FLIGHT = 3
 BLOCK_SIZE = 1024 * 1024
-"""Bytes that are read, or sent, at a time. The read timeout of the S3 client is the time that each may take to send,
-and a transfer stops between two of them."""
+"""Bytes that are read, or sent, at a time. The read timeout of the S3 client is the time that each may take
+to send, and a transfer stops between two of them."""
 BLOCKS = 29
 """Blocks in memory at a time: the parts in flight, and the most of the next one."""
 CONNECT_TIMEOUT = 10.0
@@ -72,7 +72,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # What a presigned link that has run out is answered with: S3 and CloudFront 403, Google Cloud Storage 400,
 # Azure 403, gateways of their own 401, 404 or 410.
 _REFUSALS = frozenset({400, 401, 403, 404, 410})
-_EXPIRED = re.compile(rb"\bexpired\b|Signature not valid in the specified time frame", re.IGNORECASE)
+_EXPIRED = rb"(?i)\bexpired\b|Signature not valid in the specified time frame"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,8 +276,8 @@ class _Download:
     def _one_connection(self, sink: _Sink, read_size: int) -> None:
         """Bring what one connection brings.
 
-        :param read_size: at most so many bytes at a time. A reset takes the bytes of the unfinished read with it,
-            so each failure in a row makes it smaller: however little a connection brings, it counts at last.
+        :param read_size: at most so many bytes at a time. A reset takes the bytes of the unfinished read with
+            it, so each failure in a row makes it smaller: what little a connection brings counts at last.
         """
         with self._network():
             response = self._open()
@@ -299,7 +299,11 @@ class _Download:
     def _network(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, http.client.HTTPException) as error:
+        except (
+            OSError,
+            http.client.HTTPException,
+            UnicodeError,
+        ) as error:  # the last for a host that is no name
             self._require_live()
             reason = error.reason if isinstance(error, URLError) else error
             raise _Broken(redact_urls(f"{type(reason).__name__}: {reason}")) from None
@@ -386,14 +390,19 @@ class _Download:
         now = _date(response.headers.get("Date")) or time.time()
         if self._expires_at is not None and now >= self._expires_at:
             return True
-        return bool(_EXPIRED.search(response.read(4096)))
+        return bool(re.search(_EXPIRED, self._words(response)))
+
+    def _words(self, response: http.client.HTTPResponse) -> bytes:
+        with suppress(OSError, http.client.HTTPException):
+            return response.read(4096)
+        return b""
 
     def _give_up(self, broken: _Broken, failures: int) -> NoReturn:
         of = "" if self._total is None else f" of {self._total}"
         raise ClipTransferError(
             f"The download of {self._shown} broke {failures} times in a row, the last time at byte "
-            f"{self._offset}{of}: {broken}. Retrying the task downloads again and buys nothing, while the link "
-            "lives."
+            f"{self._offset}{of}: {broken}. Retrying the task downloads again and buys nothing, while "
+            "the link lives."
         ) from None
 
     def _pause(self, seconds: float) -> None:
@@ -552,7 +561,7 @@ class _Blocks:
 class _Body:
     """A part as botocore's file-like body. It copies nothing; botocore reads it up to three times.
 
-    :meth:`read` gives the rest of a block, also where botocore's connection asks for 16 KiB: it sends what it gets.
+    :meth:`read` gives the rest of a block, also where botocore's connection asks for 16 KiB: it sends it all.
     """
 
     def __init__(self, blocks: list[memoryview], stopped: threading.Event) -> None:
@@ -586,7 +595,7 @@ class _Body:
         return self._at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # the arguments may hold a customer's encryption key
 class _Target:
     """One S3 object to be, and the calls that make it."""
 

@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.transfer [--endpoint URL --access-key K --secret-key S] [--rounds N] [--mib 16 512]``
 
-Each measurement is a fresh process; the ways take turns, so that a busy machine is busy for all of them. Memory is
-the highest resident size during the transfer (``VmHWM``, reset just before) less the resident size before it. All
-imports are done, and the bucket was asked for, when the clock starts.
+Each measurement is a fresh process; the ways take turns, so that a busy machine is busy for all. Memory is
+the highest resident size during the transfer (``VmHWM``, reset just before) less the resident size before
+it. All imports are done, and the bucket was asked for, when the clock starts.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    from mypy_boto3_s3 import S3Client
 
 MIB = 1024 * 1024
 MEMORY_PROMISE = 32
@@ -100,7 +101,7 @@ def stream(url: str, hook: S3Hook) -> Callable[[], object]:
 def multipart_loop(url: str, hook: S3Hook) -> Callable[[], object]:
     import httpx
 
-    s3 = hook.get_conn()
+    s3: Any = hook.get_conn()
     where = {"Bucket": BUCKET, "Key": KEY}
 
     def run() -> None:
@@ -141,8 +142,9 @@ def measure(way: str, url: str, size: int) -> None:
     run()
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     growth = _memory("VmHWM") - before
-    stored = hook.get_conn().head_object(Bucket=BUCKET, Key=KEY)["ContentLength"]
-    hook.get_conn().delete_object(Bucket=BUCKET, Key=KEY)
+    s3: S3Client = hook.get_conn()
+    stored = s3.head_object(Bucket=BUCKET, Key=KEY)["ContentLength"]
+    s3.delete_object(Bucket=BUCKET, Key=KEY)
     if stored != size:
         sys.exit(f"{way} stored {stored} bytes of {size}")
     print(json.dumps({"seconds": seconds, "cpu": cpu, "growth": growth}))
@@ -255,7 +257,8 @@ def main(argv: list[str]) -> int:
         child_env = environment(endpoint, options.access_key, options.secret_key, home)
         make_bucket(endpoint, options.access_key, options.secret_key)
         print(f"## Clip to S3, medians of {options.rounds}")
-        return int(not all([run_size(mib, options, child_env) for mib in options.mib]))
+        kept = [run_size(mib, options, child_env) for mib in options.mib]
+        return int(not all(kept))
 
 
 def run_size(mib: int, options: argparse.Namespace, env: dict[str, str]) -> bool:

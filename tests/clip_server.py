@@ -1,4 +1,4 @@
-"""A clip host that misbehaves to order: it cuts connections, resets them, ignores ranges, lies about lengths."""
+"""A clip host that misbehaves to order: cuts and resets connections, ignores ranges, lies."""
 
 from __future__ import annotations
 

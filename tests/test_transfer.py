@@ -71,7 +71,7 @@ SIZES = [32, 5 * MIB - 1, 8 * MIB, 8 * MIB + 1, 100 * MIB]
     ("size", "chunked"), [*((size, False) for size in SIZES), *((size, True) for size in SIZES[:-1])]
 )
 def test_clip_arrives_byte_for_byte(s3: S3Client, bucket: str, size: int, chunked: bool) -> None:
-    """A clip of any size arrives as it is, from writes of any size, with its type, metadata, size and SHA-256."""
+    """A clip of any size arrives as it is, from writes of any size, with type, metadata, size and SHA-256."""
     clip = make_clip(size)
     with ClipServer(clip, Answer(chunked=chunked), writes=ODD_WRITES) as server:
         stored = bring(server, s3, bucket)
@@ -151,7 +151,7 @@ def test_length_that_is_too_long_is_never_believed(
     s3: S3Client, bucket: str, size: int, claimed: int
 ) -> None:
     """A host that claims more bytes than it has ends in an error after a bounded number of requests."""
-    lie = Answer(length=size + claimed)  # type: ignore[arg-type]
+    lie = Answer(length=size + claimed)
     with ClipServer(make_clip(size), *[lie] * 50) as server:
         error = bring_nothing(server, s3, bucket)
     assert "broke" in str(error)
@@ -174,7 +174,7 @@ def test_failed_transfer_leaves_the_older_object(s3: S3Client, bucket: str) -> N
 def test_any_exception_aborts_the_upload(
     s3: S3Client, bucket: str, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception that falls on the caller in mid-download, as a signal's does, leaves nothing in the bucket."""
+    """An exception that falls on the caller in mid-download, as a signal's does, leaves nothing behind."""
     taken = 0
     filled = transfer._Upload.filled
 
@@ -206,7 +206,7 @@ def test_cancelling_ends_a_silent_download(s3: S3Client, bucket: str, size: int)
 
 
 def test_changed_clip_is_taken_from_its_start(s3: S3Client, bucket: str) -> None:
-    """When the ETag changes between two connections, parts and SHA-256 begin anew and no old byte is stored."""
+    """When the ETag changes between connections, parts and SHA-256 begin anew; no old byte is stored."""
     old, new = make_clip(30 * MIB), FTYP + b"new" * (7 * MIB)
     with ClipServer(old, Answer(cut=26 * MIB), Answer(body=new, etag='"two"')) as server:
         assert_stored(s3, bucket, new, bring(server, s3, bucket))
@@ -410,7 +410,7 @@ def test_missing_bucket_is_named(s3: S3Client) -> None:
 
 @pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload", "CreateMultipartUpload"])
 def test_s3_failure_aborts_the_upload(s3: S3Client, bucket: str, operation: str) -> None:
-    """When S3 fails one of the calls, the upload is aborted and the error names the call and the permission."""
+    """When S3 fails one of the calls, the upload is aborted; the error names call and permission."""
     from botocore.exceptions import ClientError
 
     def fail(**_: Any) -> None:
@@ -507,7 +507,7 @@ def test_clip_longer_than_s3_takes_is_refused(
     runs=st.lists(st.lists(st.binary(max_size=20), max_size=12), min_size=1, max_size=4),
 )
 def test_parts_are_the_stream(block: int, blocks: int, runs: list[list[bytes]]) -> None:
-    """Whatever the reads, and after restarts at any point: parts of exactly one size, a last one, no byte else."""
+    """Whatever the reads, and after restarts at any point: parts of one size, a last one, no byte else."""
     parts: list[bytes] = []
     cutter = PartCutter(
         blocks, take=lambda: memoryview(bytearray(block)), hand_on=lambda part: parts.append(b"".join(part))
@@ -533,7 +533,7 @@ def test_parts_are_the_stream(block: int, blocks: int, runs: list[list[bytes]]) 
 
 @given(sizes=st.lists(st.just(4), max_size=3), last=st.integers(0, 4), start=st.integers(0, 20))
 def test_body_reads_as_a_file_does(sizes: list[int], last: int, start: int) -> None:
-    """From any place, all reads of a body together are the rest of its part; after a seek they are so again."""
+    """From any place, all reads of a body together are the rest of its part, after a seek once more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "BLOCK_SIZE", 4)
         content = bytes(range(sum(sizes) + last))

@@ -154,12 +154,15 @@ class GenerateVideoOperator(BaseOperator):
     def execute(self, context: Context) -> str:
         """Render the clip, or find that it is there already, and return its key."""
         settings = self.hook.get_settings()
-        order = self._order(context)
+        request = self._request()
+        order = self._order(request, context)
         s3 = self.s3_hook.get_conn()
 
         async def blocking() -> Clip:
             async with Gateway(settings) as gateway:
-                return await render(order, s3=s3, gateway=gateway, claim_seconds=settings.deadline)
+                return await render(
+                    order, request.body(), s3=s3, gateway=gateway, claim_seconds=settings.deadline
+                )
 
         try:
             clip = self._call.run(blocking())
@@ -176,8 +179,8 @@ class GenerateVideoOperator(BaseOperator):
                 "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."
             )
 
-    def _order(self, context: Context) -> Order:
-        """What is wanted, validated, and with every image and video read: all of it for free."""
+    def _request(self) -> VideoRequest:
+        """What is to be rendered: validated, and every image and video read. All of it for free."""
         request = build_request(
             self.model,
             prompt=self.prompt,
@@ -189,10 +192,14 @@ class GenerateVideoOperator(BaseOperator):
             seed=self.seed,
             parameters=media.reveal(self.parameters),
         )
-        target = clip_target(self.s3_key, self.s3_bucket)
+        clip_target(self.s3_key, self.s3_bucket)  # refused before an image is fetched for nothing
+        return self._with_media(request)
+
+    def _order(self, request: VideoRequest, context: Context) -> Order:
         return Order(
-            request=self._with_media(request),
-            target=target,
+            model=request.model,
+            fingerprint=request.fingerprint(),
+            target=clip_target(self.s3_key, self.s3_bucket),
             run=_run_id(context),
             if_exists=self.if_exists,
             max_renders=self.max_renders,

@@ -1,0 +1,305 @@
+"""A process that renders one clip as the operator does, and kills itself at a named point if told so.
+
+Nothing in the package knows of these points: they are put around its methods and around S3's calls here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import boto3
+from botocore.config import Config
+
+from airflow_provider_codegateway import gateway as gateways
+from airflow_provider_codegateway import render as renders
+from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings
+from airflow_provider_codegateway.ledger import Ledger
+from airflow_provider_codegateway.models import build_request
+from airflow_provider_codegateway.render import Clip, IfExists, Order, render
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+KEY = "clips/x.mp4"
+
+# Real processes, forked from one that has imported everything: a run costs no second of imports.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["crash_runner"])
+
+_session = boto3.Session("x", "x", region_name="us-east-1")
+_session.client("s3")  # reads the service's model, which every process would do again
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process is to do.
+
+    :param run: the same for every try of one task instance.
+    :param kill_at: the point at which the process kills itself.
+    :param claim_seconds: how long after a claim its owner may still be rendering.
+    :param clock: seconds that the process's clock is off.
+    """
+
+    gateway_url: str
+    api_key: str
+    s3_endpoint: str
+    s3_credentials: dict[str, str] = field(repr=False)
+    bucket: str
+    key: str = KEY
+    prompt: str = "p"
+    run: str = "run"
+    if_exists: IfExists = "reuse"
+    max_renders: int = 2
+    kill_at: str | None = None
+    claim_seconds: float = 0.5
+    clock: float = 0.0
+
+    def order(self) -> Order:
+        return Order(
+            request=build_request("google/veo-3.1-fast", prompt=self.prompt),
+            target=S3Location(self.bucket, self.key),
+            run=self.run,
+            if_exists=self.if_exists,
+            max_renders=self.max_renders,
+        )
+
+    def s3(self) -> S3Client:
+        config = Config(retries={"total_max_attempts": 2})
+        return _session.client("s3", endpoint_url=self.s3_endpoint, config=config, **self.s3_credentials)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: with a clip, with an error, or killed."""
+
+    clip: Clip | None = None
+    error: str = ""
+    """The error's class."""
+    message: str = ""
+
+    @property
+    def killed(self) -> bool:
+        return self.clip is None and not self.error
+
+
+def start(job: Job) -> tuple[BaseProcess, Connection]:
+    """Begin a job in a process of its own; what it ends with comes through the connection."""
+    ours, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(target=_main, args=(job, theirs))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def finish(process: BaseProcess, connection: Connection) -> Ended:
+    """Wait for the end of a process."""
+    try:
+        ended: Ended = connection.recv()
+    except EOFError:
+        ended = Ended()
+    process.join()
+    killed = process.exitcode == -signal.SIGKILL
+    assert killed or process.exitcode == 0, f"the runner ended with {process.exitcode}"
+    assert killed or not ended.killed
+    connection.close()
+    process.close()
+    return ended
+
+
+def run(job: Job) -> Ended:
+    """Do a job in a process of its own."""
+    return finish(*start(job))
+
+
+def resume(job: Job) -> Ended:
+    """Do a job as Airflow would: again while it fails with an error that a retry may mend."""
+    while (ended := run(job)).error in ("RenderOutcomeUnknown", "ClipTransferError", "ClipExpired"):
+        pass
+    return ended
+
+
+@contextmanager
+def workers(count: int) -> Iterator[Callable[[list[Job]], list[Ended]]]:
+    """Processes that stay alive for any number of rounds, in each of which they all begin at once."""
+    barrier = processes.Barrier(count)
+    pipes = [processes.Pipe() for _ in range(count)]
+    started = [processes.Process(target=_worker, args=(theirs, barrier)) for _, theirs in pipes]
+    for process in started:
+        process.start()
+
+    def one_round(jobs: list[Job]) -> list[Ended]:
+        for (ours, _), job in zip(pipes, jobs, strict=True):
+            ours.send(job)
+        return [ours.recv() for ours, _ in pipes]
+
+    try:
+        yield one_round
+    finally:
+        for ours, _ in pipes:
+            ours.send(None)
+        for process in started:
+            process.join()
+
+
+def _worker(jobs: Connection, barrier: Any) -> None:
+    _shrink()
+    while (job := jobs.recv()) is not None:
+        s3 = job.s3()
+        barrier.wait()
+        jobs.send(_ended(job, s3))
+
+
+def _main(job: Job, result: Connection) -> None:
+    _shrink()
+    s3 = job.s3()
+    if job.clock:
+        _shift_clock(job.clock)
+    if job.kill_at:
+        _arm(job, s3)
+    ended = _ended(job, s3)
+    if job.kill_at == "before XCom" and ended.clip:
+        _die()
+    result.send(ended)
+    if job.kill_at == "after XCom" and ended.clip:
+        _die()
+
+
+def _ended(job: Job, s3: S3Client) -> Ended:
+    try:
+        return Ended(clip=render_blocking(job, s3))
+    except Exception as error:
+        return Ended(error=type(error).__name__, message=str(error))
+
+
+def render_blocking(job: Job, s3: S3Client) -> Clip:
+    """One clip, as the operator's ``execute`` has it."""
+    settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
+
+    async def blocking() -> Clip:
+        async with Gateway(settings) as gateway:
+            return await render(job.order(), s3=s3, gateway=gateway, claim_seconds=job.claim_seconds)
+
+    return BlockingCall().run(blocking())
+
+
+def _shrink() -> None:
+    renders.CLAIM_MARGIN = 0.5
+    renders.POLL_INTERVAL = 0.05
+    gateways.PROGRESS_INTERVAL = 0.5
+
+
+def _shift_clock(seconds: float) -> None:
+    """Every way in which this package or botocore asks for the time of day."""
+    import botocore.auth
+
+    true_time, true_now = time.time, botocore.auth.get_current_datetime
+    time.time = lambda: true_time() + seconds
+
+    def now(remove_tzinfo: bool = True) -> Any:
+        import datetime
+
+        return true_now(remove_tzinfo) + datetime.timedelta(seconds=seconds)
+
+    botocore.auth.get_current_datetime = now
+
+
+# Points.
+
+
+def _die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
+    raise AssertionError("killed")
+
+
+def _before(owner: Any, name: str) -> None:
+    setattr(owner, name, lambda *args, **kwargs: _die())
+
+
+def _after(owner: Any, name: str) -> None:
+    method = getattr(owner, name)
+
+    def dying(*args: Any, **kwargs: Any) -> None:
+        method(*args, **kwargs)
+        _die()
+
+    setattr(owner, name, dying)
+
+
+def _on_s3(s3: S3Client, event: str, *, number: int = 1, key: str) -> None:
+    """Die at the ``number``-th such event of botocore that is about the clip."""
+    seen = 0
+
+    def count(params: Any = None, context: Any = None, model: Any = None, **_: Any) -> None:
+        nonlocal seen
+        where = str((params or {}).get("url_path", "")) if isinstance(params, dict) else ""
+        if where and not where.endswith(key):
+            return
+        seen += 1
+        if seen == number:
+            _die()
+
+    s3.meta.events.register(event, count)
+
+
+def _while_downloading(after_bytes: int) -> None:
+    original = http.client.HTTPResponse.readinto
+    total = 0
+
+    def readinto(self: http.client.HTTPResponse, buffer: Any) -> int:
+        nonlocal total
+        count = original(self, buffer)
+        total += count
+        if total >= after_bytes:
+            _die()
+        return count
+
+    http.client.HTTPResponse.readinto = readinto  # type: ignore[method-assign]
+
+
+# In the order of the path. A clip of one part has no multipart upload, so some have a form for each.
+POINTS: dict[str, Callable[[Job, S3Client], None]] = {
+    "before the entry": lambda job, s3: _before(Ledger, "open"),
+    "before claim": lambda job, s3: _before(Ledger, "claim"),
+    "after claim": lambda job, s3: _after(Ledger, "claim"),
+    "before the POST": lambda job, s3: _before(Gateway, "generate"),
+    "before the receipt": lambda job, s3: _before(Ledger, "keep"),
+    "after the receipt": lambda job, s3: _after(Ledger, "keep"),
+    "mid-download": lambda job, s3: _while_downloading(1000),
+    "late in the download": lambda job, s3: _while_downloading(12_000_000),
+    "mid-upload": lambda job, s3: _on_s3(s3, "before-send.s3.UploadPart", number=2, key=job.key),
+    "before PutObject": lambda job, s3: _on_s3(s3, "before-call.s3.PutObject", key=job.key),
+    "before completing": lambda job, s3: _on_s3(s3, "before-call.s3.CompleteMultipartUpload", key=job.key),
+    "after completing": lambda job, s3: _on_s3(s3, "after-call.s3.CompleteMultipartUpload", key=job.key),
+    "after upload": lambda job, s3: _after(renders, "transfer_clip"),
+    "before settling": lambda job, s3: _before(Ledger, "settle"),
+    "after settling": lambda job, s3: _after(Ledger, "settle"),
+    "before XCom": lambda job, s3: None,
+    "after XCom": lambda job, s3: None,
+}
+
+UNKNOWN = frozenset({"after claim", "before the POST", "before the receipt"})
+"""Points at which nobody else can know whether a render was bought."""
+
+MULTIPART = frozenset({"late in the download", "mid-upload", "before completing", "after completing"})
+"""Points that only a clip of several parts comes to."""
+
+ONE_PART = frozenset({"before PutObject"})
+"""Points that only a clip of one part comes to."""
+
+
+def _arm(job: Job, s3: S3Client) -> None:
+    assert job.kill_at is not None
+    POINTS[job.kill_at](job, s3)

@@ -1,0 +1,123 @@
+"""The example DAGs, which are also the documentation's snippets, and the sample input of the demo."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from airflow_run import run_dag
+
+from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from demo.clips import Shape, WrongClip, check, measure
+from demo.run import CLIPS, DAGS
+
+if TYPE_CHECKING:
+    from airflow.dag_processing.dagbag import DagBag
+    from mypy_boto3_s3.client import S3Client
+
+    from airflow_provider_codegateway.emulator import Emulator
+
+PROJECT = Path(__file__).resolve().parent.parent
+INPUT = PROJECT / "demo" / "input"
+
+
+@pytest.fixture(scope="module")
+def bag(airflow_database: None) -> DagBag:
+    from airflow.dag_processing.dagbag import DagBag
+
+    return DagBag(dag_folder=PROJECT / "example_dags")
+
+
+def put_input(s3: S3Client, bucket: str) -> None:
+    for file in INPUT.iterdir():
+        s3.upload_file(str(file), bucket, f"input/{file.name}")
+
+
+def test_every_file_is_a_dag_of_the_demo(bag: DagBag) -> None:
+    """Each file imports without error and holds one DAG, and the demo runs each of them."""
+    assert bag.import_errors == {}
+    assert len(bag.dags) == len(list((PROJECT / "example_dags").glob("*.py")))
+    assert sorted(bag.dags) == sorted(DAGS)
+
+
+@pytest.mark.parametrize("dag_id", DAGS)
+def test_example_explains_itself(bag: DagBag, dag_id: str) -> None:
+    """An example is found by its tags, says what it shows, and runs only when somebody triggers it."""
+    dag = bag.dags[dag_id]
+    assert {"codegateway", "example"} <= dag.tags
+    assert dag.doc_md
+    assert dag.doc_md.strip().startswith("### ")
+    assert dag.schedule is None
+
+
+def test_three_models_differ_in_the_model_only(bag: DagBag) -> None:
+    """Switching models is changing one string: nothing else of the request differs."""
+    tasks = list(bag.dags["codegateway_three_models"].tasks)
+    assert all(isinstance(task, GenerateVideoOperator) for task in tasks)
+    request = [name for name in GenerateVideoOperator.template_fields if name not in ("model", "s3_key")]
+    assert len({task.model for task in tasks}) == 3
+    assert len({repr([getattr(task, name) for name in request]) for task in tasks}) == 1
+
+
+@pytest.mark.usefixtures("connections")
+def test_image_to_video_shows_the_image(
+    bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator, tmp_path: Path
+) -> None:
+    """The image in S3 reaches the gateway as bytes, and the clip has the asked shape."""
+    put_input(s3, bucket)
+    dag = bag.dags["codegateway_image_to_video"]
+    assert run_dag(dag, run_conf={"bucket": bucket}).state == "success"
+    s3.download_file(bucket, "clips/lighthouse.mp4", str(tmp_path / "clip.mp4"))
+    assert check(tmp_path / "clip.mp4", {"duration": 5, "aspect_ratio": "4:3"}) == Shape(960, 720, 5.0, None)
+    (render,) = gateway.ledger
+    assert "image" in render.request
+
+
+@pytest.mark.usefixtures("connections")
+def test_marketing_pipeline_buys_each_product_once(
+    bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator
+) -> None:
+    """Each product becomes one clip in the manifest; the campaign's second run buys nothing."""
+    put_input(s3, bucket)
+    dag = bag.dags["codegateway_marketing_pipeline"]
+    products = list(csv.DictReader((INPUT / "products.csv").open()))
+    for _ in range(2):
+        run = run_dag(dag, run_conf={"bucket": bucket, "campaign": "autumn"})
+        assert run.state == "success"
+        key = run["write_manifest"].xcoms["return_value"]
+        manifest = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        assert [clip["key"] for clip in manifest] == [f"autumn/{row['sku']}.mp4" for row in products]
+        assert gateway.billed == len(products)
+
+
+def test_demo_knows_how_many_clips_there_are() -> None:
+    """The demo counts the clips of all examples: a missing one must not pass unseen."""
+    products = list(csv.DictReader((INPUT / "products.csv").open()))
+    assert 1 + 3 + 1 + len(products) == CLIPS
+
+
+def test_demo_refuses_a_wrong_clip(gateway: Emulator, tmp_path: Path) -> None:
+    """The demo's check decodes the clip and names each way in which it is not what was asked for."""
+    import httpx
+
+    body = {"model": "google/veo-3.1-fast", "prompt": "x", "duration": "4s"}
+    answer = httpx.post(
+        f"{gateway.url}/v1/video/generate",
+        json=body,
+        headers={"Authorization": f"Bearer {gateway.api_key}"},
+        timeout=60,
+    ).json()
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(httpx.get(answer["data"][0]["url"]).content)
+    assert measure(path) == Shape(1280, 720, 4.0, None)
+    asked = {"duration": 6, "resolution": "1080p", "aspect_ratio": "9:16", "generate_audio": True}
+    with pytest.raises(
+        WrongClip, match=r"4 s instead of 6 s, 720 lines .* 1280x720 instead of 9:16, no sound"
+    ):
+        check(path, asked)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(WrongClip):
+        check(path, {})
