@@ -13,6 +13,9 @@ from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidTar
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
+DEFAULT_LEDGER_PREFIX = "_codegateway/"
+"""Where the ledger is kept in the clip's bucket."""
+
 ACCESS_DENIED = frozenset({"AccessDenied", "403", "Forbidden", "AllAccessDisabled"})
 NO_SUCH_BUCKET = frozenset({"NoSuchBucket"})
 NOT_FOUND = frozenset({"404", "NoSuchKey", "NotFound"})

@@ -22,6 +22,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -51,6 +52,13 @@ class CodeGatewayError(AirflowException):
 
     def __str__(self) -> str:
         return f"{super().__str__()} {self.bought.value}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the way from the triggerer to the worker; see ``from_dict``."""
+        facts: dict[str, Any] = {
+            name: vars(self)[name] for name in ("status", "retry_after") if name in vars(self)
+        }
+        return {"class": type(self).__name__, "message": self.args[0], "bought": self.bought.name, **facts}
 
 
 class InvalidRequest(CodeGatewayError, AirflowFailException, ValueError):
@@ -156,3 +164,23 @@ class RenderLimitReached(CodeGatewayError, AirflowFailException):
     """
 
     bought = Bought.YES
+
+
+def from_dict(error: dict[str, Any]) -> CodeGatewayError:
+    """The error that ``CodeGatewayError.as_dict`` described.
+
+    :raises KeyError: it is none of this module's.
+    """
+    facts = dict(error)
+    error_class = _CLASSES[facts.pop("class")]
+    message, bought = facts.pop("message"), Bought[facts.pop("bought")]
+    made = error_class(message, **facts)
+    made.bought = bought
+    return made
+
+
+_CLASSES: dict[str, type[CodeGatewayError]] = {
+    name: item
+    for name, item in list(globals().items())
+    if isinstance(item, type) and issubclass(item, CodeGatewayError)
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 CONNECTION_TYPE = "codegateway"
+DEFAULT_CONNECTION_ID = "codegateway_default"
 
 CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "deadline": {
@@ -60,6 +61,12 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": [
             {"integration-name": _INTEGRATION, "python-modules": ["airflow_provider_codegateway.hooks.video"]}
+        ],
+        "triggers": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": ["airflow_provider_codegateway.triggers.video"],
+            }
         ],
         "connection-types": [
             {

@@ -28,6 +28,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway._s3 import (
+    DEFAULT_LEDGER_PREFIX,
     NOT_FOUND,
     S3Location,
     error_code,
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 log = logging.getLogger(__name__)
-
-DEFAULT_PREFIX = "_codegateway/"
 
 SETTLE_GRACE = 15.0
 """Seconds for which a fresh receipt is left to the run that bought it; then another may fetch the clip."""
@@ -209,7 +208,7 @@ def _forget_command(location: S3Location) -> str:
     return f"python -m airflow_provider_codegateway.ledger forget {location.uri}"
 
 
-def entry_location(clip: S3Location, ledger_prefix: str = DEFAULT_PREFIX) -> S3Location:
+def entry_location(clip: S3Location, ledger_prefix: str = DEFAULT_LEDGER_PREFIX) -> S3Location:
     """Where the ledger entry of a clip is.
 
     :param ledger_prefix: a prefix in the clip's bucket, or a whole ``s3://bucket/prefix``.

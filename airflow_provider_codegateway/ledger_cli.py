@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway import media
-from airflow_provider_codegateway._s3 import S3Location, error_words, split_uri
+from airflow_provider_codegateway._s3 import DEFAULT_LEDGER_PREFIX, S3Location, error_words, split_uri
 from airflow_provider_codegateway.exceptions import CodeGatewayError
 from airflow_provider_codegateway.ledger import (
-    DEFAULT_PREFIX,
     MARKER_NAME,
     Entry,
     Ledger,
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def list_entries(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
     """Every entry below a bucket or prefix, one line each."""
-    prefix = S3Location(location.bucket, location.key or DEFAULT_PREFIX)
+    prefix = S3Location(location.bucket, location.key or DEFAULT_LEDGER_PREFIX)
     rows = [(at, _ledger(s3, at).read()) for at in _entries(s3, prefix)]
     if options.json:
         print(json.dumps([_as_dict(at, entry) for at, entry in rows], indent=2))

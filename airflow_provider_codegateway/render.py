@@ -20,7 +20,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from airflow_provider_codegateway import ledger as ledgers
-from airflow_provider_codegateway._s3 import NOT_FOUND, S3Location, error_code, split_uri, storage_error
+from airflow_provider_codegateway._s3 import (
+    DEFAULT_LEDGER_PREFIX,
+    NOT_FOUND,
+    S3Location,
+    error_code,
+    split_uri,
+    storage_error,
+)
 from airflow_provider_codegateway.exceptions import (
     Bought,
     ClipExpired,
@@ -109,7 +116,7 @@ class Order:
     run: str
     if_exists: IfExists = "reuse"
     max_renders: int = 2
-    ledger_prefix: str = ledgers.DEFAULT_PREFIX
+    ledger_prefix: str = DEFAULT_LEDGER_PREFIX
     extra_args: Mapping[str, Any] = field(default_factory=dict)
 
     def ledger(self, s3: S3Client) -> Ledger:

@@ -299,11 +299,7 @@ class _Download:
     def _network(self) -> Iterator[None]:
         try:
             yield
-        except (
-            OSError,
-            http.client.HTTPException,
-            UnicodeError,
-        ) as error:  # the last for a host that is no name
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last: no host name
             self._require_live()
             reason = error.reason if isinstance(error, URLError) else error
             raise _Broken(redact_urls(f"{type(reason).__name__}: {reason}")) from None

@@ -14,19 +14,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import boto3
+import botocore.auth
+import botocore.compat
 from botocore.config import Config
 
-from airflow_provider_codegateway import gateway as gateways
 from airflow_provider_codegateway import render as renders
 from airflow_provider_codegateway._s3 import S3Location
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings
 from airflow_provider_codegateway.ledger import Ledger
-from airflow_provider_codegateway.models import build_request
+from airflow_provider_codegateway.models import VideoRequest, build_request
 from airflow_provider_codegateway.render import Clip, IfExists, Order, render
 
 if TYPE_CHECKING:
@@ -34,9 +39,7 @@ if TYPE_CHECKING:
 
 KEY = "clips/x.mp4"
 
-# Real processes, forked from one that has imported everything: a run costs no second of imports.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["crash_runner"])
 
 _session = boto3.Session("x", "x", region_name="us-east-1")
 _session.client("s3")  # reads the service's model, which every process would do again
@@ -66,9 +69,13 @@ class Job:
     claim_seconds: float = 0.5
     clock: float = 0.0
 
+    def request(self) -> VideoRequest:
+        return build_request("google/veo-3.1-fast", prompt=self.prompt)
+
     def order(self) -> Order:
         return Order(
-            request=build_request("google/veo-3.1-fast", prompt=self.prompt),
+            model="google/veo-3.1-fast",
+            fingerprint=self.request().fingerprint(),
             target=S3Location(self.bucket, self.key),
             run=self.run,
             if_exists=self.if_exists,
@@ -77,7 +84,13 @@ class Job:
 
     def s3(self) -> S3Client:
         config = Config(retries={"total_max_attempts": 2})
-        return _session.client("s3", endpoint_url=self.s3_endpoint, config=config, **self.s3_credentials)
+        return _session.client(
+            "s3",
+            endpoint_url=self.s3_endpoint,
+            aws_access_key_id=self.s3_credentials["aws_access_key_id"],
+            aws_secret_access_key=self.s3_credentials["aws_secret_access_key"],
+            config=config,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,24 @@ class Ended:
         return self.clip is None and not self.error
 
 
+@cache
+def fork_server() -> None:
+    """Start what every process is forked from, with everything imported: a run costs no seconds of imports."""
+    processes.set_forkserver_preload([__name__])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Python 3.11's fork server is not told sys.path
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
 def start(job: Job) -> tuple[BaseProcess, Connection]:
     """Begin a job in a process of its own; what it ends with comes through the connection."""
+    fork_server()
     ours, theirs = processes.Pipe(duplex=False)
     process = processes.Process(target=_main, args=(job, theirs))
     process.start()
@@ -133,6 +162,7 @@ def resume(job: Job) -> Ended:
 @contextmanager
 def workers(count: int) -> Iterator[Callable[[list[Job]], list[Ended]]]:
     """Processes that stay alive for any number of rounds, in each of which they all begin at once."""
+    fork_server()
     barrier = processes.Barrier(count)
     pipes = [processes.Pipe() for _ in range(count)]
     started = [processes.Process(target=_worker, args=(theirs, barrier)) for _, theirs in pipes]
@@ -189,7 +219,9 @@ def render_blocking(job: Job, s3: S3Client) -> Clip:
 
     async def blocking() -> Clip:
         async with Gateway(settings) as gateway:
-            return await render(job.order(), s3=s3, gateway=gateway, claim_seconds=job.claim_seconds)
+            return await render(
+                job.order(), job.request().body(), s3=s3, gateway=gateway, claim_seconds=job.claim_seconds
+            )
 
     return BlockingCall().run(blocking())
 
@@ -197,22 +229,17 @@ def render_blocking(job: Job, s3: S3Client) -> Clip:
 def _shrink() -> None:
     renders.CLAIM_MARGIN = 0.5
     renders.POLL_INTERVAL = 0.05
-    gateways.PROGRESS_INTERVAL = 0.5
 
 
 def _shift_clock(seconds: float) -> None:
     """Every way in which this package or botocore asks for the time of day."""
-    import botocore.auth
-
-    true_time, true_now = time.time, botocore.auth.get_current_datetime
+    true_time, true_now = time.time, botocore.compat.get_current_datetime
     time.time = lambda: true_time() + seconds
 
-    def now(remove_tzinfo: bool = True) -> Any:
-        import datetime
+    def now(remove_tzinfo: bool = True) -> datetime:
+        return true_now(remove_tzinfo) + timedelta(seconds=seconds)
 
-        return true_now(remove_tzinfo) + datetime.timedelta(seconds=seconds)
-
-    botocore.auth.get_current_datetime = now
+    vars(botocore.auth)["get_current_datetime"] = now
 
 
 # Points.
@@ -266,7 +293,7 @@ def _while_downloading(after_bytes: int) -> None:
             _die()
         return count
 
-    http.client.HTTPResponse.readinto = readinto  # type: ignore[method-assign]
+    http.client.HTTPResponse.readinto = readinto  # type: ignore[method-assign,assignment]
 
 
 # In the order of the path. A clip of one part has no multipart upload, so some have a form for each.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import DAG
+from airflow.sdk.module_loading import import_string
 from airflow_run import RunResult, run_dag
 from media_samples import png, png_base64
 
@@ -41,6 +44,16 @@ MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections")
 
 
+@pytest.fixture(params=["blocking", "deferrable"], autouse=True)
+def deferrable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test of this file runs in both modes: they promise the same."""
+    deferrable = bool(request.param == "deferrable")
+    # Airflow wraps __init__; the default is read from its configuration when the module is imported.
+    defaults = GenerateVideoOperator.__init__.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
+    monkeypatch.setitem(defaults, "deferrable", deferrable)
+    return deferrable
+
+
 def run(**arguments: Any) -> RunResult:
     """One DAG run with one clip, by Airflow's own task runner."""
     with DAG("one_clip", schedule=None) as dag:
@@ -59,8 +72,20 @@ def execute(run_id: str = "run", **arguments: Any) -> tuple[str, dict[str, Any]]
         map_index=-1,
         xcom_push=lambda key, value: pushed.__setitem__(key, value),
     )
-    key = operator.execute({"ti": instance})  # type: ignore[typeddict-item]
+    context: Any = {"ti": instance}
+    try:
+        key = operator.execute(context)
+    except TaskDeferred as deferred:
+        key = getattr(operator, deferred.method_name)(context, asyncio.run(first_event(deferred.trigger)))
     return key, pushed.get("clip", {})
+
+
+async def first_event(trigger: Any) -> Any:
+    """What a triggerer would bring back: through the database, by another process."""
+    path, arguments = json.loads(json.dumps(trigger.serialize()))
+    events = [event.payload async for event in import_string(path)(**arguments).run()]
+    assert len(events) == 1
+    return json.loads(json.dumps(events[0]))
 
 
 def keys(s3: S3Client, bucket: str) -> list[str]:
@@ -404,6 +429,7 @@ def test_a_changed_prompt_after_a_paid_render_is_reported_with_what_was_paid_for
     assert gateway.billed == 1
 
 
+@pytest.mark.parametrize("deferrable", ["blocking"], indirect=True)
 def test_a_killed_render_is_closed_and_said_to_be_billed_perhaps(
     gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:

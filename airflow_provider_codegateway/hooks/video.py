@@ -18,6 +18,7 @@ from airflow_provider_codegateway.get_provider_info import (
     CONNECTION_BEHAVIOUR,
     CONNECTION_FIELDS,
     CONNECTION_TYPE,
+    DEFAULT_CONNECTION_ID,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class CodeGatewayVideoHook(BaseHook):
     """
 
     conn_name_attr = "codegateway_conn_id"
-    default_conn_name = "codegateway_default"
+    default_conn_name = DEFAULT_CONNECTION_ID
     conn_type = CONNECTION_TYPE
     hook_name = "CodeGateway"
 

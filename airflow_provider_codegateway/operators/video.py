@@ -6,22 +6,25 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_codegateway import media
-from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown
-from airflow_provider_codegateway.gateway import BlockingCall, Gateway
-from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
-from airflow_provider_codegateway.ledger import DEFAULT_PREFIX
-from airflow_provider_codegateway.models import MediaField, VideoRequest, build_request
-from airflow_provider_codegateway.render import Clip, IfExists, Order, clip_target, render
+from airflow_provider_codegateway._s3 import DEFAULT_LEDGER_PREFIX, S3Location, read_object
+from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown, from_dict
+from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 
+# A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import Context
     from airflow.sdk.definitions.retry_policy import RetryPolicy
+
+    from airflow_provider_codegateway.gateway import BlockingCall
+    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+    from airflow_provider_codegateway.models import MediaField, VideoRequest
+    from airflow_provider_codegateway.render import Clip, IfExists, Order
 
 
 class _HidesMedia:
@@ -68,6 +71,7 @@ class GenerateVideoOperator(BaseOperator):
     :param aws_conn_id: connection to S3.
     :param ledger_prefix: where the record of what was bought is kept meanwhile: a prefix in the clip's
         bucket, or a whole ``s3://bucket/prefix``.
+    :param deferrable: wait in the triggerer, and hold no worker slot for the render.
     """
 
     template_fields: Sequence[str] = (
@@ -108,9 +112,10 @@ class GenerateVideoOperator(BaseOperator):
         s3_bucket: str | None = None,
         if_exists: IfExists = "reuse",
         max_renders: int = 2,
-        codegateway_conn_id: str = CodeGatewayVideoHook.default_conn_name,
+        codegateway_conn_id: str = DEFAULT_CONNECTION_ID,
         aws_conn_id: str | None = "aws_default",
-        ledger_prefix: str = DEFAULT_PREFIX,
+        ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -130,11 +135,12 @@ class GenerateVideoOperator(BaseOperator):
         self.codegateway_conn_id = codegateway_conn_id
         self.aws_conn_id = aws_conn_id
         self.ledger_prefix = ledger_prefix
+        self.deferrable = deferrable
         if if_exists not in ("reuse", "replace", "fail"):
             raise InvalidRequest(f"if_exists={if_exists!r} means nothing: use 'reuse', 'replace' or 'fail'.")
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders={max_renders!r} buys nothing: use a whole number from 1 up.")
-        self._call = BlockingCall()
+        self._call: BlockingCall | None = None
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
         if getattr(self, "retry_policy", None) is None:
             self.retry_policy = _default_retry_policy()
@@ -142,21 +148,31 @@ class GenerateVideoOperator(BaseOperator):
     @cached_property
     def hook(self) -> CodeGatewayVideoHook:
         """The hook for ``codegateway_conn_id``."""
+        from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+
         return CodeGatewayVideoHook(self.codegateway_conn_id)
 
     @cached_property
     def s3_hook(self) -> S3Hook:
         """The hook for ``aws_conn_id``."""
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # boto3: not while a DAG file is parsed
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         return S3Hook(aws_conn_id=self.aws_conn_id)
 
     def execute(self, context: Context) -> str:
         """Render the clip, or find that it is there already, and return its key."""
+        from airflow_provider_codegateway.gateway import BlockingCall, Gateway
+        from airflow_provider_codegateway.render import Clip, open_entry, render
+
         settings = self.hook.get_settings()
         request = self._request()
         order = self._order(request, context)
         s3 = self.s3_hook.get_conn()
+        if self.deferrable:
+            opened = open_entry(order, request.body(), s3=s3)
+            if not isinstance(opened, Clip):
+                self._defer(order)
+            return self._hand_over(opened, context)
 
         async def blocking() -> Clip:
             async with Gateway(settings) as gateway:
@@ -164,6 +180,7 @@ class GenerateVideoOperator(BaseOperator):
                     order, request.body(), s3=s3, gateway=gateway, claim_seconds=settings.deadline
                 )
 
+        self._call = BlockingCall()
         try:
             clip = self._call.run(blocking())
         except asyncio.CancelledError:
@@ -172,15 +189,48 @@ class GenerateVideoOperator(BaseOperator):
             ) from None
         return self._hand_over(clip, context)
 
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
+        """Take what the trigger brought.
+
+        :raises CodeGatewayError: the very error that the trigger met.
+        :raises ValueError: the event is none of ours.
+        """
+        from airflow_provider_codegateway.render import Clip
+
+        match event:
+            case {"status": "stored", "clip": dict(clip)}:
+                return self._hand_over(Clip(**clip), context)
+            case {"status": "failed", "error": dict(error)}:
+                raise from_dict(error)
+            case {"status": "gone"}:
+                self.log.info("The ledger entry is gone: somebody else settled it. Looking for the clip.")
+                return self.execute(context)
+        raise ValueError(f"The trigger sent an event that this version does not know: {sorted(event)}.")
+
+    def _defer(self, order: Order) -> NoReturn:
+        from airflow_provider_codegateway.triggers.video import RenderTrigger
+
+        self.defer(
+            trigger=RenderTrigger.for_order(
+                order, codegateway_conn_id=self.codegateway_conn_id, aws_conn_id=self.aws_conn_id
+            ),
+            method_name="execute_complete",
+            timeout=self.execution_timeout,
+        )
+        raise AssertionError("defer does not return")
+
     def on_kill(self) -> None:
         """Close the connection of a running render. It may be billed all the same; the ledger says so."""
-        if self._call.cancel():
+        if self._call is not None and self._call.cancel():
             self.log.warning(
                 "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."
             )
 
     def _request(self) -> VideoRequest:
         """What is to be rendered: validated, and every image and video read. All of it for free."""
+        from airflow_provider_codegateway.models import build_request
+        from airflow_provider_codegateway.render import clip_target
+
         request = build_request(
             self.model,
             prompt=self.prompt,
@@ -196,6 +246,8 @@ class GenerateVideoOperator(BaseOperator):
         return self._with_media(request)
 
     def _order(self, request: VideoRequest, context: Context) -> Order:
+        from airflow_provider_codegateway.render import Order, clip_target
+
         return Order(
             model=request.model,
             fingerprint=request.fingerprint(),
@@ -216,8 +268,6 @@ class GenerateVideoOperator(BaseOperator):
         return request.with_media(resolve)
 
     def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
-        from airflow_provider_codegateway._s3 import S3Location, read_object
-
         return read_object(self.s3_hook.get_conn(), S3Location(bucket, key), limit)
 
     def _hand_over(self, clip: Clip, context: Context) -> str:

@@ -1,0 +1,1 @@
+"""Renders without a worker slot."""

@@ -1,0 +1,208 @@
+"""Killed at every step of the path, and resumed as Airflow would: whole clips, and nothing paid twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING
+
+import crash_runner
+import pytest
+from clip_server import make_clip
+from crash_runner import KEY, MULTIPART, ONE_PART, POINTS, UNKNOWN, Ended, Job
+
+from airflow_provider_codegateway.emulator import Emulator
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+SMALL, LARGE = make_clip(300_000), make_clip(17_000_000)
+ROUNDS = int(os.environ.get("CODEGATEWAY_ROUNDS", "10"))
+KILLS = int(os.environ.get("CODEGATEWAY_KILLS", "20"))
+SEED = int(os.environ.get("CODEGATEWAY_SEED", "1"))
+
+
+@pytest.fixture
+def job(gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], bucket: str) -> Job:
+    return Job(
+        gateway_url=gateway.url,
+        api_key=gateway.api_key,
+        s3_endpoint=s3_endpoint,
+        s3_credentials=s3_credentials,
+        bucket=bucket,
+    )
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What is in a bucket after all is done."""
+
+    clips: dict[str, str]
+    """Key and SHA-256 of each clip."""
+    ledger: list[str]
+    uploads: list[str]
+
+    @classmethod
+    def of(cls, s3: S3Client, bucket: str) -> Bucket:
+        keys = [
+            item["Key"]
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+            for item in page.get("Contents", [])
+        ]
+        return cls(
+            clips={
+                key: hashlib.sha256(s3.get_object(Bucket=bucket, Key=key)["Body"].read()).hexdigest()
+                for key in keys
+                if not key.startswith("_codegateway/")
+            },
+            ledger=[key for key in keys if key.startswith("_codegateway/")],
+            uploads=[upload["Key"] for upload in s3.list_multipart_uploads(Bucket=bucket).get("Uploads", [])],
+        )
+
+
+def only(clip: bytes) -> Bucket:
+    """The bucket in which this clip is all that there is."""
+    return Bucket({KEY: hashlib.sha256(clip).hexdigest()}, [], [])
+
+
+# Killed at a named point, once.
+
+
+CASES = [
+    *((point, SMALL, 1) for point in POINTS if point not in MULTIPART),
+    *((point, LARGE, 2) for point in POINTS if point not in ONE_PART),
+]
+
+
+@pytest.mark.parametrize(
+    ("point", "clip", "max_renders"),
+    CASES,
+    ids=lambda value: f"{len(value) // 1000}kB" if isinstance(value, bytes) else str(value),
+)
+def test_a_run_that_is_killed_at_any_point_is_resumed_and_nothing_is_paid_twice(
+    point: str, clip: bytes, max_renders: int, job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """One bill wherever there is a receipt; where nobody can know, ``max_renders`` decides."""
+    gateway.serve_clip(clip)
+    job = replace(job, max_renders=max_renders)
+    killed = crash_runner.run(replace(job, kill_at=point))
+    assert killed.killed or point == "after XCom"
+    billed_before = gateway.billed
+    resumed = crash_runner.resume(job)
+    if point in UNKNOWN and max_renders == 1:
+        assert resumed.error == "RenderLimitReached"
+        assert "its run died without a word" in resumed.message
+        assert gateway.billed == billed_before <= 1
+        assert Bucket.of(s3, bucket).clips == {}
+        return
+    assert resumed.clip, resumed.message
+    assert resumed.clip.renders_bought == (2 if point in UNKNOWN else 1)
+    assert Bucket.of(s3, bucket) == only(clip)
+    assert gateway.billed == (2 if point == "before the receipt" else 1)
+
+
+@pytest.mark.parametrize("max_renders", [1, 2])
+def test_a_run_that_is_killed_while_the_gateway_renders(
+    max_renders: int, job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """The gateway goes on and bills: a second render is bought if that is allowed, and never a third."""
+    gateway.serve_clip(LARGE)
+    job = replace(job, max_renders=max_renders)
+    with gateway.holding():
+        process, connection = crash_runner.start(job)
+        gateway.wait_for(rendering=1)
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        assert crash_runner.finish(process, connection).killed
+    gateway.wait_for(billed=1)
+    resumed = crash_runner.resume(job)
+    if max_renders == 1:
+        assert resumed.error == "RenderLimitReached"
+        assert gateway.billed == 1
+        return
+    assert Bucket.of(s3, bucket) == only(LARGE)
+    assert gateway.billed == 2
+
+
+@pytest.mark.parametrize("point", sorted(MULTIPART | {"after the receipt", "before settling"}))
+def test_another_run_takes_over_what_a_killed_one_has_paid_for(
+    point: str, job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """Also where that was killed twice on the way; an upload that it left is gone as well."""
+    gateway.serve_clip(LARGE)
+    assert crash_runner.run(replace(job, kill_at=point)).killed
+    assert crash_runner.run(replace(job, kill_at="before settling")).killed or point == "after completing"
+    other = crash_runner.resume(replace(job, run="another"))
+    assert other.clip
+    assert Bucket.of(s3, bucket) == only(LARGE)
+    assert gateway.billed == 1
+
+
+# 8 at once.
+
+
+def test_eight_runs_at_once_buy_one_clip(job: Job, gateway: Emulator, s3: S3Client, bucket: str) -> None:
+    """One bill a round, whoever wins; the others wait for it and return the same clip."""
+    gateway.serve_clip(SMALL)
+    with crash_runner.workers(8) as one_round:
+        for number in range(ROUNDS):
+            key = f"clips/{number}.mp4"
+            runs = [replace(job, key=key, run=f"run-{n}", claim_seconds=60, max_renders=4) for n in range(8)]
+            ended = one_round(runs)
+            assert [each.error for each in ended] == [""] * 8
+            assert gateway.billed == number + 1
+            assert sum(not each.clip.reused for each in ended if each.clip) == 1
+    digest = hashlib.sha256(SMALL).hexdigest()
+    wanted = {f"clips/{number}.mp4": digest for number in range(ROUNDS)}
+    assert Bucket.of(s3, bucket) == Bucket(wanted, [], [])
+
+
+# Killed at random.
+
+
+@dataclass
+class Tally:
+    """What came of many runs with a kill at a random moment each."""
+
+    killed: int = 0
+    mid_render: int = 0
+    """Kills between a claim and its receipt: nobody can know what was bought."""
+    stored: int = 0
+
+
+def test_runs_that_are_killed_at_random_moments_store_every_clip(
+    job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """As many clips as runs, one bill each besides the kills in mid-render, and nothing left behind."""
+    chance = random.Random(SEED)
+    gateway.render_seconds = 0.1
+    tally, wanted = Tally(), {}
+    for number in range(KILLS):
+        clip = chance.choice((SMALL, LARGE)) + number.to_bytes(4)
+        gateway.serve_clip(clip)
+        one = replace(job, key=f"clips/{number}.mp4", max_renders=3)
+        wanted[one.key] = hashlib.sha256(clip).hexdigest()
+        ended = run_and_kill(one, after=chance.uniform(0, 0.9))
+        if ended.killed:
+            tally.killed += 1
+            entry = one.order().ledger(s3).read()
+            tally.mid_render += any(attempt.started and not attempt.rendered for attempt in entry.attempts)
+            ended = crash_runner.resume(one)
+        assert ended.clip, ended.message
+        tally.stored += 1
+    gateway.wait_for(rendering=0)
+    print(f"seed {SEED}: {tally}, billed {gateway.billed}")
+    assert gateway.billed <= KILLS + tally.mid_render
+    assert Bucket.of(s3, bucket) == Bucket(wanted, [], [])
+
+
+def run_and_kill(job: Job, *, after: float) -> Ended:
+    """One process, killed so many seconds after it began, unless it has ended by then."""
+    process, connection = crash_runner.start(job)
+    wait([process.sentinel], timeout=after)
+    process.kill()
+    return crash_runner.finish(process, connection)
