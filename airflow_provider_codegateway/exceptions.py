@@ -30,7 +30,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 class Bought(Enum):
     """Whether a render was bought. The value is the sentence that every message ends with."""
 
-    NO = "Nothing was bought."
+    NO = "This try bought nothing."
     PERHAPS = "A render may have been bought."
     YES = "A render was bought."
 

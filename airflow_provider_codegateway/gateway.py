@@ -57,10 +57,10 @@ MAX_ANSWER_BYTES = 1024 * 1024
 """An answer is a few hundred bytes of JSON; more than this is not one."""
 
 REJECTED = frozenset({400, 401, 403, 404, 413, 422})
-"""The same request will be refused again. Nothing was bought."""
+"""The same request will be refused again. This try bought nothing."""
 
 UNAVAILABLE = frozenset({429, 503})
-"""No render was started. Nothing was bought."""
+"""No render was started. This try bought nothing."""
 
 NEVER_SENT: tuple[type[httpx.TransportError], ...] = (
     httpx.ConnectError,  # TLS handshakes included: httpcore maps their failures to it
@@ -69,7 +69,7 @@ NEVER_SENT: tuple[type[httpx.TransportError], ...] = (
     httpx.ProxyError,  # raised when the proxy refuses the tunnel, before the request
     httpx.UnsupportedProtocol,
 )
-"""Errors that httpx raises before a byte of the request has left. Nothing was bought."""
+"""Errors that httpx raises before a byte of the request has left. This try bought nothing."""
 
 
 LoadContent = Callable[[], Awaitable[bytes]]

@@ -36,6 +36,7 @@ from airflow_provider_codegateway._s3 import (
     storage_error,
 )
 from airflow_provider_codegateway.exceptions import (
+    Bought,
     CodeGatewayError,
     InvalidTarget,
     LedgerConflict,
@@ -136,7 +137,8 @@ def next_step(
             f"The ledger at {location.uri} is for another request (model {entry.model}, fingerprint "
             f"{entry.fingerprint}) whose clip was never delivered: {describe_attempts(entry)} "
             "Run that request again to have its clip, or delete the ledger entry to let this one be bought "
-            f"({_forget_command(location)})."
+            f"({_forget_command(location)}).",
+            bought=_money(entry),
         )
     if not entry.open:
         return Gone()
@@ -157,7 +159,8 @@ def next_step(
         raise RenderLimitReached(
             f"max_renders={max_renders} is used up: {describe_attempts(entry)} "
             f"The ledger is at {location.uri}; to buy another render, raise max_renders or delete the entry "
-            f"({_forget_command(location)})."
+            f"({_forget_command(location)}).",
+            bought=_money(entry),
         )
     return Claim(last.number + 1)
 
@@ -200,6 +203,12 @@ def _fate(attempt: Attempt, now: datetime) -> str:
     return "may have been bought: its run died without a word"
 
 
+def _money(entry: Entry) -> Bought:
+    if not entry.attempts:
+        return Bought.NO
+    return Bought.YES if any(attempt.rendered for attempt in entry.attempts) else Bought.PERHAPS
+
+
 def _when(at: datetime | None) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at else "at an unknown time"
 
@@ -231,13 +240,23 @@ class Ledger:
     :param location: see ``entry_location``.
     :param fingerprint: of the request; see ``VideoRequest.fingerprint``.
     :param run: who is asking: the same for every try of one task instance.
+    :param put_args: boto3's further arguments for writing a marker, such as encryption.
     """
 
-    def __init__(self, s3: S3Client, location: S3Location, *, fingerprint: str, run: str) -> None:
+    def __init__(
+        self,
+        s3: S3Client,
+        location: S3Location,
+        *,
+        fingerprint: str,
+        run: str,
+        put_args: Mapping[str, Any] | None = None,
+    ) -> None:
         self.s3 = s3
         self.location = location
         self.fingerprint = fingerprint
         self.run = run
+        self.put_args = put_args or {}
         self._owner = ""  # of the last claim
         self._kept_at: float | None = None
 
@@ -315,7 +334,10 @@ class Ledger:
                 f"{marker['fingerprint']}): it was bought, and is not used for this one. Run that request "
                 f"again to have its clip, or delete the ledger entry ({_forget_command(self.location)})."
             )
-        return Receipt(**marker["receipt"])
+        try:
+            return Receipt(**marker["receipt"])
+        except (KeyError, TypeError) as error:
+            raise self._unreadable(name, error) from None
 
     def read(self) -> Entry:
         """The whole entry, and the store's clock."""
@@ -404,16 +426,21 @@ class Ledger:
             try:
                 answer = self.s3.get_object(Bucket=self.location.bucket, Key=self.location.key + name)
                 content: dict[str, Any] = json.loads(answer["Body"].read())
+                if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), str):
+                    raise ValueError("it has no fingerprint")
             except ValueError as error:
-                raise LedgerConflict(
-                    f"{self.location.uri}{name} is no marker of this ledger ({error}): move it away, "
-                    f"or choose another ledger_prefix."
-                ) from None
+                raise self._unreadable(name, error) from None
             except Exception as error:
                 if error_code(error) in NOT_FOUND:
                     return None
                 raise
         return content
+
+    def _unreadable(self, name: str, error: Exception) -> LedgerConflict:
+        return LedgerConflict(
+            f"{self.location.uri}{name} is no marker of this ledger ({error}): move it away, "
+            "or choose another ledger_prefix."
+        )
 
     def _put(self, name: str, content: Mapping[str, Any], **condition: Any) -> None:
         self.s3.put_object(
@@ -421,6 +448,7 @@ class Ledger:
             Key=self.location.key + name,
             Body=json.dumps(content).encode(),
             ContentType="application/json",
+            **self.put_args,
             **condition,
         )
 

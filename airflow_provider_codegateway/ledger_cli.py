@@ -56,9 +56,9 @@ def list_entries(s3: S3Client, location: S3Location, options: argparse.Namespace
         print(json.dumps([_as_dict(at, entry) for at, entry in rows], indent=2))
         return 0
     for at, entry in rows:
-        print(f"{situation(entry):<24} {len(entry.attempts)} renders  {entry.model or '?':<26} {at.uri}")
+        print(f"{situation(entry):<24} {len(entry.attempts)} begun  {entry.model or '?':<26} {at.uri}")
     print(
-        f"{len(rows)} entries below {prefix.uri}" if rows else f"Nothing below {prefix.uri}: all is settled."
+        f"Entries below {prefix.uri}: {len(rows)}" if rows else f"Nothing below {prefix.uri}: all is settled."
     )
     return 0
 

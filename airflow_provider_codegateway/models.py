@@ -116,7 +116,7 @@ class VideoRequest(BaseModel):
                 else:
                     resolved[name] = resolve(value, field)
             except ValueError as error:
-                problems.append(f"{name} of {self.model}: {error}")
+                problems.append(f"{name} of {self.model}: {error}.")
         if problems:
             raise InvalidRequest(problems)
         return self.model_copy(update=resolved)
@@ -317,7 +317,7 @@ def _problem(detail: ErrorDetails, request_class: type[VideoRequest], model: str
             return f"{name} has {length:,} characters; {model} takes at most {context['max_length']:,}."
         case "value_error":
             where = "".join(f"[{part}]" for part in detail["loc"][1:] if isinstance(part, int))
-            return f"{name}{where} of {model}: {context['error']}"
+            return f"{name}{where} of {model}: {context['error']}."
     shown = _shown(name, detail["input"], request_class)
     return f"{name}={shown} is not for {model}: use {_would_do(detail, name, request_class)}."
 

@@ -28,6 +28,7 @@ from airflow_provider_codegateway._s3 import (
     split_uri,
     storage_error,
 )
+from airflow_provider_codegateway._upload import check_extra_args
 from airflow_provider_codegateway.exceptions import (
     Bought,
     ClipExpired,
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_KEY_BYTES = 1024
+"""S3's limit."""
+
 IfExists = Literal["reuse", "replace", "fail"]
 
 POLL_INTERVAL = 2.0
@@ -58,6 +62,7 @@ RECEIPT_PATIENCE = 60.0
 """Seconds for which the writing of a receipt is repeated while S3 fails."""
 
 _FACTS = ("fingerprint", "run", "model", "created", "render-seconds", "renders-bought")
+_ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
 _METADATA_PREFIX = "codegateway-"
 _NO_SUCH_UPLOAD = frozenset({"NoSuchUpload", "404"})
 
@@ -107,7 +112,9 @@ class Order:
     :param fingerprint: of the request, its media resolved; see ``VideoRequest.fingerprint``.
     :param target: where the clip goes.
     :param run: who wants it: the same for every try of one task instance.
-    :param extra_args: S3Hook's extra arguments for uploads, such as encryption.
+    :param extra_args: boto3's further arguments for uploads, such as encryption.
+    :raises InvalidRequest: the key is too long for its ledger entry, or a customer's own encryption key is
+        among the arguments: it could not be kept out of Airflow's database.
     """
 
     model: str
@@ -119,6 +126,20 @@ class Order:
     ledger_prefix: str = DEFAULT_LEDGER_PREFIX
     extra_args: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if secret := sorted(name for name in self.extra_args if name.startswith("SSECustomer")):
+            raise InvalidRequest(
+                f"s3_extra_args {', '.join(secret)}: a customer's own key is not supported: use a KMS key."
+            )
+        longest = len(ledgers.entry_location(self.target, self.ledger_prefix).key.encode()) + len(
+            "99.abandoned"
+        )
+        if longest > MAX_KEY_BYTES:
+            raise InvalidRequest(
+                f"s3_key and ledger_prefix are together {longest - MAX_KEY_BYTES} bytes too long for S3: "
+                "shorten one of them."
+            )
+
     def ledger(self, s3: S3Client) -> Ledger:
         """The ledger entry of this clip."""
         return Ledger(
@@ -126,6 +147,7 @@ class Order:
             ledgers.entry_location(self.target, self.ledger_prefix),
             fingerprint=self.fingerprint,
             run=self.run,
+            put_args={name: self.extra_args[name] for name in _ENCRYPTION if name in self.extra_args},
         )
 
 
@@ -151,8 +173,6 @@ def clip_target(s3_key: str, s3_bucket: str | None) -> S3Location:
         location = S3Location(s3_bucket, s3_key)
     if not location.bucket or not location.key or location.key.endswith("/"):
         raise InvalidRequest(f"{location.uri} is not where a clip can go: use a key such as 'path/clip.mp4'.")
-    if len(location.key.encode()) > 1024:
-        raise InvalidRequest(f"s3_key has {len(location.key.encode()):,} bytes: S3 takes at most 1,024.")
     return location
 
 
@@ -184,6 +204,10 @@ def open_entry(order: Order, body: Mapping[str, Any], *, s3: S3Client) -> Clip |
 
     :return: the clip, if it is in place already; else whether this call opened the entry.
     """
+    try:
+        check_extra_args(s3, order.extra_args)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
     ledger = order.ledger(s3)
     clip = clip_in_place(order, ledger, s3=s3)
     # The first write: it proves bucket and permission before anything is bought.

@@ -109,7 +109,7 @@ class Ended:
 
 @cache
 def fork_server() -> None:
-    """Start what every process is forked from, with everything imported: a run costs no seconds of imports."""
+    """Start what every process is forked from, with everything imported, which takes seconds."""
     processes.set_forkserver_preload([__name__])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Python 3.11's fork server is not told sys.path

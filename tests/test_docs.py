@@ -1,7 +1,7 @@
 """The documentation, held against the code: snippets, commands, links, tables, messages, policies.
 
-A Python block is text of a file. ``<!-- from: path -->`` on the line before its fence names that file; a block
-without one must stand in a file of tests/.
+A Python block is text of a file. ``<!-- from: path -->`` on the line before its fence names that file; a
+block without one must stand in a file of tests/.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import json
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 from media_samples import png
 from moto.core.authorization import enable_iam_authentication
 from moto.server import ThreadedMotoServer
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
-MONEY = ("Nothing was bought.", "A render may have been bought.", "A render was bought.")
+MONEY = ("This try bought nothing.", "A render may have been bought.", "A render was bought.")
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def check_pip(words: list[str]) -> None:
     assert all(re.fullmatch(r"airflow-provider-codegateway(\[emulator\])?", name) for name in packages)
 
 
-CHECKS = {
+CHECKS: dict[str, Callable[[list[str]], object]] = {
     "make": check_make,
     "airflow": check_airflow,
     "python": check_python,
@@ -251,11 +253,15 @@ def test_a_bad_request_is_answered_with_this_message(row: list[str]) -> None:
     """Word for word."""
     arguments = arguments_of(row[0])
     with pytest.raises(InvalidRequest) as refusal:
-        if "s3_key" in arguments:
-            render.clip_target(arguments["s3_key"], arguments.get("s3_bucket"))
-        else:
-            build_request(**arguments)
+        build(arguments)
     assert str(refusal.value) == code(row[1])
+
+
+def build(arguments: dict[str, Any]) -> None:
+    if "s3_key" in arguments:
+        render.clip_target(arguments["s3_key"], arguments.get("s3_bucket"))
+    else:
+        build_request(**arguments)
 
 
 def arguments_of(cell: str) -> dict[str, Any]:
@@ -284,9 +290,8 @@ def test_a_portable_value_is_sent_like_this(model: str, written: str, sent: str)
     if colon and not sent.startswith('`"'):
         assert code(name) in body  # described in words
         return
-    assert {name: value for name, value in body.items() if name not in ("model", "prompt")} == json.loads(
-        "{%s}" % code(sent)
-    )
+    own = {name: value for name, value in body.items() if name not in ("model", "prompt")}
+    assert own == json.loads(f"{{{code(sent)}}}")
 
 
 def test_every_argument_is_in_the_table() -> None:
@@ -338,7 +343,7 @@ def test_every_error_is_described_as_it_is() -> None:
     for name, error in classes.items():
         _, bought, retried, _ = described[name]
         assert error.bought.name.lower() in bought, name
-        assert retried.startswith("no") == issubclass(error, exceptions.AirflowFailException), name
+        assert retried.startswith("no") == issubclass(error, AirflowFailException), name
 
 
 @pytest.mark.parametrize("sentence", MONEY)
@@ -555,6 +560,26 @@ def test_a_missing_permission_is_named_before_anything_is_bought(
     with pytest.raises(exceptions.InvalidTarget, match=action):
         clip()
     assert gateway.ledger == ()
+
+
+@pytest.mark.parametrize(
+    ("sid", "action"),
+    [("Ledger", "s3:GetObject"), ("Ledger", "s3:DeleteObject"), ("Clips", "s3:PutObject")],
+)
+def test_a_permission_that_is_missed_only_afterwards_costs_no_second_render(
+    sid: str, action: str, account: Account, clip: Any, gateway: Emulator
+) -> None:
+    """These are the rows "seen only afterwards"; with the whole policy, the paid clip arrives."""
+    account.put_policy(without(policy_of_the_page(), sid, action))
+    gateway.fail_next(ClipFault.html())
+    for _ in range(2):
+        with suppress(CodeGatewayError):
+            clip()
+    account.put_policy(policy_of_the_page())
+    clip()
+    listed = account.s3.list_objects_v2(Bucket="acme-clips")["Contents"]
+    assert [item["Key"] for item in listed] == ["clips/a.mp4", "input/a.png"]
+    assert gateway.billed == 1
 
 
 def test_the_lifecycle_rules_are_taken(account: Account) -> None:

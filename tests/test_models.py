@@ -199,7 +199,7 @@ def test_an_illegal_request_is_refused_for_free_in_words_that_help(
     with pytest.raises(InvalidRequest) as refusal:
         build_request(model, **arguments)
     assert words in str(refusal.value)
-    assert str(refusal.value).endswith("Nothing was bought.")
+    assert str(refusal.value).endswith("This try bought nothing.")
     assert isinstance(refusal.value, ValueError)
 
 

@@ -198,6 +198,27 @@ def test_a_hundred_characters_of_every_kind_make_a_key(gateway: Emulator, s3: S3
     assert keys(s3, bucket) == [key]
 
 
+def test_encryption_and_the_like_reach_the_clip_and_the_ledger(
+    gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """A bucket whose policy demands encryption takes every object that we write."""
+    gateway.serve_clip(MP4)
+    gateway.fail_next(ClipFault.html())
+    arguments: dict[str, Any] = {
+        "model": HAILUO,
+        "s3_bucket": bucket,
+        "s3_key": "x.mp4",
+        "s3_extra_args": {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"},
+    }
+    with pytest.raises(ClipTransferError):
+        execute(**arguments)
+    for key in keys(s3, bucket):
+        assert s3.head_object(Bucket=bucket, Key=key)["ServerSideEncryption"] == "AES256"
+    execute(**arguments)
+    stored = s3.head_object(Bucket=bucket, Key="x.mp4")
+    assert (stored["ServerSideEncryption"], stored["StorageClass"]) == ("AES256", "STANDARD_IA")
+
+
 # Refused for free.
 
 
@@ -209,6 +230,9 @@ REFUSALS: list[tuple[dict[str, Any], type[CodeGatewayError], str]] = [
     ({"s3_key": ""}, InvalidRequest, "is no key"),
     ({"s3_key": "s3://{bucket}/x.mp4"}, InvalidRequest, "leave one out"),
     ({"s3_bucket": None}, InvalidRequest, "names no bucket"),
+    ({"s3_key": "k" * 1000}, InvalidRequest, "bytes too long for S3"),
+    ({"s3_extra_args": {"Colour": "red"}}, InvalidRequest, "Colour: not an argument"),
+    ({"s3_extra_args": {"SSECustomerKey": "k"}}, InvalidRequest, "a customer's own key is not supported"),
     ({"s3_bucket": "no-such-bucket-anywhere"}, InvalidTarget, "does not exist"),
     ({"s3_key": "no-image.txt"}, InvalidTarget, "taken by an object that is no clip"),
     ({"s3_key": "no-image.txt", "if_exists": "fail"}, InvalidTarget, "is taken, and if_exists='fail'"),
@@ -245,7 +269,7 @@ def test_what_can_be_refused_for_free_is_refused_before_any_call(
     arguments = {k: v.format(bucket=bucket) if isinstance(v, str) else v for k, v in arguments.items()}
     with pytest.raises(error, match=words) as refusal:
         execute(**arguments)
-    assert str(refusal.value).endswith("Nothing was bought.")
+    assert str(refusal.value).endswith("This try bought nothing.")
     assert gateway.ledger == ()
     assert keys(s3, bucket) == ["no-image.txt"]
 

@@ -14,9 +14,10 @@ from clip_server import FTYP, Answer, ClipServer, make_clip
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_codegateway import transfer
+from airflow_provider_codegateway import _download, _upload, transfer
+from airflow_provider_codegateway._upload import PartCutter, check_extra_args
 from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferError
-from airflow_provider_codegateway.transfer import PartCutter, StoredClip, check_extra_args, transfer_clip
+from airflow_provider_codegateway.transfer import StoredClip, transfer_clip
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -28,8 +29,8 @@ ODD_WRITES = (1, 700_001, 7, 65_536, 99_991)
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BACKOFF", 0.0)
-    monkeypatch.setattr(transfer, "MAX_BACKOFF", 0.0)
+    monkeypatch.setattr(_download, "BACKOFF", 0.0)
+    monkeypatch.setattr(_download, "MAX_BACKOFF", 0.0)
 
 
 def bring(server: ClipServer, s3: S3Client, bucket: str, **options: Any) -> StoredClip:
@@ -102,8 +103,8 @@ def test_any_bytes_would_arrive_if_they_were_a_clip(s3: S3Client, bucket: str, s
     body = b"\xff" * size
     with ClipServer(body) as server:
         stored = transfer._transfer(
-            transfer._Download(server.url),
-            transfer._target(s3, bucket, KEY, {"model": "veo"}, None),
+            _download.Download(server.url),
+            _upload.upload_target(s3, bucket, KEY, {"model": "veo"}, None),
             verify=lambda head: None,
         )
     assert_stored(s3, bucket, body, stored)
@@ -176,16 +177,16 @@ def test_any_exception_aborts_the_upload(
 ) -> None:
     """An exception that falls on the caller in mid-download, as a signal's does, leaves nothing behind."""
     taken = 0
-    filled = transfer._Upload.filled
+    filled = _upload.Upload.filled
 
-    def interrupted(self: transfer._Upload, count: int) -> None:
+    def interrupted(self: _upload.Upload, count: int) -> None:
         nonlocal taken
         taken += count
         if taken > 18 * MIB:
             raise kind
         filled(self, count)
 
-    monkeypatch.setattr(transfer._Upload, "filled", interrupted)
+    monkeypatch.setattr(_upload.Upload, "filled", interrupted)
     with ClipServer(make_clip(20 * MIB)) as server, pytest.raises(kind):
         bring(server, s3, bucket)
     assert_nothing(s3, bucket)
@@ -262,7 +263,7 @@ def test_a_resume_is_bound_to_a_strong_validator(
 def test_progress_renews_the_resumes(s3: S3Client, bucket: str) -> None:
     """Any number of breaks is gone on from, as long as each connection brings something."""
     clip = make_clip(MIB)
-    breaks = [Answer(cut=32 * KIB) for _ in range(3 * transfer.MAX_FAILURES)]
+    breaks = [Answer(cut=32 * KIB) for _ in range(3 * _download.MAX_FAILURES)]
     with ClipServer(clip, *breaks) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
 
@@ -282,7 +283,7 @@ def test_failures_without_progress_are_bounded(s3: S3Client, bucket: str, answer
     """A host that brings nothing, or answers 5xx or 429, is asked again a bounded number of times."""
     with ClipServer(make_clip(MIB), *[answer] * 50) as server:
         error = bring_nothing(server, s3, bucket)
-    assert len(server.requests) == transfer.MAX_FAILURES + 1
+    assert len(server.requests) == _download.MAX_FAILURES + 1
     assert not isinstance(error, ClipExpired)
     assert f"127.0.0.1:{server.url.split(':')[2].split('/')[0]}/clips/one.mp4" in str(error)
 
@@ -366,11 +367,11 @@ def test_bad_redirects_are_refused(s3: S3Client, bucket: str, answers: list[Answ
 
 def test_redirect_from_https_to_http_is_refused() -> None:
     """What began encrypted does not go on in the clear."""
-    download = transfer._Download("https://clips.example/one.mp4?topsecret")
+    download = _download.Download("https://clips.example/one.mp4?topsecret")
     with ClipServer(
         b"", Answer(status=302, headers={"Location": "http://clips.example/?topsecret"})
     ) as server:
-        answer = transfer._Download(server.url)._opener.open(server.url, timeout=5)
+        answer = _download.Download(server.url)._opener.open(server.url, timeout=5)
         with answer, pytest.raises(ClipTransferError, match="from https to http") as caught:
             download._redirected("https://clips.example/one.mp4?topsecret", answer)
     assert "topsecret" not in str(caught.value)
@@ -493,7 +494,7 @@ def test_clip_longer_than_s3_takes_is_refused(
     s3: S3Client, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More parts than S3 allows are an error, not a truncated clip."""
-    monkeypatch.setattr(transfer, "MAX_PARTS", 2)
+    monkeypatch.setattr(_upload, "MAX_PARTS", 2)
     with ClipServer(make_clip(17 * MIB)) as server:
         assert "limit" in str(bring_nothing(server, s3, bucket))
 
@@ -535,10 +536,10 @@ def test_parts_are_the_stream(block: int, blocks: int, runs: list[list[bytes]]) 
 def test_body_reads_as_a_file_does(sizes: list[int], last: int, start: int) -> None:
     """From any place, all reads of a body together are the rest of its part, after a seek once more."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "BLOCK_SIZE", 4)
+        patch.setattr(_upload, "BLOCK_SIZE", 4)
         content = bytes(range(sum(sizes) + last))
         blocks = [memoryview(content[at : at + 4]) for at in range(0, len(content), 4)]
-        body = transfer._Body(blocks, threading.Event())
+        body = _upload.PartBody(blocks, threading.Event())
         assert len(body) == len(content)
         for _ in range(2):
             assert body.seek(start) == body.tell() == start

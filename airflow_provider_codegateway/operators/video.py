@@ -71,6 +71,8 @@ class GenerateVideoOperator(BaseOperator):
     :param aws_conn_id: connection to S3.
     :param ledger_prefix: where the record of what was bought is kept meanwhile: a prefix in the clip's
         bucket, or a whole ``s3://bucket/prefix``.
+    :param s3_extra_args: for the upload, as S3Hook's ``extra_args``: ``ServerSideEncryption``,
+        ``SSEKMSKeyId``, ``ACL``, ``StorageClass`` and the like. Encryption holds for the ledger as well.
     :param deferrable: wait in the triggerer, and hold no worker slot for the render.
     """
 
@@ -89,6 +91,7 @@ class GenerateVideoOperator(BaseOperator):
         "codegateway_conn_id",
         "aws_conn_id",
         "ledger_prefix",
+        "s3_extra_args",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json"}
     ui_color = "#e8e4f3"
@@ -115,6 +118,7 @@ class GenerateVideoOperator(BaseOperator):
         codegateway_conn_id: str = DEFAULT_CONNECTION_ID,
         aws_conn_id: str | None = "aws_default",
         ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
+        s3_extra_args: dict[str, Any] | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -135,6 +139,7 @@ class GenerateVideoOperator(BaseOperator):
         self.codegateway_conn_id = codegateway_conn_id
         self.aws_conn_id = aws_conn_id
         self.ledger_prefix = ledger_prefix
+        self.s3_extra_args = s3_extra_args
         self.deferrable = deferrable
         if if_exists not in ("reuse", "replace", "fail"):
             raise InvalidRequest(f"if_exists={if_exists!r} means nothing: use 'reuse', 'replace' or 'fail'.")
@@ -256,7 +261,7 @@ class GenerateVideoOperator(BaseOperator):
             if_exists=self.if_exists,
             max_renders=self.max_renders,
             ledger_prefix=self.ledger_prefix,
-            extra_args=self.s3_hook.extra_args,
+            extra_args=self.s3_extra_args or {},
         )
 
     def _with_media(self, request: VideoRequest) -> VideoRequest:

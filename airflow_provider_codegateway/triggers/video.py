@@ -36,7 +36,7 @@ class RenderTrigger(BaseTrigger):
     :param bucket, key: where the clip goes.
     :param model, fingerprint: of the request.
     :param run: the task instance for which the clip is.
-    :param if_exists, max_renders, ledger_prefix: as in ``GenerateVideoOperator``.
+    :param if_exists, max_renders, ledger_prefix, extra_args: as in ``GenerateVideoOperator``.
     :param codegateway_conn_id, aws_conn_id: the connections.
     """
 
@@ -51,6 +51,7 @@ class RenderTrigger(BaseTrigger):
         if_exists: str,
         max_renders: int,
         ledger_prefix: str,
+        extra_args: dict[str, Any],
         codegateway_conn_id: str,
         aws_conn_id: str | None,
     ) -> None:
@@ -63,6 +64,7 @@ class RenderTrigger(BaseTrigger):
             if_exists=if_exists,  # type: ignore[arg-type]  # checked by the operator
             max_renders=max_renders,
             ledger_prefix=ledger_prefix,
+            extra_args=extra_args,
         )
         self.codegateway_conn_id = codegateway_conn_id
         self.aws_conn_id = aws_conn_id
@@ -79,6 +81,7 @@ class RenderTrigger(BaseTrigger):
             if_exists=order.if_exists,
             max_renders=order.max_renders,
             ledger_prefix=order.ledger_prefix,
+            extra_args=dict(order.extra_args),
             codegateway_conn_id=codegateway_conn_id,
             aws_conn_id=aws_conn_id,
         )
@@ -97,6 +100,7 @@ class RenderTrigger(BaseTrigger):
                 "if_exists": order.if_exists,
                 "max_renders": order.max_renders,
                 "ledger_prefix": order.ledger_prefix,
+                "extra_args": dict(order.extra_args),
                 "codegateway_conn_id": self.codegateway_conn_id,
                 "aws_conn_id": self.aws_conn_id,
             },

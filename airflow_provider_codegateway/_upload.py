@@ -1,0 +1,440 @@
+"""Bytes in, one S3 object out: in parts, in bounded memory, visible only when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_codegateway._http import redact_urls
+from airflow_provider_codegateway.exceptions import ClipTransferError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Self
+
+    from mypy_boto3_s3 import S3Client
+
+from airflow_provider_codegateway._download import Stopped
+
+log = logging.getLogger(__name__)
+
+PART_SIZE = 8 * 1024 * 1024
+"""Bytes in each part but the last. A clip that fits in one part is stored by one ``PutObject``."""
+MAX_PARTS = 10_000
+"""S3's limit, so that the longest clip has 78 GiB."""
+PARTS_IN_FLIGHT = 3
+BLOCK_SIZE = 1024 * 1024
+"""Bytes that are read, or sent, at a time. The read timeout of the S3 client is the time that each may take
+to send, and a transfer stops between two of them."""
+BLOCKS = 29
+"""Blocks in memory at a time: the parts in flight, and the most of the next one."""
+
+
+def check_extra_args(s3: S3Client, extra_args: Mapping[str, Any]) -> None:
+    """Refuse arguments that storing a clip cannot pass on. Makes no call.
+
+    :raises ValueError: names each of them.
+    """
+    taken = _members(s3, "PutObject") | _members(s3, "CreateMultipartUpload")
+    wrong = sorted(name for name in extra_args if name not in taken or name in _OURS)
+    wrong += sorted(name for name in extra_args if name.startswith("Checksum") and name not in _CHECKSUM_ARGS)
+    if wrong:
+        raise ValueError(
+            f"S3 extra_args {', '.join(wrong)}: not an argument of PutObject or CreateMultipartUpload that "
+            "may be set here. ACL, ServerSideEncryption, SSEKMSKeyId, StorageClass, Tagging and the like are."
+        )
+
+
+class PartCutter:
+    """Cuts a stream into parts, and parts into blocks.
+
+    Each part has exactly ``blocks`` full blocks, except the last, which :meth:`rest` gives.
+
+    :param take: gives an empty block. May wait for one.
+    :param hand_on: takes a full part, for good.
+    """
+
+    def __init__(
+        self, blocks: int, *, take: Callable[[], memoryview], hand_on: Callable[[list[memoryview]], None]
+    ) -> None:
+        self._part_blocks = blocks
+        self._take = take
+        self._hand_on = hand_on
+        self._blocks: list[memoryview] = []
+        self._filled = 0  # of the last block
+
+    def room(self) -> memoryview:
+        """Return where the stream's next bytes go. A part that is full is handed on first."""
+        if not self._blocks or self._filled == len(self._blocks[-1]):
+            if len(self._blocks) == self._part_blocks:
+                full, self._blocks = self._blocks, []
+                self._hand_on(full)
+            self._blocks.append(self._take())
+            self._filled = 0
+        return self._blocks[-1][self._filled :]
+
+    def filled(self, count: int) -> None:
+        """Take up so many bytes, which lie at the start of the room."""
+        self._filled += count
+
+    def rest(self) -> list[memoryview]:
+        """Return what was not handed on: at most one part."""
+        if not self._blocks:
+            return []
+        return [*self._blocks[:-1], self._blocks[-1][: self._filled]]
+
+    def restart(self) -> list[memoryview]:
+        """Forget the rest: the stream begins anew. Return its blocks."""
+        blocks, self._blocks = self._blocks, []
+        return blocks
+
+
+class _Blocks:
+    """Up to :data:`BLOCKS` blocks, each made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._made = 0
+
+    def take(self) -> memoryview:
+        if self._free.empty() and self._made < BLOCKS:
+            self._made += 1
+            return memoryview(bytearray(BLOCK_SIZE))
+        return self._free.get()
+
+    def give_back(self, blocks: list[memoryview]) -> None:
+        for block in blocks:
+            self._free.put(block)
+
+
+class PartBody:
+    """A part as botocore's file-like body. It copies nothing; botocore reads it up to three times.
+
+    :meth:`read` gives the rest of a block, also where botocore's connection asks for 16 KiB: it sends it all.
+    """
+
+    def __init__(self, blocks: list[memoryview], stopped: threading.Event) -> None:
+        self._blocks = blocks
+        self._size = sum(map(len, blocks))
+        self._stopped = stopped
+        self._at = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, size: int | None = None) -> memoryview | bytes:
+        if self._stopped.is_set():
+            raise Stopped
+        if size is None or size < 0:
+            rest = b"".join(self._blocks)[self._at :]
+            self._at = self._size
+            return rest
+        if self._at >= self._size:
+            return b""
+        number, start = divmod(self._at, BLOCK_SIZE)
+        piece = self._blocks[number][start:]
+        self._at += len(piece)
+        return piece
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+@dataclass(frozen=True, eq=False, repr=False)  # the arguments may hold a customer's encryption key
+class UploadTarget:
+    """One S3 object to be, and the calls that make it."""
+
+    s3: S3Client
+    bucket: str
+    key: str
+    object_args: Mapping[str, Any]
+    extra_args: Mapping[str, Any]
+
+    def put(self, body: PartBody) -> None:
+        self._call("PutObject", self.s3.put_object, Body=body, **self.object_args)
+
+    def create(self) -> str:
+        return str(
+            self._call("CreateMultipartUpload", self.s3.create_multipart_upload, **self.object_args)[
+                "UploadId"
+            ]
+        )
+
+    def upload_part(self, upload_id: str, number: int, body: PartBody) -> dict[str, Any]:
+        """Return what ``CompleteMultipartUpload`` wants to know of the part."""
+        answer = self._call(
+            "UploadPart",
+            self.s3.upload_part,
+            UploadId=upload_id,
+            PartNumber=number,
+            Body=body,
+            **self.extra_args,
+        )
+        checksums = {
+            name: value
+            for name, value in answer.items()
+            if name.startswith("Checksum") and name != "ChecksumType"
+        }
+        return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
+
+    def complete(self, upload_id: str, parts: list[dict[str, Any]]) -> None:
+        self._call(
+            "CompleteMultipartUpload",
+            self.s3.complete_multipart_upload,
+            UploadId=upload_id,
+            MultipartUpload={"Parts": parts},
+            **self.extra_args,
+        )
+
+    def abort(self, upload_id: str) -> None:
+        self._call(
+            "AbortMultipartUpload", self.s3.abort_multipart_upload, UploadId=upload_id, **self.extra_args
+        )
+
+    def confirm(self, size: int) -> None:
+        """Ask S3 for the size of what it stored."""
+        # Conditions are for writing: on reading, `IfNoneMatch="*"` means "answer 304".
+        args = {name: value for name, value in self.extra_args.items() if not name.startswith("If")}
+        stored = self._call("HeadObject", self.s3.head_object, **args)["ContentLength"]
+        if stored != size:
+            raise ClipTransferError(
+                f"s3://{self.bucket}/{self.key} has {stored} bytes where {size} were stored: another writer "
+                "replaced it, or the S3 server lost some. It was left as it is."
+            )
+
+    def _call(self, operation: str, method: Callable[..., Any], **arguments: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+
+        taken = _members(self.s3, operation)
+        arguments = {name: value for name, value in arguments.items() if name in taken}
+        where = f"s3://{self.bucket}/{self.key}"
+        try:
+            return method(Bucket=self.bucket, Key=self.key, **arguments)
+        except ParamValidationError as error:
+            # Its report quotes values, and one of them may be a customer's encryption key.
+            report = "; ".join(line.split(", value:")[0] for line in str(error.kwargs["report"]).splitlines())
+            raise ClipTransferError(f"{operation} to {where} was not sent: {report}.") from None
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "unknown")
+            said = redact_urls(error.response.get("Error", {}).get("Message") or "no message").rstrip(".")
+            remedy = _remedy(operation, code) + _stored(operation)
+            raise ClipTransferError(f"S3 refused {operation} of {where}: {code} ({said}).{remedy}") from error
+        except BotoCoreError as error:
+            reason = redact_urls(str(error)).rstrip(".")
+            raise ClipTransferError(
+                f"{operation} of {where} failed: {type(error).__name__}: {reason}.{_stored(operation)}"
+            ) from error
+
+
+_OURS = frozenset({"Bucket", "Key", "Body", "Metadata", "ContentLength", "ContentMD5"})
+# The others are a checksum of the whole clip, which no single part has.
+_CHECKSUM_ARGS = frozenset({"ChecksumAlgorithm", "ChecksumType"})
+_PERMISSIONS = {"AbortMultipartUpload": "s3:AbortMultipartUpload", "HeadObject": "s3:GetObject"}
+
+
+def _remedy(operation: str, code: str) -> str:
+    if code not in ("AccessDenied", "403", "Forbidden"):
+        return ""
+    kms = "" if operation == "AbortMultipartUpload" else ", and the use of the KMS key if the bucket has one"
+    return f" The AWS connection needs {_PERMISSIONS.get(operation, 's3:PutObject')} on this key{kms}."
+
+
+def _stored(operation: str) -> str:
+    return " The clip was stored, and only could not be confirmed." if operation == "HeadObject" else ""
+
+
+def _members(s3: S3Client, operation: str) -> frozenset[str]:
+    shape = s3.meta.service_model.operation_model(operation).input_shape
+    return frozenset(shape.members)  # type: ignore[union-attr]  # none of these operations is without input
+
+
+def upload_target(
+    s3: S3Client, bucket: str, key: str, metadata: Mapping[str, str], extra_args: Mapping[str, Any] | None
+) -> UploadTarget:
+    extra_args = extra_args or {}
+    try:
+        check_extra_args(s3, extra_args)
+    except ValueError as error:
+        raise ClipTransferError(str(error)) from None
+    object_args = {"ContentType": "video/mp4", **extra_args, "Metadata": dict(metadata)}
+    return UploadTarget(s3, bucket, key, object_args, extra_args)
+
+
+class _Attempt:
+    """One attempt at the object: a ``PutObject``, or a multipart upload from its creation to its end.
+
+    Every S3 call runs in a thread of its pool, never in the caller's, and keeps its result there. So an
+    exception that a signal throws into the caller (a task's timeout, Ctrl-C) cannot fall between S3's answer
+    and our keeping of it, and does not cut the abort short.
+    """
+
+    def __init__(self, target: UploadTarget) -> None:
+        self._target = target
+        self._pool = ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="codegateway-upload")
+        self._parts: list[Future[dict[str, Any]]] = []
+        self._stopped = threading.Event()
+        self._creation = threading.Lock()
+        self._upload_id: str | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def is_multipart(self) -> bool:
+        """Whether a part was sent."""
+        return bool(self._parts)
+
+    def put(self, clip: list[memoryview]) -> Future[None]:
+        """Begin to store the clip in one call."""
+        return self._pool.submit(self._target.put, PartBody(clip, self._stopped))
+
+    def send(self, part: list[memoryview], *, sent: Callable[[], None]) -> None:
+        """Send the next part, and call ``sent`` when it is sent, or has failed."""
+        number = len(self._parts) + 1
+        if number > MAX_PARTS:
+            raise ClipTransferError(
+                f"The clip is longer than {MAX_PARTS} parts of {PART_SIZE} bytes, S3's limit for one object."
+            )
+        self._parts.append(self._pool.submit(self._send, number, part, sent))
+
+    def complete(self) -> None:
+        """Wait for the parts and make them one object."""
+        wait(self._parts)
+        self.raise_failure()
+        self._pool.submit(self._complete).result()
+
+    def raise_failure(self) -> None:
+        """Raise what the first failed part failed of."""
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Let the parts in flight fail at their next read. From any thread."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """End the attempt: when no call is in flight any more, what was not completed is aborted."""
+        self.stop()
+        # A thread, so that a signal's exception may end the wait for it and not the abort itself.
+        closing = threading.Thread(target=self._close, name="codegateway-abort")
+        closing.start()
+        closing.join()
+
+    def _send(self, number: int, part: list[memoryview], sent: Callable[[], None]) -> dict[str, Any]:
+        try:
+            return self._target.upload_part(self._created(), number, PartBody(part, self._stopped))
+        except BaseException as error:
+            self._failure = self._failure or error
+            self._stopped.set()
+            raise
+        finally:
+            sent()
+
+    def _created(self) -> str:
+        with self._creation:
+            if self._stopped.is_set():
+                raise Stopped
+            if self._upload_id is None:
+                self._upload_id = self._target.create()
+            return self._upload_id
+
+    def _complete(self) -> None:
+        if self._stopped.is_set() or self._upload_id is None:
+            raise Stopped
+        self._target.complete(self._upload_id, [part.result() for part in self._parts])
+        self._upload_id = None
+
+    def _close(self) -> None:
+        self._pool.shutdown(wait=True)
+        if self._upload_id is None:
+            return
+        try:
+            self._target.abort(self._upload_id)
+        except ClipTransferError as error:
+            log.warning("The multipart upload %s could not be aborted: %s", self._upload_id, error)
+
+
+class Upload:
+    """Bytes in, one object out; or none, if the ``with`` block is left before :meth:`finish` has returned."""
+
+    def __init__(self, target: UploadTarget, verify: Callable[[memoryview], None]) -> None:
+        self._target = target
+        self._verify = verify
+        self._attempt = _Attempt(target)
+        self._blocks = _Blocks()
+        self._cutter = PartCutter(PART_SIZE // BLOCK_SIZE, take=self._take, hand_on=self._send)
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that the object has."""
+        return self._size
+
+    @property
+    def sha256(self) -> str:
+        """Of the object's bytes, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._attempt.close()
+
+    def stop(self) -> None:
+        """Let the calls in flight fail, from any thread."""
+        self._attempt.stop()
+
+    def room(self) -> memoryview:
+        """Return where the next bytes go. Waits while all blocks are in use."""
+        return self._cutter.room()
+
+    def filled(self, count: int) -> None:
+        """Take up so many bytes, which lie at the start of the room."""
+        self._cutter.filled(count)
+
+    def restart(self) -> None:
+        """Forget all bytes: the stream begins anew."""
+        self._attempt.close()
+        self._attempt = _Attempt(self._target)
+        self._blocks.give_back(self._cutter.restart())
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def finish(self) -> None:
+        """Make the object visible."""
+        last = self._cutter.rest()
+        if self._attempt.is_multipart:
+            if last:
+                self._send(last)
+            self._attempt.complete()
+            return
+        self._verify(last[0] if last else memoryview(b""))
+        stored = self._attempt.put(last)
+        self._count(last)
+        stored.result()
+
+    def _take(self) -> memoryview:
+        block = self._blocks.take()
+        self._attempt.raise_failure()
+        return block
+
+    def _send(self, part: list[memoryview]) -> None:
+        if not self._attempt.is_multipart:
+            self._verify(part[0])
+        self._attempt.send(part, sent=partial(self._blocks.give_back, part))
+        # Hashed while it is on its way: only this thread fills blocks, so they stay as they are till then.
+        self._count(part)
+
+    def _count(self, part: list[memoryview]) -> None:
+        for block in part:
+            self._hash.update(block)
+            self._size += len(block)

@@ -1,0 +1,756 @@
+"""The ledger: what it decides, what it does on a real S3 server, and what it does when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import crash_runner
+import pytest
+from botocore.config import Config
+from crash_runner import KEY, Job
+from moto.server import ThreadedMotoServer
+from s3_proxy import Rule, S3Proxy, S3Request, Verdict, deny, down, once
+
+from airflow_provider_codegateway import ledger as ledgers
+from airflow_provider_codegateway import render as renders
+from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
+from airflow_provider_codegateway.exceptions import (
+    ClipExpired,
+    ClipTransferError,
+    CodeGatewayError,
+    InvalidTarget,
+    LedgerConflict,
+    RenderLimitReached,
+    RenderOutcomeUnknown,
+    RequestRejected,
+    StorageUnavailable,
+)
+from airflow_provider_codegateway.gateway import Gateway, GatewaySettings, Receipt
+from airflow_provider_codegateway.ledger import (
+    SETTLE_GRACE,
+    Attempt,
+    Claim,
+    Entry,
+    Gone,
+    Ledger,
+    Take,
+    Wait,
+    entry_location,
+    next_step,
+)
+from airflow_provider_codegateway.render import Clip
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+BODY = {"model": "google/veo-3.1-fast", "prompt": "p"}
+LEDGER = f"_codegateway/{KEY}/"
+RECEIPT = Receipt(url="https://cdn.example.com/x.mp4?sig=s", model="m", render_seconds=120.5, created=1.0)
+
+# The decision.
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+LOCATION = S3Location("bucket", "_codegateway/x.mp4/")
+OURS, THEIRS = "our run", "another run"
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def entry(*attempts: Attempt, open: bool = True, fingerprint: str | None = "f") -> Entry:  # noqa: A002
+    return Entry(now=NOW, fingerprint=fingerprint, model="m", open=open, attempts=attempts)
+
+
+def live(number: int = 1, *, run: str = THEIRS) -> Attempt:
+    return Attempt(number, run=run, started=ago(100), claim_seconds=330)
+
+
+def dead(number: int = 1) -> Attempt:
+    return Attempt(number, run=THEIRS, started=ago(331), claim_seconds=330)
+
+
+def abandoned(number: int = 1) -> Attempt:
+    return Attempt(number, run=THEIRS, started=ago(10), abandoned=ago(5), claim_seconds=330)
+
+
+def rendered(age: float, number: int = 1, *, run: str = THEIRS) -> Attempt:
+    return Attempt(number, run=run, started=ago(age + 120), rendered=ago(age), claim_seconds=330)
+
+
+def expired(number: int = 1) -> Attempt:
+    return replace(rendered(4000, number), abandoned=ago(1))
+
+
+STEPS: list[tuple[str, Entry, int, Claim | Wait | Take | Gone]] = [
+    ("no entry", entry(open=False, fingerprint=None), 2, Gone()),
+    ("settled, and a marker left", entry(dead(), open=False), 2, Gone()),
+    ("fresh", entry(), 2, Claim(1)),
+    ("fresh, one render allowed", entry(), 1, Claim(1)),
+    ("somebody renders", entry(live()), 2, Wait(230, "it has started render 1")),
+    ("an earlier try of ours may", entry(live(run=OURS)), 2, Wait(230, "it has started render 1")),
+    ("somebody renders the last", entry(live()), 1, Wait(230, "it has started render 1")),
+    ("a run died", entry(dead()), 2, Claim(2)),
+    ("a run gave up", entry(abandoned()), 2, Claim(2)),
+    ("a run died, then another", entry(dead(), dead(2)), 3, Claim(3)),
+    ("after a dead run one renders", entry(dead(), live(2)), 2, Wait(230, "it has started render 2")),
+    ("just rendered by another run", entry(rendered(5)), 2, Wait(10, "it has just rendered the clip")),
+    ("just rendered by ours", entry(rendered(5, run=OURS)), 1, Take(1)),
+    ("rendered a while ago", entry(rendered(SETTLE_GRACE)), 1, Take(1)),
+    ("the second try rendered", entry(dead(), rendered(60, 2)), 2, Take(2)),
+    ("a late answer to the first", entry(rendered(60), dead(2)), 2, Take(1)),
+    ("a late answer, the second lives", entry(rendered(60), live(2)), 2, Take(1)),
+    ("an expired link", entry(expired()), 2, Claim(2)),
+    ("an expired link, then rendered", entry(expired(), rendered(60, 2)), 2, Take(2)),
+    ("a marker without its start", entry(Attempt(1, abandoned=ago(5))), 2, Claim(2)),
+]
+
+
+@pytest.mark.parametrize(
+    ("state", "max_renders", "step"), [row[1:] for row in STEPS], ids=[row[0] for row in STEPS]
+)
+def test_what_the_ledger_allows(state: Entry, max_renders: int, step: Claim | Wait | Take | Gone) -> None:
+    """Only who can create the next marker buys; a receipt is used; where somebody may be at it, wait."""
+    assert next_step(state, fingerprint="f", run=OURS, max_renders=max_renders, location=LOCATION) == step
+
+
+@pytest.mark.parametrize(
+    ("attempts", "max_renders", "words"),
+    [
+        ([dead()], 1, "Render 1, begun 2026-11-22 11:54:29 UTC, may have been bought: its run died"),
+        ([abandoned(), dead(2)], 2, "Render 2, begun"),
+        ([expired()], 1, "was bought, and is lost"),
+        ([dead(), dead(2), dead(3)], 2, "Render 3, begun"),
+    ],
+)
+def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_would_do(
+    attempts: list[Attempt], max_renders: int, words: str
+) -> None:
+    """How many, when, with what outcome, where the ledger is, and how to allow another."""
+    with pytest.raises(RenderLimitReached) as limit:
+        next_step(entry(*attempts), fingerprint="f", run=OURS, max_renders=max_renders, location=LOCATION)
+    message = str(limit.value)
+    for each in (words, f"max_renders={max_renders} is used up", LOCATION.uri, "raise max_renders or delete"):
+        assert each in message
+
+
+@pytest.mark.parametrize("state", [live(), dead(), rendered(60), abandoned()])
+def test_an_entry_for_another_request_is_a_conflict_whatever_its_state(state: Attempt) -> None:
+    """Its clip is not ours, and its money is not forgotten."""
+    with pytest.raises(LedgerConflict, match=r"another request \(model m, fingerprint f\)"):
+        next_step(entry(state), fingerprint="g", run=OURS, max_renders=9, location=LOCATION)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "uri"),
+    [
+        ("_codegateway/", "s3://b/_codegateway/a/x.mp4/"),
+        ("/p/q", "s3://b/p/q/a/x.mp4/"),
+        ("", "s3://b/a/x.mp4/"),
+        ("s3://other", "s3://other/b/a/x.mp4/"),
+        ("s3://other/p/", "s3://other/p/b/a/x.mp4/"),
+    ],
+)
+def test_where_the_entry_of_a_clip_is(prefix: str, uri: str) -> None:
+    """In the clip's bucket, or apart, where the bucket's name keeps equal keys apart."""
+    assert entry_location(S3Location("b", "a/x.mp4"), prefix).uri == uri
+
+
+# On a real S3 server.
+
+
+def ledger_of(s3: S3Client, bucket: str, run: str = "run", fingerprint: str = "f") -> Ledger:
+    return Ledger(s3, S3Location(bucket, LEDGER), fingerprint=fingerprint, run=run)
+
+
+def names(s3: S3Client, bucket: str) -> set[str]:
+    listed = s3.list_objects_v2(Bucket=bucket).get("Contents", [])
+    return {item["Key"].removeprefix(LEDGER) for item in listed}
+
+
+def test_of_eight_at_once_one_opens_and_one_claims(s3: S3Client, bucket: str) -> None:
+    """Whoever creates the marker may buy, and nobody else."""
+    for _ in range(5):
+        racers = [ledger_of(s3, bucket) for _ in range(8)]
+        barrier = threading.Barrier(8)
+
+        def race(ledger: Ledger, barrier: threading.Barrier = barrier) -> tuple[bool, bool]:
+            barrier.wait()
+            opened = ledger.open(BODY)
+            barrier.wait()
+            return opened, ledger.claim(1, claim_seconds=60)
+
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(race, racers))
+        assert sum(claimed for _, claimed in outcomes) == 1
+        assert sum(opened for opened, _ in outcomes) <= 1
+        racers[0].forget()
+
+
+def test_an_entry_reads_as_it_was_written(s3: S3Client, bucket: str) -> None:
+    """With whose it is, when each thing happened by the store's clock, and the receipt as it came."""
+    ledger = ledger_of(s3, bucket, "run 1")
+    assert not ledger.read()
+    assert ledger.open(BODY)
+    assert ledger.claim(1, claim_seconds=330)
+    ledger.abandon(1, "reset")
+    assert ledger.claim(2, claim_seconds=330)
+    ledger.keep(2, RECEIPT)
+    state = ledger.read()
+    first, second = state.attempts
+    assert (state.open, state.fingerprint, state.model) == (True, "f", BODY["model"])
+    assert (first.run, first.claim_seconds, first.outcome, first.rendered) == ("run 1", 330, "reset", None)
+    assert first.started
+    assert first.abandoned
+    assert second.started
+    assert second.rendered
+    assert timedelta(0) <= state.now - second.rendered < timedelta(seconds=60)
+    assert ledger_of(s3, bucket).receipt(2) == RECEIPT
+    ledger.settle(2, RECEIPT)
+    assert names(s3, bucket) == set()
+
+
+def test_a_clip_below_another_clips_key_has_an_entry_of_its_own(s3: S3Client, bucket: str) -> None:
+    """The markers of ``x.mp4/y.mp4`` are not those of ``x.mp4``."""
+    inner = Ledger(s3, entry_location(S3Location(bucket, f"{KEY}/y.mp4")), fingerprint="g", run="r")
+    inner.open(BODY)
+    inner.claim(1, claim_seconds=60)
+    assert ledger_of(s3, bucket).open(BODY)
+
+
+@pytest.mark.parametrize("name", ["request.json", "1.started", "1.rendered", "1.abandoned"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b'"words"', b"null", b"{}"])
+def test_a_marker_that_cannot_be_read_is_an_error_and_never_nothing(
+    name: str, content: bytes, s3: S3Client, bucket: str
+) -> None:
+    """Whatever it holds, money may stand behind it."""
+    ledger = ledger_of(s3, bucket)
+    ledger.open(BODY)
+    s3.put_object(Bucket=bucket, Key=LEDGER + name, Body=content)
+    with pytest.raises(LedgerConflict, match=f"{name} is no marker of this ledger"):
+        ledger.read()
+
+
+def test_the_receipt_of_another_request_is_never_used(s3: S3Client, bucket: str) -> None:
+    """Should a run that was held up write its receipt late, into an entry that has become another's."""
+    late, other = ledger_of(s3, bucket), ledger_of(s3, bucket, "other", "g")
+    other.open(BODY)
+    assert other.claim(1, claim_seconds=60)
+    late.keep(1, RECEIPT)
+    with pytest.raises(LedgerConflict, match="was bought, and is not used for this one"):
+        other.receipt(1)
+
+
+# A run that was held up (its machine asleep, its process stopped) while others went on without it.
+
+
+def overtaken(s3: S3Client, bucket: str) -> tuple[Ledger, Ledger]:
+    """One whose claim lapsed, whose entry was settled, and the next one, which has claimed the key anew."""
+    late, new = ledger_of(s3, bucket, "late"), ledger_of(s3, bucket, "new")
+    late.open(BODY)
+    assert late.claim(1, claim_seconds=0)
+    late.forget()
+    assert new.open(BODY)
+    assert new.claim(1, claim_seconds=60)
+    return late, new
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda late: late.release(1),
+        lambda late: late.abandon(1, "reset"),
+        lambda late: late.abandon(1, "expired", receipt=RECEIPT),
+        lambda late: late.settle(1, RECEIPT),
+    ],
+    ids=["release", "abandon", "expire", "settle"],
+)
+@pytest.mark.parametrize("has_receipt", [False, True])
+def test_a_run_that_was_overtaken_leaves_the_markers_of_others_alone(
+    act: Callable[[Ledger], None], has_receipt: bool, s3: S3Client, bucket: str
+) -> None:
+    """Else a third could claim what a second is paying for."""
+    late, new = overtaken(s3, bucket)
+    if has_receipt:
+        new.keep(1, replace(RECEIPT, created=2.0))
+    before = names(s3, bucket)
+    act(late)
+    assert names(s3, bucket) == before
+
+
+def test_a_claim_that_is_taken_back_late_leaves_its_successors_request(s3: S3Client, bucket: str) -> None:
+    """Render 1 bought nothing after all, while render 2 is under way."""
+    late, successor = ledger_of(s3, bucket, "late"), ledger_of(s3, bucket, "successor")
+    late.open(BODY)
+    assert late.claim(1, claim_seconds=0)
+    assert successor.claim(2, claim_seconds=60)
+    late.release(1)
+    assert names(s3, bucket) == {"request.json", "2.started"}
+
+
+def test_what_a_late_run_left_behind_is_read_before_anything_is_bought(s3: S3Client, bucket: str) -> None:
+    """A receipt without a request is no fresh entry, though ``open`` creates the request."""
+    ledger_of(s3, bucket, "late").keep(2, RECEIPT)
+    assert not ledger_of(s3, bucket).open(BODY)
+
+
+def test_a_marker_that_vanishes_while_it_is_read_is_looked_for_again(
+    s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """An entry that is settled between the list and the read is no dead run."""
+    owner = ledger_of(s3, bucket, "owner")
+    owner.open(BODY)
+    owner.claim(1, claim_seconds=60)
+
+    def settle_first(request: S3Request) -> Verdict:
+        if request.operation == "GetObject" and request.key.endswith("1.started"):
+            owner.forget()
+        return Verdict.PASS
+
+    with proxy.ruled(settle_first):
+        assert not ledger_of(client, bucket).read()
+
+
+# The whole path, through a proxy that is S3's bad days.
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str) -> Iterator[S3Proxy]:
+    with S3Proxy(s3_endpoint) as server:
+        yield server
+
+
+@pytest.fixture
+def client(proxy: S3Proxy, s3_credentials: dict[str, str]) -> S3Client:
+    return s3_client(proxy.url, s3_credentials)
+
+
+def s3_client(url: str, credentials: dict[str, str], attempts: int = 1) -> S3Client:
+    session = boto3.Session(
+        credentials["aws_access_key_id"], credentials["aws_secret_access_key"], region_name="us-east-1"
+    )
+    return session.client("s3", endpoint_url=url, config=Config(retries={"total_max_attempts": attempts}))
+
+
+@pytest.fixture
+def job(
+    gateway: Emulator,
+    s3_endpoint: str,
+    s3_credentials: dict[str, str],
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Job:
+    """One clip, on terms that let successors wait for fractions of a second."""
+    gateway.serve_clip(MP4)
+    monkeypatch.setattr(renders, "CLAIM_MARGIN", 0.5)
+    monkeypatch.setattr(renders, "POLL_INTERVAL", 0.05)
+    monkeypatch.setattr(ledgers, "_honours_conditions", set())
+    return Job(
+        gateway_url=gateway.url,
+        api_key=gateway.api_key,
+        s3_endpoint=s3_endpoint,
+        s3_credentials=s3_credentials,
+        bucket=bucket,
+    )
+
+
+def render(job: Job, s3: S3Client, **terms: Any) -> Clip:
+    return crash_runner.render_blocking(replace(job, **terms), s3)
+
+
+def test_the_happy_path_costs_at_most_eight_requests(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """Besides the upload's own; one of them, the proof of conditional writes, once a process."""
+    proxy.requests.clear()
+    render(job, client)
+    ours = [
+        "HeadObject",  # is the key free?
+        "PutObject",  # request.json
+        "ListObjects",
+        "PutObject",  # 1.started
+        "PutObject",  # 1.started again: refused, or the store cannot be relied upon
+        "HeadObject",  # is the key still free?
+        "PutObject",  # 1.rendered
+        "DeleteObjects",
+    ]
+    uploads = ["PutObject", "HeadObject"]
+    assert proxy.operations == [*ours[:-1], *uploads, ours[-1]]
+    proxy.requests.clear()
+    render(job, client, key="second.mp4")
+    assert len(proxy.requests) == len(ours) - 1 + len(uploads)
+    assert gateway.billed == 2
+
+
+def test_a_claim_whose_answer_was_lost_is_recognised_as_our_own(
+    job: Job, gateway: Emulator, proxy: S3Proxy, s3: S3Client, s3_credentials: dict[str, str], bucket: str
+) -> None:
+    """botocore sends it again, and is told that the marker exists."""
+    twice = s3_client(proxy.url, s3_credentials, attempts=2)
+    with proxy.ruled(once(Verdict.LOSE, writes("1.started"))):
+        clip = render(job, twice)
+    assert clip.renders_bought == 1
+    assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+@pytest.mark.parametrize("verdict", [Verdict.DROP, Verdict.LOSE])
+@pytest.mark.parametrize("name", ["request.json", "1.started"])
+def test_a_claim_that_ends_in_doubt_buys_nothing_and_does_not_count(
+    name: str, verdict: Verdict, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """It is taken back if it was made, so that the next try has all of ``max_renders`` and need not wait."""
+    with proxy.ruled(once(verdict, writes(name))), pytest.raises(StorageUnavailable) as failure:
+        render(job, client, max_renders=1)
+    assert str(failure.value).endswith("This try bought nothing.")
+    assert gateway.ledger == ()
+    assert render(job, client, max_renders=1, claim_seconds=300).renders_bought == 1
+
+
+def does(operation: str) -> Callable[[S3Request], bool]:
+    return lambda request: request.operation == operation
+
+
+def writes(name: str) -> Callable[[S3Request], bool]:
+    return lambda request: request.method == "PUT" and request.key.endswith(name)
+
+
+def test_a_store_that_ignores_conditions_is_refused_before_anything_is_bought(
+    job: Job, gateway: Emulator
+) -> None:
+    """On such a store two could claim the same render. Nothing is left on it."""
+    # A server of its own: one that checks signatures would refuse a request that lacks a signed header.
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    try:
+        with S3Proxy(f"http://{host}:{port}", strip="If-None-Match") as lax:
+            s3 = s3_client(lax.url, job.s3_credentials)
+            s3.create_bucket(Bucket=job.bucket)
+            for _ in range(2):
+                with pytest.raises(InvalidTarget, match="does not honour If-None-Match") as refusal:
+                    render(job, s3)
+                assert "set ledger_prefix to an s3:// location" in str(refusal.value)
+                assert names(s3, job.bucket) == set()
+    finally:
+        moto.stop()
+    assert gateway.ledger == ()
+
+
+DENIED: list[tuple[str, Rule, str]] = [
+    ("read-only", deny("PutObject", "DeleteObjects"), "s3:PutObject"),
+    ("write-only", deny("GetObject", "HeadObject", "ListObjects"), "s3:GetObject and s3:ListBucket"),
+    ("no list", deny("ListObjects"), "s3:ListBucket"),
+    ("nothing at all", lambda request: Verdict.DENY, "s3:GetObject"),
+]
+
+
+@pytest.mark.parametrize(("rule", "permission"), [row[1:] for row in DENIED], ids=[row[0] for row in DENIED])
+def test_a_missing_permission_is_named_before_anything_is_bought(
+    rule: Rule, permission: str, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """And with it granted, the next try goes on."""
+    with proxy.ruled(rule), pytest.raises(InvalidTarget, match=permission) as refusal:
+        render(job, client)
+    assert str(refusal.value).endswith("This try bought nothing.")
+    assert gateway.ledger == ()
+    render(job, client, max_renders=1)
+    assert gateway.billed == 1
+
+
+def test_without_the_permission_to_delete_clips_are_stored_and_reused(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ledger stays untidy, and the log says which permission would do."""
+    with proxy.ruled(deny("DeleteObjects")):
+        assert not render(job, client).reused
+        assert render(job, client, run="another").reused
+    assert caplog.text.count("needs s3:DeleteObject") == 2
+    assert gateway.billed == 1
+
+
+def test_without_the_permission_to_delete_what_the_gateway_said_is_still_the_error(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A claim that cannot be taken back counts, and that is said."""
+    gateway.fail_next(Fault.status(400))
+    with proxy.ruled(deny("DeleteObjects")), pytest.raises(RequestRejected):
+        render(job, client)
+    assert "needs s3:DeleteObject" in caplog.text
+    assert "counts it as bought" in caplog.text
+
+
+def test_without_the_permission_for_multipart_uploads_a_receipt_is_used_all_the_same(
+    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client
+) -> None:
+    """What a killed transfer may have left is looked for, and not found: a warning, no error."""
+    gateway.fail_next(ClipFault.html())
+    with pytest.raises(ClipTransferError):
+        render(job, client)
+
+    def no_uploads(request: S3Request) -> Verdict:
+        return Verdict.DENY if "uploads" in request.query else Verdict.PASS
+
+    with proxy.ruled(no_uploads):
+        render(job, client)
+    assert names(s3, job.bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+# S3 down.
+
+
+def test_s3_down_before_the_render(job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client) -> None:
+    """Nothing is bought blindly."""
+    with proxy.ruled(down), pytest.raises(StorageUnavailable, match=r"S3 could not .*Nothing was bought\."):
+        render(job, client)
+    assert gateway.ledger == ()
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_s3_down_when_the_answer_comes(
+    failures: int,
+    job: Job,
+    gateway: Emulator,
+    s3: S3Client,
+    proxy: S3Proxy,
+    client: S3Client,
+    bucket: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The receipt is written again until it is kept."""
+    left = [Verdict.DROP] * failures
+    late = writes("1.rendered")
+    with proxy.ruled(lambda request: left.pop() if left and late(request) else Verdict.PASS):
+        render(job, client)
+    assert caplog.text.count("could not be written yet") == failures
+    assert proxy.operations.count("PutObject") == 3 + failures + 1 + 1
+    assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+@pytest.mark.parametrize("verdict", [Verdict.DROP, Verdict.DENY])
+def test_a_receipt_that_can_never_be_written_does_not_lose_the_clip(
+    verdict: Verdict,
+    job: Job,
+    gateway: Emulator,
+    s3: S3Client,
+    proxy: S3Proxy,
+    client: S3Client,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The transfer goes on from memory, and the log says loudly what is at stake."""
+    monkeypatch.setattr(renders, "RECEIPT_PATIENCE", 0.6)
+    late = writes("1.rendered")
+    with proxy.ruled(lambda request: verdict if late(request) else Verdict.PASS):
+        assert not render(job, client).reused
+    loud = [record for record in caplog.records if "which is PAID" in record.getMessage()]
+    assert [record.levelno for record in loud] == [logging.ERROR]
+    assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+def test_s3_down_when_the_outcome_is_unknown(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """The error is the render's and says so; the next try finds a dead run and buys within the limit."""
+    gateway.fail_next(Fault.reset_after())
+    ends = writes("1.abandoned")
+    with (
+        proxy.ruled(lambda request: Verdict.DROP if ends(request) else Verdict.PASS),
+        pytest.raises(RenderOutcomeUnknown, match=r"A render may have been bought\.$"),
+    ):
+        render(job, client)
+    assert render(job, client).renders_bought == 2
+    assert gateway.billed == 2
+
+
+@pytest.mark.parametrize("down_from", ["PutObject", "HeadObject"])
+def test_s3_down_during_the_transfer(
+    down_from: str, job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """The receipt is kept: the next try is free."""
+
+    def rule(request: S3Request) -> Verdict:
+        paid = gateway.clip_requests and request.key == KEY
+        return Verdict.DROP if paid and request.operation == down_from else Verdict.PASS
+
+    with proxy.ruled(rule), pytest.raises(ClipTransferError, match=r"A render was bought\.$"):
+        render(job, client, max_renders=1)
+    assert "1.rendered" in names(s3, bucket)
+    render(job, client, max_renders=1)
+    assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+def test_s3_down_when_all_is_done(
+    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """The clip is worth more than a tidy ledger; whoever looks next tidies up."""
+    with proxy.ruled(once(Verdict.DROP, does("DeleteObjects"))):
+        assert not render(job, client).reused
+    assert len(names(s3, bucket)) == 4
+    assert render(job, client, run="another").reused
+    assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+def test_a_ledger_that_cannot_be_read_is_never_an_empty_one(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """With a paid render in it, a successor that cannot see it buys nothing."""
+    gateway.fail_next(ClipFault.html())
+    with pytest.raises(ClipTransferError):
+        render(job, client)
+    for operation in ("ListObjects", "GetObject"):
+        with proxy.ruled(once(Verdict.DROP, does(operation))), pytest.raises(StorageUnavailable):
+            render(job, client)
+    assert gateway.billed == 1
+
+
+# Clocks, cancellation, other runs.
+
+
+@pytest.mark.parametrize("clock", [-600.0, 600.0])
+def test_a_clock_that_is_ten_minutes_off_changes_nothing(
+    clock: float, job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """Ages are by the store's clock: who looks early waits, who looks late takes over what died."""
+    odd = replace(job, clock=clock)
+    assert crash_runner.run(replace(odd, kill_at="after the receipt")).killed
+    assert crash_runner.run(odd).clip
+    second = replace(odd, key="second.mp4", run="another", claim_seconds=1)
+    assert crash_runner.run(replace(second, kill_at="after claim")).killed
+    ended = crash_runner.run(second)
+    assert ended.clip, ended.message
+    assert ended.clip.renders_bought == 2
+    assert gateway.billed == 2
+    assert names(s3, bucket) == {KEY, "second.mp4"}
+
+
+def test_a_wrong_clock_does_not_make_a_live_run_look_dead(
+    job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """A successor ten minutes ahead still waits for who renders, and reuses its clip."""
+    with gateway.holding():
+        first = crash_runner.start(replace(job, run="first", claim_seconds=300))
+        gateway.wait_for(rendering=1)
+        second = crash_runner.start(replace(job, run="second", claim_seconds=300, clock=600.0))
+        assert not second[1].poll(1)
+    for ended in (crash_runner.finish(*first), crash_runner.finish(*second)):
+        assert ended.clip, ended.message
+    assert gateway.billed == 1
+    assert names(s3, bucket) == {KEY}
+
+
+def test_a_run_that_is_stopped_while_it_claims_has_bought_nothing(
+    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """An orderly exit takes its claim back: the next try need not wait, and has all of ``max_renders``."""
+    claiming = threading.Event()
+
+    def note(request: S3Request) -> Verdict:
+        if writes("1.started")(request):
+            claiming.set()
+        return Verdict.PASS
+
+    async def stopped() -> None:
+        settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
+        async with Gateway(settings) as buyer:
+            path = renders.render(
+                job.order(), job.request().body(), s3=client, gateway=buyer, claim_seconds=300
+            )
+            task = asyncio.ensure_future(path)
+            await asyncio.to_thread(claiming.wait)
+            task.cancel()
+            await task
+
+    with proxy.ruled(note), pytest.raises(asyncio.CancelledError):
+        asyncio.run(stopped())
+    assert names(s3, bucket) == set()
+    assert gateway.ledger == ()
+    assert render(job, client, max_renders=1).renders_bought == 1
+
+
+def test_a_claim_that_was_held_up_past_its_margin_is_not_used(
+    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """The render would outlast it, and a successor would buy another meanwhile: it claims again instead."""
+    looks: list[S3Request] = []
+    lapsed = threading.Event()
+
+    def slow_second_look(request: S3Request) -> Verdict:
+        if request.operation == "HeadObject" and request.key == KEY:
+            looks.append(request)
+            if len(looks) == 2:
+                lapsed.wait(renders.CLAIM_MARGIN + 0.1)
+        return Verdict.PASS
+
+    with proxy.ruled(slow_second_look):
+        clip = render(job, client)
+    claims = [request for request in proxy.requests if writes("1.started")(request)]
+    assert len(claims) == 3  # the first, the proof of conditional writes, and the second
+    assert clip.renders_bought == 1
+    assert gateway.billed == 1
+    assert names(s3, bucket) == {KEY}
+
+
+def test_a_run_that_finds_an_expired_link_buys_within_the_limit_by_itself(
+    job: Job, gateway: Emulator, s3: S3Client, client: S3Client, bucket: str
+) -> None:
+    """What another run paid for is lost; the ledger says so, and the count goes on."""
+    gateway.link_lifetime = 0
+    with pytest.raises(ClipExpired):
+        render(job, client)
+    gateway.link_lifetime = 3600
+    assert render(job, client, run="another").renders_bought == 2
+    assert gateway.billed == 2
+    assert names(s3, bucket) == {KEY}
+
+
+def test_the_entry_of_a_run_that_died_before_its_claim_is_withdrawn_and_a_new_claim_left(
+    job: Job, s3: S3Client, client: S3Client, bucket: str
+) -> None:
+    """Who reuses the clip tidies up what bought nothing, and nothing else."""
+    render(job, client)
+    ledger = job.order().ledger(s3)
+    ledger.open(BODY)
+    assert render(job, client, run="another").reused
+    assert names(s3, bucket) == {KEY}
+    ledger.open(BODY)
+    ledger.claim(1, claim_seconds=300)
+    assert render(job, client, run="another").reused
+    assert names(s3, bucket) == {KEY, "request.json", "1.started"}
+
+
+def test_no_error_of_the_ledger_shows_a_link(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The receipt holds one, which is as good as the clip."""
+    gateway.fail_next(ClipFault.html())
+    errors: list[CodeGatewayError] = []
+    late = writes("1.rendered")
+    left = [Verdict.DROP]
+    with proxy.ruled(lambda request: left.pop() if left and late(request) else Verdict.PASS):
+        try:
+            render(job, client)
+        except CodeGatewayError as error:
+            errors.append(error)
+    try:
+        render(replace(job, prompt="q"), client)
+    except CodeGatewayError as error:
+        errors.append(error)
+    assert [type(error) for error in errors] == [ClipTransferError, LedgerConflict]
+    assert "Signature=" not in caplog.text + "".join(map(str, errors))
