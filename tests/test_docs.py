@@ -299,7 +299,7 @@ def test_every_argument_is_in_the_table() -> None:
     (table,) = tables("argument")
     described = {code(row[0]): row[1:] for row in table.rows}
     parameters = inspect.signature(GenerateVideoOperator.__init__).parameters
-    own = {name for name in parameters if name not in ("self", "kwargs", "deferrable")}
+    own = {name for name in parameters if name not in ("self", "kwargs")}
     assert described.keys() == own
     assert {name for name, row in described.items() if row[0] == "T"} == set(
         GenerateVideoOperator.template_fields

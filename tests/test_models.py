@@ -310,8 +310,7 @@ scalars = st.one_of(
     ),
 )
 names = st.sampled_from(
-    sorted({name for model in MODELS.values() for name in model.model_fields} - {"model"})
-    + ["aspectratio", "size"]
+    [*sorted({name for model in MODELS.values() for name in model.model_fields} - {"model"}), "size"]
 )
 bodies = st.dictionaries(names, st.one_of(scalars, st.lists(scalars, max_size=3)), max_size=5)
 
