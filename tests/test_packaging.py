@@ -26,7 +26,20 @@ ROOT = Path(airflow_provider_codegateway.__file__).parent
 # A module imports from layers before its own, and from its own. Names are folders or modules of the package.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "exceptions", "get_provider_info"}),
-    frozenset({"_http", "_s3", "media", "models", "gateway", "ledger", "ledger_cli", "transfer"}),
+    frozenset(
+        {
+            "_http",
+            "_s3",
+            "media",
+            "models",
+            "gateway",
+            "ledger",
+            "ledger_cli",
+            "_download",
+            "_upload",
+            "transfer",
+        }
+    ),
     frozenset({"render"}),
     frozenset({"hooks"}),
     frozenset({"triggers"}),
