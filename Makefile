@@ -16,8 +16,12 @@ demo: $(INSTALLED) ## Run the example DAGs on this machine; their clips are in d
 up: $(INSTALLED) ## Start Airflow with its UI, wired to an emulator and an S3, until Ctrl-C
 	@$(RUN) -m demo up
 
-test: $(INSTALLED) ## Run the tests; ARGS goes to pytest, as in ARGS="-k ledger -x"
-	$(RUN) -m pytest $(ARGS)
+# Two workers, each with an Airflow of its own: they would lock each other out of one SQLite file.
+WORKERS := --dist worksteal $(foreach n,1 2,--tx 'popen//env:AIRFLOW_HOME=$(CURDIR)/.airflow/test-$(n)')
+
+test: $(INSTALLED) ## Run the tests; ARGS goes to pytest, as in ARGS="-n0 -x -k ledger"
+	@rm -rf .airflow/test-*
+	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
 bench: $(INSTALLED) ## Measure import and transfer beside peers
 	$(RUN) -m benchmarks $(ARGS)

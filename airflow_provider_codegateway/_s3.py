@@ -69,6 +69,10 @@ def storage_error(error: Exception, *, doing: str, at: S3Location, permission: s
             f"S3 denied access when trying to {doing} at {at.uri}: "
             f"the AWS connection needs {permission} there."
         )
+    if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
+        return InvalidTarget(
+            f"There are no AWS credentials to {doing} at {at.uri}: does the AWS connection exist, with a key in it?"
+        )
     if code in CREDENTIALS:
         return InvalidTarget(f"S3 refused the AWS connection's credentials ({code}) when trying to {doing}.")
     return StorageUnavailable(f"S3 could not {doing} at {at.uri} ({error_words(error)}).")

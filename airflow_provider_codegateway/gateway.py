@@ -13,6 +13,7 @@ import asyncio
 import email.utils
 import json
 import logging
+import math
 import random
 import re
 import socket
@@ -52,6 +53,9 @@ PROGRESS_INTERVAL = 30.0
 
 LONGEST_WAIT = 60.0
 """Seconds. A longer ``Retry-After`` is left to Airflow's retries, which hold no worker slot."""
+
+LONGEST_RETRY_AFTER = 86_400.0
+"""Seconds: a day. What asks for more is mistaken."""
 
 MAX_ANSWER_BYTES = 1024 * 1024
 """An answer is a few hundred bytes of JSON; more than this is not one."""
@@ -94,6 +98,11 @@ class GatewaySettings:
     read_timeout: float = 300.0
     connect_timeout: float = 10.0
     retries: int = 3
+
+    @property
+    def render_time(self) -> float:
+        """Seconds that a render must have left of the deadline to be worth sending."""
+        return min(DEADLINE_FLOOR, 0.6 * self.deadline)
 
     @property
     def secure(self) -> bool:
@@ -182,7 +191,7 @@ class Gateway:
         attempt = 1
         while True:
             try:
-                return await self._post(load, deadline)
+                return await self._post([await load()], deadline)
             except GatewayUnavailable as error:
                 left = deadline - time.monotonic()
                 delay = retry_delay(attempt, error.retry_after, left, self.settings)
@@ -194,9 +203,14 @@ class Gateway:
             await asyncio.sleep(delay)
             attempt += 1
 
-    async def _post(self, load: LoadContent, deadline: float) -> Receipt:
+    async def _post(self, unsent: list[bytes], deadline: float) -> Receipt:
         started = time.monotonic()
-        exchange = asyncio.create_task(self._exchange(load))
+        if deadline - started < self.settings.render_time:
+            raise GatewayUnavailable(
+                f"The request was ready {deadline - started:.0f} s before the deadline, too late for a render, "
+                "and was not sent."
+            )
+        exchange = asyncio.create_task(self._exchange(unsent))
         try:
             # Not `asyncio.timeout`: its cancellation could throw away an answer that has just come.
             while not exchange.done():
@@ -210,6 +224,10 @@ class Gateway:
                 if elapsed >= PROGRESS_INTERVAL:
                     log.info("Rendering for %d s.", elapsed)
                 await asyncio.wait({exchange}, timeout=min(PROGRESS_INTERVAL, left))
+        except asyncio.CancelledError:
+            # An answer that has come is worth more: the caller keeps the receipt, and then stops.
+            if not exchange.done():
+                raise
         finally:
             # However this coroutine is left, the connection must not outlive it.
             if not exchange.done():
@@ -217,16 +235,14 @@ class Gateway:
                 await asyncio.wait({exchange})
         try:
             status, headers, answer = exchange.result()
-        except CodeGatewayError:  # the content could not be loaded, so nothing was sent
-            raise
         except Exception as error:
             raise classify_error(error) from error
         return classify_answer(
             status, headers, answer, settings=self.settings, render_seconds=time.monotonic() - started
         )
 
-    async def _exchange(self, load: LoadContent) -> tuple[int, httpx.Headers, bytes]:
-        unsent = [await load()]
+    async def _exchange(self, unsent: list[bytes]) -> tuple[int, httpx.Headers, bytes]:
+        """POST the one item of ``unsent``, which is not kept for the two minutes of the wait."""
         length = {"Content-Length": str(len(unsent[0]))}
 
         async def send_and_forget() -> AsyncIterator[bytes]:
@@ -267,6 +283,7 @@ class BlockingCall:
     """
 
     def __init__(self) -> None:
+        self._is_cancelled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
 
@@ -275,6 +292,8 @@ class BlockingCall:
         loop = asyncio.new_event_loop()
         task = loop.create_task(main)
         self._loop, self._task = loop, task
+        if self._is_cancelled:
+            task.cancel()
         with ThreadPoolExecutor(1, thread_name_prefix="codegateway") as thread:
             future = thread.submit(loop.run_until_complete, task)
             try:
@@ -288,7 +307,8 @@ class BlockingCall:
                 thread.submit(loop.close).result()
 
     def cancel(self) -> bool:
-        """Cancel what runs, if anything does; True if so."""
+        """Cancel what runs, or what is about to; True if something ran."""
+        self._is_cancelled = True
         loop, task = self._loop, self._task
         if loop is None or task is None or task.done():
             return False
@@ -311,8 +331,7 @@ def retry_delay(
         return None
     backoff = min(2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
     delay = backoff if retry_after is None else retry_after + random.uniform(0, 1)  # noqa: S311
-    render_time = min(DEADLINE_FLOOR, 0.6 * settings.deadline)
-    return delay if delay <= LONGEST_WAIT and left - delay >= render_time else None
+    return delay if delay <= LONGEST_WAIT and left - delay >= settings.render_time else None
 
 
 def classify_error(error: Exception) -> CodeGatewayError:
@@ -405,7 +424,7 @@ def _retry_after(value: str | None) -> float | None:
         except ValueError:
             return None
         seconds = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return max(seconds, 0.0) if seconds == seconds and seconds != float("inf") else None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(seconds) else None
 
 
 def _words(answer: bytes, api_key: str) -> str:
@@ -426,6 +445,7 @@ def _words(answer: bytes, api_key: str) -> str:
         else:
             text = error if isinstance(error, str) else json.dumps(error)
     text = " ".join(redact_urls(text).replace(api_key, "***").split()).rstrip(".")
+    text = re.sub(r"\?\S+", "?…", text)  # the query of a link without a scheme
     text = re.sub(r"[A-Za-z0-9+/_=-]{80,}", "…", text)  # an echoed image
     return (f"{text[:300]}…" if len(text) > 300 else text) or "(an empty body)"
 
@@ -446,7 +466,8 @@ def _environment_proxy(base_url: str) -> str | None:
     if urllib.request.proxy_bypass(parsed.host):
         return None
     proxies = urllib.request.getproxies()
-    return proxies.get(parsed.scheme) or proxies.get("all")
+    proxy = proxies.get(parsed.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 # Nothing passes over the connection for two minutes; a NAT forgets it sooner than that.

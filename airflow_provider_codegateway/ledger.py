@@ -132,12 +132,19 @@ def next_step(
     :raises LedgerConflict: the entry is for another request, for which money was or may have been spent.
     :raises RenderLimitReached: ``max_renders`` were begun, and none of them can be had any more.
     """
+    if entry.open and not entry.attempts and entry.fingerprint != fingerprint:
+        return Gone()  # another request took the place, and has not begun
     if entry and entry.fingerprint != fingerprint:
+        if entry.attempts and _is_live(entry.attempts[-1], entry.now) and not entry.attempts[-1].abandoned:
+            what_would_do = "Give each clip a key of its own."
+        else:
+            what_would_do = (
+                "Run that request again to have its clip, give this clip a key of its own, or delete the ledger "
+                f"entry to let this one be bought ({_forget_command(location)})."
+            )
         raise LedgerConflict(
             f"The ledger at {location.uri} is for another request (model {entry.model}, fingerprint "
-            f"{entry.fingerprint}) whose clip was never delivered: {describe_attempts(entry)} "
-            "Run that request again to have its clip, or delete the ledger entry to let this one be bought "
-            f"({_forget_command(location)}).",
+            f"{entry.fingerprint}) whose clip is not delivered yet: {describe_attempts(entry)} {what_would_do}",
             bought=_money(entry),
         )
     if not entry.open:
@@ -257,6 +264,8 @@ class Ledger:
         self.fingerprint = fingerprint
         self.run = run
         self.put_args = put_args or {}
+        self._etags: dict[str, str] = {}
+        self._markers: dict[tuple[str, str], dict[str, Any]] = {}
         self._owner = ""  # of the last claim
         self._kept_at: float | None = None
 
@@ -273,9 +282,12 @@ class Ledger:
         return created and self._list()[1].keys() == {"request.json"}
 
     def request(self) -> dict[str, Any] | None:
-        """The request body that ``open`` wrote; None if the entry is gone."""
+        """The request body that ``open`` wrote; None if the entry is gone, or is another's."""
         request = self._get("request.json")
-        return None if request is None else request["body"]
+        if request is None or self.fingerprint not in ("", request["fingerprint"]):
+            return None
+        body: dict[str, Any] = request["body"]
+        return body
 
     def claim(self, number: int, *, claim_seconds: float) -> bool:
         """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``."""
@@ -344,10 +356,11 @@ class Ledger:
         while True:
             now, written = self._list()
             listed = [name for name in written if name == "request.json" or MARKER_NAME.fullmatch(name)]
-            content = {name: marker for name in listed if (marker := self._get(name)) is not None}
+            content = {name: marker for name in listed if (marker := self._seen(name)) is not None}
             if len(content) == len(listed):
                 break
             # One that vanished between the list and the read was taken back, or settled: look again.
+            time.sleep(0.1)
         numbers = sorted({int(match[1]) for name in content if (match := MARKER_NAME.fullmatch(name))})
         attempts = []
         for number in numbers:
@@ -419,7 +432,19 @@ class Ledger:
             )
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         skip = len(self.location.key)
-        return now, {item["Key"][skip:]: item["LastModified"] for item in answer.get("Contents", [])}
+        contents = answer.get("Contents", [])
+        self._etags = {item["Key"][skip:]: item["ETag"] for item in contents}
+        return now, {item["Key"][skip:]: item["LastModified"] for item in contents}
+
+    def _seen(self, name: str) -> dict[str, Any] | None:
+        """A marker that was listed, less the request's body: read once, and looked at every two seconds."""
+        version = (name, self._etags[name])
+        if version not in self._markers:
+            marker = self._get(name)
+            if marker is None:
+                return None
+            self._markers[version] = {key: value for key, value in marker.items() if key != "body"}
+        return self._markers[version]
 
     def _get(self, name: str) -> dict[str, Any] | None:
         with self._errors("read the ledger", "s3:GetObject", name):

@@ -266,7 +266,11 @@ def build_request(
     try:
         request = request_class.model_validate({**native, **portable, "model": model})
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        written = {"duration": duration, "resolution": resolution}
+        details = [
+            detail | {"input": written.get(str(detail["loc"][0])) or detail["input"]}
+            for detail in error.errors(include_url=False)
+        ]
         raise InvalidRequest(
             problems + [_problem(detail, request_class, model) for detail in details]
         ) from None

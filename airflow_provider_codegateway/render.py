@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from urllib.parse import quote
 
 from airflow_provider_codegateway import ledger as ledgers
 from airflow_provider_codegateway._s3 import (
@@ -28,6 +29,7 @@ from airflow_provider_codegateway._s3 import (
     split_uri,
     storage_error,
 )
+from airflow_provider_codegateway._threads import to_the_end
 from airflow_provider_codegateway._upload import check_extra_args
 from airflow_provider_codegateway.exceptions import (
     Bought,
@@ -188,7 +190,7 @@ async def render(
     :param claim_seconds: how long one call of ``gateway`` may take at the very most.
     """
     while True:
-        opened = await asyncio.to_thread(open_entry, order, body, s3=s3)
+        opened = await to_the_end("ledger", open_entry, order, body, s3=s3)
         if isinstance(opened, Clip):
             return opened
         clip = await render_open_entry(
@@ -210,8 +212,17 @@ def open_entry(order: Order, body: Mapping[str, Any], *, s3: S3Client) -> Clip |
         raise InvalidRequest(str(error)) from None
     ledger = order.ledger(s3)
     clip = clip_in_place(order, ledger, s3=s3)
+    if clip is not None:
+        return clip
     # The first write: it proves bucket and permission before anything is bought.
-    return ledger.open(body) if clip is None else clip
+    if ledger.open(body):
+        return True
+    entry = ledger.read()
+    if entry.open and not entry.attempts and entry.fingerprint != order.fingerprint:
+        log.info("Nothing was begun for the request that the ledger held: it gives way to this one.")
+        ledger.withdraw()
+        return ledger.open(body)
+    return False
 
 
 async def render_open_entry(
@@ -243,9 +254,14 @@ async def render_open_entry(
             return None
         fresh = False
         try:
-            return await _to_the_end_or_cancelled(deliver, order, ledger, acquired, s3=s3)
+            stop = threading.Event()
+            return await to_the_end(
+                "transfer", deliver, order, ledger, acquired, s3=s3, cancelled=stop, on_cancel=stop.set
+            )
         except ClipExpired as error:
-            await _to_the_end(_note, ledger.abandon, acquired.number, str(error), receipt=acquired.receipt)
+            await to_the_end(
+                "ledger", _note, ledger.abandon, acquired.number, str(error), receipt=acquired.receipt
+            )
             if acquired.bought_here:  # one try buys at most once: Airflow's retries decide on the next
                 raise
 
@@ -364,7 +380,7 @@ async def acquire(
     said = ""
     while True:
         if not fresh:
-            entry = await asyncio.to_thread(ledger.read)
+            entry = await to_the_end("ledger", ledger.read)
             step = ledgers.next_step(
                 entry,
                 fingerprint=ledger.fingerprint,
@@ -377,7 +393,7 @@ async def acquire(
             case Gone():
                 return None
             case Take(number):
-                if receipt := await asyncio.to_thread(ledger.receipt, number):
+                if receipt := await to_the_end("ledger", ledger.receipt, number):
                     log.info("Render %d is paid already: fetching its clip.", number)
                     return Acquired(number, receipt, bought_here=False)
             case Wait(seconds, reason):
@@ -391,16 +407,16 @@ async def acquire(
                 # the claim. A clip is in S3 before its entry is settled: so this look, after it, is the
                 # one that decides.
                 try:
-                    if not await _to_the_end(ledger.claim, number, claim_seconds=seconds):
+                    if not await to_the_end("ledger", ledger.claim, number, claim_seconds=seconds):
                         continue
-                    settled = await asyncio.to_thread(in_place)
+                    settled = await to_the_end("ledger", in_place)
                 except BaseException:
                     # Also where only the answer to the claim was lost: then it may have been made.
-                    await _to_the_end(_note, ledger.release, number)
+                    await to_the_end("ledger", _note, ledger.release, number)
                     raise
                 # A claim that was held up until its margin is gone would not outlast the render.
                 if settled or time.monotonic() - begun > CLAIM_MARGIN:
-                    await _to_the_end(ledger.release, number)
+                    await to_the_end("ledger", ledger.release, number)
                     if settled:
                         return None
                     continue
@@ -415,28 +431,34 @@ def _load_from(ledger: Ledger) -> LoadContent:
             raise StorageUnavailable(f"The ledger entry at {ledger.location.uri} was deleted meanwhile.")
         return json.dumps(body).encode()
 
-    return lambda: asyncio.to_thread(load)
+    return lambda: to_the_end("ledger", load)
 
 
 async def _buy(ledger: Ledger, number: int, gateway: Buyer, body: Mapping[str, Any] | LoadContent) -> Receipt:
-    log.info("Buying render %d.", number)
+    log.info("Asking for render %d; it takes about two minutes.", number)
     try:
         receipt = await gateway.generate(body)
     except CodeGatewayError as error:
         if error.bought is Bought.NO:
             # A failure that provably bought nothing leaves no trace and does not count.
-            await _to_the_end(_note, ledger.release, number)
+            await to_the_end("ledger", _note, ledger.release, number)
         else:
-            await _to_the_end(_note, ledger.abandon, number, str(error))
+            await to_the_end("ledger", _note, ledger.abandon, number, str(error))
         raise
     except BaseException as error:  # cancelled: an orderly exit, for which no successor need wait
-        await _to_the_end(
-            _note, ledger.abandon, number, f"the run was stopped while rendering ({type(error).__name__})"
+        await to_the_end(
+            "ledger",
+            _note,
+            ledger.abandon,
+            number,
+            f"the run was stopped while rendering ({type(error).__name__})",
         )
         raise
     # Nothing comes before this: from here on a crash costs a download and never a render.
-    await _to_the_end(_keep, ledger, number, receipt)
+    await to_the_end("receipt", _keep, ledger, number, receipt)
     log.info("Render %d took %.1f s; its receipt is kept.", number, receipt.render_seconds)
+    if (task := asyncio.current_task()) and task.cancelling():
+        raise asyncio.CancelledError  # the gateway put it off for the answer; see `Gateway.generate`
     return receipt
 
 
@@ -469,16 +491,6 @@ def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         log.error("The ledger could not be told how this render ended, and counts it as bought: %s", error)
 
 
-async def _to_the_end(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Run ``function`` in a thread, to its end even if we are cancelled: a marker half written is a lie."""
-    task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
-
-
 # 5. Transfer, 6. settle.
 
 
@@ -500,7 +512,7 @@ def deliver(
     facts = {
         "fingerprint": ledger.fingerprint,
         "run": order.run,
-        "model": receipt.model or order.model,
+        "model": quote(order.model, safe="/.:-_ "),  # metadata is ASCII
         "created": receipt.created,
         "render-seconds": round(receipt.render_seconds, 3),
         "renders-bought": number,
@@ -567,18 +579,6 @@ def _upload_error(error: Exception, target: S3Location, doing: str, permission: 
     return storage_error(
         error, doing=f"{doing} uploads that a killed transfer left", at=target, permission=permission
     )
-
-
-async def _to_the_end_or_cancelled(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Run ``function`` in a thread; when we are cancelled, tell it so, and wait until it has cleaned up."""
-    cancelled = threading.Event()
-    task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs, cancelled=cancelled))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        cancelled.set()
-        await asyncio.wait({task})
-        raise
 
 
 def _float(value: str | None) -> float | None:

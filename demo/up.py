@@ -43,6 +43,7 @@ def serve(sandbox: Sandbox, *, preferred_port: int) -> NoReturn:
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "AIRFLOW__CORE__PARALLELISM": "8",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",  # a DAG put beside the examples is there at once
         # Whoever reaches this port is on this machine: nobody need log in.
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
     }
@@ -51,6 +52,7 @@ def serve(sandbox: Sandbox, *, preferred_port: int) -> NoReturn:
         print(f"\nAirflow     {url}  (no password; the example DAGs are there: trigger one)")
         print(f"Clips       {sandbox.s3_endpoint}/{BUCKET}/<key>")
         print(f"Emulator    {sandbox.emulator_url}")
+        print(f"DAGs        {PROJECT / 'example_dags'}: put yours there")
         print("\nCtrl-C stops everything.", flush=True)
         while True:
             _check_alive(processes)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Airflow reads its settings at import: tests get a home of their own, and never the person's.
 os.environ.setdefault("AIRFLOW_HOME", mkdtemp(prefix="codegateway-airflow-"))
@@ -18,7 +20,8 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 import boto3
 import pytest
 from botocore.config import Config
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
 
 from airflow_provider_codegateway.emulator import Emulator
 
@@ -35,11 +38,27 @@ def s3_endpoint() -> Iterator[str]:
     if endpoint := os.environ.get("CODEGATEWAY_TEST_S3_ENDPOINT"):
         yield endpoint
         return
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    server = make_server(
+        "127.0.0.1", 0, AtomicCreates(DomainDispatcherApplication(create_backend_app)), threaded=True
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class AtomicCreates:
+    """moto looks whether an object exists and then writes it, in two steps; S3 does it in one."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        with self._lock if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+            return self._app(environ, start_response)
 
 
 @pytest.fixture(scope="session")

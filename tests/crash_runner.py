@@ -6,6 +6,7 @@ Nothing in the package knows of these points: they are put around its methods an
 from __future__ import annotations
 
 import http.client
+import json
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -37,6 +38,7 @@ from airflow_provider_codegateway.render import Clip, IfExists, Order, render
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
+MODEL = "google/veo-3.1-fast"
 KEY = "clips/x.mp4"
 
 processes = multiprocessing.get_context("forkserver")
@@ -70,11 +72,11 @@ class Job:
     clock: float = 0.0
 
     def request(self) -> VideoRequest:
-        return build_request("google/veo-3.1-fast", prompt=self.prompt)
+        return build_request(MODEL, prompt=self.prompt)
 
     def order(self) -> Order:
         return Order(
-            model="google/veo-3.1-fast",
+            model=MODEL,
             fingerprint=self.request().fingerprint(),
             target=S3Location(self.bucket, self.key),
             run=self.run,
@@ -110,7 +112,7 @@ class Ended:
 @cache
 def fork_server() -> None:
     """Start what every process is forked from, with everything imported, which takes seconds."""
-    processes.set_forkserver_preload([__name__])
+    processes.set_forkserver_preload([__name__, "airflow_preload"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Python 3.11's fork server is not told sys.path
     try:
@@ -134,6 +136,9 @@ def start(job: Job) -> tuple[BaseProcess, Connection]:
 
 def finish(process: BaseProcess, connection: Connection) -> Ended:
     """Wait for the end of a process."""
+    if not connection.poll(120):
+        process.kill()
+        raise TimeoutError("the runner has not ended within two minutes")
     try:
         ended: Ended = connection.recv()
     except EOFError:
@@ -157,6 +162,19 @@ def resume(job: Job) -> Ended:
     while (ended := run(job)).error in ("RenderOutcomeUnknown", "ClipTransferError", "ClipExpired"):
         pass
     return ended
+
+
+def start_task(job: Job, s3_endpoint: str) -> tuple[BaseProcess, Connection]:
+    """Begin a job as one task that Airflow runs. A second time, it is a retry of the same task instance.
+
+    :return: the connection brings an ``airflow_run.RunResult``.
+    """
+    fork_server()
+    ours, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(target=_task, args=(job, s3_endpoint, theirs))
+    process.start()
+    theirs.close()
+    return process, ours
 
 
 @contextmanager
@@ -204,6 +222,38 @@ def _main(job: Job, result: Connection) -> None:
     result.send(ended)
     if job.kill_at == "after XCom" and ended.clip:
         _die()
+
+
+def _task(job: Job, s3_endpoint: str, result: Connection) -> None:
+    from airflow.sdk import DAG
+    from airflow_run import run_dag
+
+    from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+
+    _shrink()
+    terms = {"deadline": job.claim_seconds}
+    aws = {"endpoint_url": s3_endpoint, "region_name": "us-east-1"}
+    for name, connection in {
+        "CODEGATEWAY": {"host": job.gateway_url, "password": job.api_key, "extra": terms},
+        "AWS": {
+            "login": job.s3_credentials["aws_access_key_id"],
+            "password": job.s3_credentials["aws_secret_access_key"],
+            "extra": aws,
+        },
+    }.items():
+        os.environ[f"AIRFLOW_CONN_{name}_DEFAULT"] = json.dumps({"conn_type": name.lower(), **connection})
+    with DAG(job.run, schedule=None) as dag:
+        GenerateVideoOperator(
+            task_id="clip",
+            model=MODEL,
+            prompt=job.prompt,
+            s3_bucket=job.bucket,
+            s3_key=job.key,
+            max_renders=job.max_renders,
+            deferrable=False,
+        )
+    at = datetime(2026, 11, 22, tzinfo=UTC)
+    result.send(run_dag(dag, logical_date=at, run_after=at))
 
 
 def _ended(job: Job, s3: S3Client) -> Ended:

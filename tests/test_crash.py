@@ -6,6 +6,8 @@ import hashlib
 import os
 import random
 import signal
+import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
@@ -14,8 +16,9 @@ import crash_runner
 import pytest
 from clip_server import make_clip
 from crash_runner import KEY, MULTIPART, ONE_PART, POINTS, UNKNOWN, Ended, Job
+from s3_proxy import S3Proxy, S3Request, Verdict
 
-from airflow_provider_codegateway.emulator import Emulator
+from airflow_provider_codegateway.emulator import ClipFault, Emulator
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -128,18 +131,78 @@ def test_a_run_that_is_killed_while_the_gateway_renders(
     assert gateway.billed == 2
 
 
-@pytest.mark.parametrize("point", sorted(MULTIPART | {"after the receipt", "before settling"}))
+STORED = {"after completing", "before settling"}
+
+
+@pytest.mark.parametrize("point", sorted(MULTIPART | STORED | {"after the receipt"}))
 def test_another_run_takes_over_what_a_killed_one_has_paid_for(
     point: str, job: Job, gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:
     """Also where that was killed twice on the way; an upload that it left is gone as well."""
     gateway.serve_clip(LARGE)
     assert crash_runner.run(replace(job, kill_at=point)).killed
-    assert crash_runner.run(replace(job, kill_at="before settling")).killed or point == "after completing"
+    # By the second, the clip is stored, and what the first has left not yet aborted.
+    assert crash_runner.run(replace(job, kill_at="after upload")).killed or point in STORED
     other = crash_runner.resume(replace(job, run="another"))
     assert other.clip
     assert Bucket.of(s3, bucket) == only(LARGE)
     assert gateway.billed == 1
+
+
+# With Airflow's own task runner, killed from outside when a server sees that the point is reached.
+
+
+@pytest.mark.usefixtures("airflow_database")
+@pytest.mark.parametrize(
+    ("point", "billed"),
+    [
+        ("rendering", 2),
+        ("GetClip", 1),
+        ("UploadPart", 1),
+        ("CompleteMultipartUpload", 1),
+        ("DeleteObjects", 1),
+    ],
+)
+def test_a_task_of_airflow_that_is_killed_is_resumed_by_its_retry(
+    point: str, billed: int, job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """The same task instance, in another process: the clip is whole and its key in XCom."""
+    gateway.serve_clip(LARGE)
+    job = replace(job, run=f"killed_{point}", claim_seconds=5)
+    reached, killed = threading.Event(), threading.Event()
+
+    def stop_there(request: S3Request) -> Verdict:
+        if request.operation == point and not killed.is_set():
+            reached.set()
+            killed.wait(60)
+            # What was on its way to S3 when the process died: it arrives late, or never.
+            return Verdict.PASS if point == "DeleteObjects" else Verdict.DROP
+        return Verdict.PASS
+
+    with S3Proxy(job.s3_endpoint) as proxy, proxy.ruled(stop_there), ExitStack() as held:
+        if point == "rendering":
+            held.enter_context(gateway.holding())
+        if point == "GetClip":
+            gateway.fail_next(ClipFault.hang())
+        process, result = crash_runner.start_task(job, proxy.url)
+        if point == "rendering":
+            gateway.wait_for(rendering=1, timeout=60)
+        elif point == "GetClip":
+            gateway.wait_for(clip_requests=1, timeout=60)
+        else:
+            assert reached.wait(60)
+        process.kill()
+        process.join()
+        killed.set()
+        held.close()
+        retry, result = crash_runner.start_task(job, proxy.url)
+        run = result.recv()
+        retry.join()
+    assert (run.state, run["clip"].xcoms["return_value"]) == ("success", KEY)
+    assert run["clip"].xcoms["clip"]["renders_bought"] == billed
+    assert run["clip"].xcoms["clip"]["reused"] == (point == "DeleteObjects")
+    assert Bucket.of(s3, bucket) == only(LARGE)
+    assert gateway.billed == billed
 
 
 # 8 at once.

@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "_http",
+            "_threads",
             "_s3",
             "media",
             "models",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseHook, mask_secret
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidConnection, RequestRejected
 from airflow_provider_codegateway.gateway import (
@@ -47,14 +47,20 @@ class CodeGatewayVideoHook(BaseHook):
     def __init__(self, codegateway_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.codegateway_conn_id = codegateway_conn_id
-        self._call = BlockingCall()
 
     def get_settings(self) -> GatewaySettings:
         """The connection, checked.
 
         :raises InvalidConnection: no or malformed API key, base URL or extra, named.
         """
-        return settings_of(self.get_connection(self.codegateway_conn_id), self.codegateway_conn_id)
+        try:
+            connection = self.get_connection(self.codegateway_conn_id)
+        except AirflowNotFoundException:
+            raise InvalidConnection(
+                f"There is no connection {self.codegateway_conn_id!r}: make one of type {CONNECTION_TYPE!r} with "
+                "the API key as its password."
+            ) from None
+        return settings_of(connection, self.codegateway_conn_id)
 
     def get_conn(self) -> Gateway:
         """A client for the gateway, to be used and closed on one event loop."""
@@ -80,7 +86,7 @@ class CodeGatewayVideoHook(BaseHook):
             async with Gateway(settings) as gateway:
                 return await gateway.generate(request.body())
 
-        return self._call.run(call())
+        return BlockingCall().run(call())
 
     def test_connection(self) -> tuple[bool, str]:
         """Prove key and reachability without spending: ask for what the gateway must refuse.
@@ -89,7 +95,7 @@ class CodeGatewayVideoHook(BaseHook):
         """
         try:
             settings = self.get_settings()
-            self._call.run(_ask_for_nothing(settings))
+            BlockingCall().run(_ask_for_nothing(settings))
         except RequestRejected as error:
             if error.status == 400:
                 return True, f"{settings.base_url} accepts the API key."

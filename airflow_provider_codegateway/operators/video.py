@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_codegateway import media
 from airflow_provider_codegateway._s3 import DEFAULT_LEDGER_PREFIX, S3Location, read_object
-from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown, from_dict
+from airflow_provider_codegateway.exceptions import Bought, InvalidRequest, RenderOutcomeUnknown, from_dict
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
@@ -146,6 +146,7 @@ class GenerateVideoOperator(BaseOperator):
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders={max_renders!r} buys nothing: use a whole number from 1 up.")
         self._call: BlockingCall | None = None
+        self._is_killed = False
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
         if getattr(self, "retry_policy", None) is None:
             self.retry_policy = _default_retry_policy()
@@ -166,6 +167,9 @@ class GenerateVideoOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Render the clip, or find that it is there already, and return its key."""
+        return self._run(context)
+
+    def _run(self, context: Context) -> str:
         from airflow_provider_codegateway.gateway import BlockingCall, Gateway
         from airflow_provider_codegateway.render import Clip, open_entry, render
 
@@ -176,6 +180,7 @@ class GenerateVideoOperator(BaseOperator):
         if self.deferrable:
             opened = open_entry(order, request.body(), s3=s3)
             if not isinstance(opened, Clip):
+                self._require_not_killed(order)
                 self._defer(order)
             return self._hand_over(opened, context)
 
@@ -186,11 +191,13 @@ class GenerateVideoOperator(BaseOperator):
                 )
 
         self._call = BlockingCall()
+        self._require_not_killed(order)
         try:
             clip = self._call.run(blocking())
         except asyncio.CancelledError:
             raise RenderOutcomeUnknown(
-                f"The task was stopped from outside, on its way to {order.target.uri}."
+                f"The task was stopped from outside, on its way to {order.target.uri}. "
+                f"The ledger at {order.ledger(s3).location.uri} says what was begun."
             ) from None
         return self._hand_over(clip, context)
 
@@ -209,7 +216,7 @@ class GenerateVideoOperator(BaseOperator):
                 raise from_dict(error)
             case {"status": "gone"}:
                 self.log.info("The ledger entry is gone: somebody else settled it. Looking for the clip.")
-                return self.execute(context)
+                return self._run(context)
         raise ValueError(f"The trigger sent an event that this version does not know: {sorted(event)}.")
 
     def _defer(self, order: Order) -> NoReturn:
@@ -224,8 +231,17 @@ class GenerateVideoOperator(BaseOperator):
         )
         raise AssertionError("defer does not return")
 
+    def _require_not_killed(self, order: Order) -> None:
+        # Airflow 3 calls `on_kill` in a signal handler and goes on, also while there is nothing to cancel.
+        if self._is_killed:
+            raise RenderOutcomeUnknown(
+                f"The task was stopped from outside before it bought a clip for {order.target.uri}.",
+                bought=Bought.NO,
+            )
+
     def on_kill(self) -> None:
         """Close the connection of a running render. It may be billed all the same; the ledger says so."""
+        self._is_killed = True
         if self._call is not None and self._call.cancel():
             self.log.warning(
                 "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."

@@ -6,16 +6,17 @@ resumes may wait longer than that for a worker slot.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway._threads import to_the_end
 from airflow_provider_codegateway.exceptions import CodeGatewayError
-from airflow_provider_codegateway.gateway import Gateway
+from airflow_provider_codegateway.gateway import Gateway, GatewaySettings
 from airflow_provider_codegateway.hooks.video import settings_of
 from airflow_provider_codegateway.render import Order, render_open_entry
 from airflow_provider_codegateway.triggers.clients import SharedClients
@@ -110,8 +111,8 @@ class RenderTrigger(BaseTrigger):
         """Yield one event: the clip's facts, an error of ours, or that the entry is gone."""
         try:
             async with (
-                _gateways.lease(self.codegateway_conn_id) as gateway,
-                _s3_clients.lease(self.aws_conn_id) as s3,
+                _gateways.lease(await _settings(self.codegateway_conn_id)) as gateway,
+                _s3_clients.lease(await _aws_connection(self.aws_conn_id)) as s3,
             ):
                 clip = await render_open_entry(
                     self.order, s3=s3, gateway=gateway, claim_seconds=gateway.settings.deadline
@@ -123,25 +124,39 @@ class RenderTrigger(BaseTrigger):
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
 
-async def _make_gateway(conn_id: str) -> Gateway:
+async def _settings(conn_id: str) -> GatewaySettings:
     connection = await get_async_connection(conn_id)
     # `extra_dejson` masks secrets with a call to the supervisor, which must not be made from the loop.
-    settings = await asyncio.to_thread(settings_of, connection, conn_id)
-    return await asyncio.to_thread(Gateway, settings)
+    return await to_the_end("ledger", settings_of, connection, conn_id)
 
 
-async def _make_s3_client(conn_id: str | None) -> S3Client:
+async def _make_gateway(settings: GatewaySettings) -> Gateway:
+    return await to_the_end("ledger", Gateway, settings)
+
+
+async def _aws_connection(conn_id: str | None) -> tuple[str | None, str]:
+    """The connection's id, and what it says now: a changed one gets a new client."""
+    if conn_id is None:
+        return None, ""
+    try:
+        connection = await get_async_connection(conn_id)
+    except AirflowNotFoundException:  # S3Hook takes boto3's own credentials then
+        return conn_id, ""
+    return conn_id, await to_the_end("ledger", connection.get_uri)
+
+
+async def _make_s3_client(connection: tuple[str | None, str]) -> S3Client:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
     def make() -> S3Client:
-        client: S3Client = S3Hook(aws_conn_id=conn_id).get_conn()
+        client: S3Client = S3Hook(aws_conn_id=connection[0]).get_conn()
         return client
 
-    return await asyncio.to_thread(make)
+    return await to_the_end("ledger", make)
 
 
 async def _close_s3_client(client: S3Client) -> None:
-    await asyncio.to_thread(client.close)
+    await to_the_end("ledger", client.close)
 
 
 _gateways: SharedClients[Gateway] = SharedClients(_make_gateway, Gateway.aclose)
