@@ -33,7 +33,7 @@ def initialise_database() -> None:
     from airflow.utils.db import initdb
 
     initdb()
-    DagBundlesManager().sync_bundles_to_db()
+    DagBundlesManager().sync_bundles_to_db()  # type: ignore[no-untyped-call]
 
 
 def run_dag(dag: DAG, **kwargs: Any) -> RunResult:

@@ -31,7 +31,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_codegateway import media
-from airflow_provider_codegateway.media import Fetcher, HiddenMedia, MediaUnavailable
+from airflow_provider_codegateway.exceptions import MediaUnavailable
+from airflow_provider_codegateway.media import Fetcher, HiddenMedia
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import pkgutil
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ import av
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import DAG
-from airflow.sdk.module_loading import import_string
 from airflow_run import RunResult, run_dag
 from media_samples import png, png_base64
 
@@ -83,7 +83,7 @@ def execute(run_id: str = "run", **arguments: Any) -> tuple[str, dict[str, Any]]
 async def first_event(trigger: Any) -> Any:
     """What a triggerer would bring back: through the database, by another process."""
     path, arguments = json.loads(json.dumps(trigger.serialize()))
-    events = [event.payload async for event in import_string(path)(**arguments).run()]
+    events = [event.payload async for event in pkgutil.resolve_name(path)(**arguments).run()]
     assert len(events) == 1
     return json.loads(json.dumps(events[0]))
 
