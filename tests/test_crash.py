@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 SMALL, LARGE = make_clip(300_000), make_clip(17_000_000)
-ROUNDS = int(os.environ.get("CODEGATEWAY_ROUNDS", "10"))
-KILLS = int(os.environ.get("CODEGATEWAY_KILLS", "20"))
+ROUNDS = int(os.environ.get("CODEGATEWAY_ROUNDS", "5"))
+KILLS = int(os.environ.get("CODEGATEWAY_KILLS", "10"))
 SEED = int(os.environ.get("CODEGATEWAY_SEED", "1"))
 
 
