@@ -110,7 +110,10 @@ def describe(reference: str) -> str:
     text = reference.strip()
     if url := _SCHEME.match(text):
         return _printable(_describe_url(url[1].lower(), text, url.end()))
-    if _FILE_NAME.fullmatch(text):
+    # A long run without a break may be the start of somebody's bytes, whatever ending it has.
+    stem = text.rsplit(".", 1)[0]
+    is_plain = re.fullmatch(r"[a-z/. ~_-]*", stem) or not re.search(r"[\w+/=-]{12}", stem)
+    if is_plain and _FILE_NAME.fullmatch(text):
         return _printable(text)
     try:
         data = _decode_inline(text)
