@@ -2,7 +2,7 @@
 
 What is decided stands in plain functions (``classify_answer``, ``classify_error``, ``retry_delay``);
 ``Gateway.generate`` only drives them. The blocking path is the same coroutine on a loop of its own
-(``run_blocking``), so there is one path to get right.
+(``BlockingCall``), so there is one path to get right.
 
 The rule behind the classes: only what *provably* bought nothing may be sent again. Unlisted means unknown.
 """
@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import json
 import logging
 import math
 import random
 import re
 import socket
+import ssl
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -128,17 +129,24 @@ class Receipt:
     expires_at: float | None = None
 
 
+class Buyer(Protocol):
+    """Whatever can buy one render, such as a ``Gateway``."""
+
+    async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
+        """Buy one render."""
+
+
 class Gateway:
-    """One HTTP client for the gateway, for any number of renders at once on one event loop.
+    """The gateway, for any number of renders at once, on any event loop.
 
     ::
 
-        async with Gateway(settings) as gateway:
-            receipt = await gateway.generate(request.body())
+        receipt = await Gateway(settings).generate(request.body())
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
+        self._tls = _tls_context()
         if settings.deadline < DEADLINE_FLOOR:
             log.warning(
                 "The deadline of %g s is below %g s: a render takes about two minutes, "
@@ -146,36 +154,6 @@ class Gateway:
                 settings.deadline,
                 DEADLINE_FLOOR,
             )
-        self._client = httpx.AsyncClient(
-            transport=_transport(settings.base_url),
-            headers={
-                "Authorization": f"Bearer {settings.api_key}",
-                "Content-Type": "application/json",
-                "User-Agent": f"airflow-provider-codegateway/{__version__}",
-            },
-            timeout=httpx.Timeout(
-                settings.read_timeout,
-                connect=settings.connect_timeout,
-                write=settings.read_timeout,
-                pool=None,
-            ),
-            follow_redirects=False,
-        )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close every connection. A render that is under way may still be billed."""
-        await self._client.aclose()
 
     async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
         """Buy one render.
@@ -249,7 +227,10 @@ class Gateway:
             yield unsent.pop()
 
         url = self.settings.base_url + GENERATE_PATH
-        async with self._client.stream("POST", url, content=send_and_forget(), headers=length) as response:
+        async with (
+            self._client() as client,
+            client.stream("POST", url, content=send_and_forget(), headers=length) as response,
+        ):
             answer = bytearray()
             try:
                 async for chunk in response.aiter_bytes():
@@ -261,6 +242,35 @@ class Gateway:
                 if response.status_code not in REJECTED | UNAVAILABLE:
                     raise
             return response.status_code, response.headers, bytes(answer)
+
+    def _client(self) -> httpx.AsyncClient:
+        """A client for one call.
+
+        A pooled connection may be closed by the other side at any time, and a POST on it would then fail
+        with an unknown outcome. And a pool looks through all of its connections at each call: with a
+        thousand renders in flight, that holds up the event loop.
+        """
+        settings = self.settings
+        return httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(
+                verify=self._tls,
+                proxy=_environment_proxy(settings.base_url),
+                limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
+                socket_options=_KEEP_ALIVE,
+            ),
+            headers={
+                "Authorization": f"Bearer {settings.api_key}",
+                "Content-Type": "application/json",
+                "User-Agent": f"airflow-provider-codegateway/{__version__}",
+            },
+            timeout=httpx.Timeout(
+                settings.read_timeout,
+                connect=settings.connect_timeout,
+                write=settings.read_timeout,
+                pool=None,
+            ),
+            follow_redirects=False,
+        )
 
 
 def _encoded(body: Mapping[str, Any]) -> LoadContent:
@@ -450,14 +460,10 @@ def _words(answer: bytes, api_key: str) -> str:
     return (f"{text[:300]}…" if len(text) > 300 else text) or "(an empty body)"
 
 
-def _transport(base_url: str) -> httpx.AsyncHTTPTransport:
-    return httpx.AsyncHTTPTransport(
-        proxy=_environment_proxy(base_url),
-        # A pooled connection may be closed by the other side at any time, and a POST on it would then
-        # fail with an unknown outcome. A new connection each costs nothing beside a two-minute render.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        socket_options=_KEEP_ALIVE,
-    )
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """One for the process: it takes most of a megabyte, and a while to make."""
+    return httpx.create_ssl_context()
 
 
 def _environment_proxy(base_url: str) -> str | None:

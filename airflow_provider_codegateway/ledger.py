@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SETTLE_GRACE = 15.0
-"""Seconds for which a fresh receipt is left to the run that bought it; then another may fetch the clip."""
+"""Seconds for which a fresh receipt is left to whoever bought it; then another may fetch the clip."""
 
 # 412: the object exists. 409: somebody else is just creating it.
 _EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
@@ -66,8 +66,6 @@ class Attempt:
     """One render that was begun. The times are when each marker was written, by the store's clock."""
 
     number: int
-    run: str = ""
-    """Whose it is: the same for every try of one task instance."""
     started: datetime | None = None
     rendered: datetime | None = None
     abandoned: datetime | None = None
@@ -125,7 +123,7 @@ class Gone:
 
 
 def next_step(
-    entry: Entry, *, fingerprint: str, run: str, max_renders: int, location: S3Location
+    entry: Entry, *, fingerprint: str, max_renders: int, location: S3Location
 ) -> Claim | Wait | Take | Gone:
     """What the ledger allows to whoever wants the clip with this fingerprint.
 
@@ -145,7 +143,7 @@ def next_step(
         raise LedgerConflict(
             f"The ledger at {location.uri} is for another request (model {entry.model}, fingerprint "
             f"{entry.fingerprint}) whose clip is not delivered yet: {describe_attempts(entry)} {what_would_do}",
-            bought=_money(entry),
+            bought=money(entry),
         )
     if not entry.open:
         return Gone()
@@ -155,7 +153,7 @@ def next_step(
     for attempt in reversed(entry.attempts):
         if attempt.rendered and not attempt.abandoned:
             fresh_for = SETTLE_GRACE - (entry.now - attempt.rendered).total_seconds()
-            if attempt.run != run and fresh_for > 0:
+            if fresh_for > 0:
                 return Wait(fresh_for, "it has just rendered the clip")
             return Take(attempt.number)
     if last.started and not last.rendered and not last.abandoned:
@@ -167,7 +165,7 @@ def next_step(
             f"max_renders={max_renders} is used up: {describe_attempts(entry)} "
             f"The ledger is at {location.uri}; to buy another render, raise max_renders or delete the entry "
             f"({_forget_command(location)}).",
-            bought=_money(entry),
+            bought=money(entry),
         )
     return Claim(last.number + 1)
 
@@ -210,7 +208,8 @@ def _fate(attempt: Attempt, now: datetime) -> str:
     return "may have been bought: its run died without a word"
 
 
-def _money(entry: Entry) -> Bought:
+def money(entry: Entry) -> Bought:
+    """Whether anything was, or may have been, bought for the clip of this entry."""
     if not entry.attempts:
         return Bought.NO
     return Bought.YES if any(attempt.rendered for attempt in entry.attempts) else Bought.PERHAPS
@@ -369,7 +368,6 @@ class Ledger:
             attempts.append(
                 Attempt(
                     number,
-                    run=str(started.get("run", "")),
                     **{kind: written.get(name) for kind, name in names.items()},
                     claim_seconds=float(started.get("claim_seconds", 0)),
                     outcome=str(ended.get("outcome", "")),

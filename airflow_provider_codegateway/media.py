@@ -176,6 +176,11 @@ def reveal(value: Any) -> Any:
     return value.reveal() if isinstance(value, HiddenMedia) else _map(value, reveal)
 
 
+def show(value: Any) -> Any:
+    """``value`` in plain types, with :func:`describe`'s words for what :func:`hide` wrapped."""
+    return str(value) if isinstance(value, HiddenMedia) else _map(value, show)
+
+
 # ----------------------------------------------------------------------------------------------------
 # Reading a reference
 

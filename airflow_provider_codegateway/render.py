@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_codegateway import ledger as ledgers
@@ -39,8 +39,9 @@ from airflow_provider_codegateway.exceptions import (
     InvalidTarget,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import LoadContent, Receipt
+from airflow_provider_codegateway.gateway import Buyer, LoadContent, Receipt
 from airflow_provider_codegateway.ledger import Claim, Gone, Ledger, Take, Wait
+from airflow_provider_codegateway.metrics import MeteredBuyer
 from airflow_provider_codegateway.transfer import transfer_clip
 
 if TYPE_CHECKING:
@@ -69,13 +70,6 @@ _METADATA_PREFIX = "codegateway-"
 _NO_SUCH_UPLOAD = frozenset({"NoSuchUpload", "404"})
 
 Result = TypeVar("Result")
-
-
-class Buyer(Protocol):
-    """Whatever can buy one render: a ``gateway.Gateway``."""
-
-    async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
-        """Buy one render."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,22 +227,26 @@ async def render_open_entry(
     claim_seconds: float,
     body: Mapping[str, Any] | None = None,
     fresh: bool = False,
+    on_commit: Callable[[], None] = lambda: None,
 ) -> Clip | None:
     """The clip of an order whose request is in the ledger. None if it is not, or no longer.
 
     :param body: the request; read from the ledger when it is to be sent, if not given.
     :param fresh: whether the entry was just opened, so that there is nothing else in it.
+    :param on_commit: called when a render is asked for, or a paid one is fetched: from here on, going on
+        costs nothing more, and stopping loses what was paid.
     """
     ledger = order.ledger(s3)
     while True:
         acquired = await acquire(
             ledger,
-            gateway,
+            MeteredBuyer(gateway, order.model),
             body=body,
             max_renders=order.max_renders,
             claim_seconds=claim_seconds,
             in_place=lambda: clip_in_place(order, ledger, s3=s3) is not None,
             fresh=fresh,
+            on_commit=on_commit,
         )
         if acquired is None:
             return None
@@ -366,12 +364,14 @@ async def acquire(
     claim_seconds: float,
     in_place: Callable[[], bool],
     fresh: bool,
+    on_commit: Callable[[], None] = lambda: None,
 ) -> Acquired | None:
     """A receipt for the clip of ``ledger``: an earlier one, another run's, or one bought now.
 
     :param body: the request; None: read it from the ledger.
     :param in_place: looks whether the clip is in S3 by now.
     :param fresh: whether the ledger entry was just opened, so that there is nothing to read in it.
+    :param on_commit: see ``render_open_entry``.
     :return: None if the entry is gone: the clip was settled, or somebody deleted the entry.
     :raises RenderLimitReached, LedgerConflict: see ``ledger.next_step``.
     :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see ``Gateway.generate``.
@@ -384,7 +384,6 @@ async def acquire(
             step = ledgers.next_step(
                 entry,
                 fingerprint=ledger.fingerprint,
-                run=ledger.run,
                 max_renders=max_renders,
                 location=ledger.location,
             )
@@ -395,6 +394,7 @@ async def acquire(
             case Take(number):
                 if receipt := await to_the_end("ledger", ledger.receipt, number):
                     log.info("Render %d is paid already: fetching its clip.", number)
+                    on_commit()
                     return Acquired(number, receipt, bought_here=False)
             case Wait(seconds, reason):
                 if reason != said:
@@ -420,6 +420,7 @@ async def acquire(
                     if settled:
                         return None
                     continue
+                on_commit()
                 receipt = await _buy(ledger, number, gateway, body or _load_from(ledger))
                 return Acquired(number, receipt, bought_here=True)
 

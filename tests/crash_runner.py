@@ -28,6 +28,7 @@ import botocore.auth
 import botocore.compat
 from botocore.config import Config
 
+from airflow_provider_codegateway import ledger as ledgers
 from airflow_provider_codegateway import render as renders
 from airflow_provider_codegateway._s3 import S3Location
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings
@@ -225,7 +226,7 @@ def _main(job: Job, result: Connection) -> None:
 
 
 def _task(job: Job, s3_endpoint: str, result: Connection) -> None:
-    from airflow.sdk import DAG
+    from airflow.providers.common.compat.sdk import DAG
     from airflow_run import run_dag
 
     from airflow_provider_codegateway.operators.video import GenerateVideoOperator
@@ -253,7 +254,7 @@ def _task(job: Job, s3_endpoint: str, result: Connection) -> None:
             deferrable=False,
         )
     at = datetime(2026, 11, 22, tzinfo=UTC)
-    result.send(run_dag(dag, logical_date=at, run_after=at))
+    result.send(run_dag(dag, at=at))
 
 
 def _ended(job: Job, s3: S3Client) -> Ended:
@@ -267,17 +268,19 @@ def render_blocking(job: Job, s3: S3Client) -> Clip:
     """One clip, as the operator's ``execute`` has it."""
     settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
 
-    async def blocking() -> Clip:
-        async with Gateway(settings) as gateway:
-            return await render(
-                job.order(), job.request().body(), s3=s3, gateway=gateway, claim_seconds=job.claim_seconds
-            )
-
-    return BlockingCall().run(blocking())
+    path = render(
+        job.order(),
+        job.request().body(),
+        s3=s3,
+        gateway=Gateway(settings),
+        claim_seconds=job.claim_seconds,
+    )
+    return BlockingCall().run(path)
 
 
 def _shrink() -> None:
     renders.CLAIM_MARGIN = 0.5
+    ledgers.SETTLE_GRACE = 0.5
     renders.POLL_INTERVAL = 0.05
 
 

@@ -51,11 +51,7 @@ def settings_for(gateway: Emulator, **changes: Any) -> GatewaySettings:
 
 
 def generate(settings: GatewaySettings, body: dict[str, Any] = BODY) -> Receipt:
-    async def call() -> Receipt:
-        async with Gateway(settings) as client:
-            return await client.generate(body)
-
-    return BlockingCall().run(call())
+    return BlockingCall().run(Gateway(settings).generate(body))
 
 
 # The table.
@@ -293,7 +289,7 @@ def test_a_redirect_is_not_followed(gateway: Emulator) -> None:
 
 def test_connections_are_kept_alive_and_never_reused(gateway: Emulator) -> None:
     """NATs drop silent connections; pooled ones die under a POST, with an unknown outcome."""
-    pool = Gateway(settings_for(gateway))._client._transport._pool  # type: ignore[attr-defined]
+    pool = Gateway(settings_for(gateway))._client()._transport._pool  # type: ignore[attr-defined]
     assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in pool._socket_options
     assert (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30) in pool._socket_options
     assert pool._max_keepalive_connections == 0
@@ -383,10 +379,6 @@ def test_cancelling_closes_the_connection(gateway: Emulator) -> None:
     gateway.render_seconds = 0.5
     call = BlockingCall()
 
-    async def generate_once() -> Receipt:
-        async with Gateway(settings_for(gateway)) as client:
-            return await client.generate(BODY)
-
     def stop() -> None:
         gateway.wait_for(rendering=1)
         assert call.cancel()
@@ -394,7 +386,7 @@ def test_cancelling_closes_the_connection(gateway: Emulator) -> None:
     stopper = threading.Thread(target=stop)
     stopper.start()
     with pytest.raises(asyncio.CancelledError):
-        call.run(generate_once())
+        call.run(Gateway(settings_for(gateway)).generate(BODY))
     stopper.join()
     gateway.wait_for(hung_up=1)
     assert not call.cancel()

@@ -62,7 +62,6 @@ RECEIPT = Receipt(url="https://cdn.example.com/x.mp4?sig=s", model="m", render_s
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LOCATION = S3Location("bucket", "_codegateway/x.mp4/")
-OURS, THEIRS = "our run", "another run"
 
 
 def ago(seconds: float) -> datetime:
@@ -73,20 +72,20 @@ def entry(*attempts: Attempt, open: bool = True, fingerprint: str | None = "f") 
     return Entry(now=NOW, fingerprint=fingerprint, model="m", open=open, attempts=attempts)
 
 
-def live(number: int = 1, *, run: str = THEIRS) -> Attempt:
-    return Attempt(number, run=run, started=ago(100), claim_seconds=330)
+def live(number: int = 1) -> Attempt:
+    return Attempt(number, started=ago(100), claim_seconds=330)
 
 
 def dead(number: int = 1) -> Attempt:
-    return Attempt(number, run=THEIRS, started=ago(331), claim_seconds=330)
+    return Attempt(number, started=ago(331), claim_seconds=330)
 
 
 def abandoned(number: int = 1) -> Attempt:
-    return Attempt(number, run=THEIRS, started=ago(10), abandoned=ago(5), claim_seconds=330)
+    return Attempt(number, started=ago(10), abandoned=ago(5), claim_seconds=330)
 
 
-def rendered(age: float, number: int = 1, *, run: str = THEIRS) -> Attempt:
-    return Attempt(number, run=run, started=ago(age + 120), rendered=ago(age), claim_seconds=330)
+def rendered(age: float, number: int = 1) -> Attempt:
+    return Attempt(number, started=ago(age + 120), rendered=ago(age), claim_seconds=330)
 
 
 def expired(number: int = 1) -> Attempt:
@@ -99,14 +98,12 @@ STEPS: list[tuple[str, Entry, int, Claim | Wait | Take | Gone]] = [
     ("fresh", entry(), 2, Claim(1)),
     ("fresh, one render allowed", entry(), 1, Claim(1)),
     ("somebody renders", entry(live()), 2, Wait(230, "it has started render 1")),
-    ("an earlier try of ours may", entry(live(run=OURS)), 2, Wait(230, "it has started render 1")),
     ("somebody renders the last", entry(live()), 1, Wait(230, "it has started render 1")),
     ("a run died", entry(dead()), 2, Claim(2)),
     ("a run gave up", entry(abandoned()), 2, Claim(2)),
     ("a run died, then another", entry(dead(), dead(2)), 3, Claim(3)),
     ("after a dead run one renders", entry(dead(), live(2)), 2, Wait(230, "it has started render 2")),
-    ("just rendered by another run", entry(rendered(5)), 2, Wait(10, "it has just rendered the clip")),
-    ("just rendered by ours", entry(rendered(5, run=OURS)), 1, Take(1)),
+    ("just rendered", entry(rendered(5)), 2, Wait(10, "it has just rendered the clip")),
     ("rendered a while ago", entry(rendered(SETTLE_GRACE)), 1, Take(1)),
     ("the second try rendered", entry(dead(), rendered(60, 2)), 2, Take(2)),
     ("a late answer to the first", entry(rendered(60), dead(2)), 2, Take(1)),
@@ -122,7 +119,7 @@ STEPS: list[tuple[str, Entry, int, Claim | Wait | Take | Gone]] = [
 )
 def test_what_the_ledger_allows(state: Entry, max_renders: int, step: Claim | Wait | Take | Gone) -> None:
     """Only who can create the next marker buys; a receipt is used; where somebody may be at it, wait."""
-    assert next_step(state, fingerprint="f", run=OURS, max_renders=max_renders, location=LOCATION) == step
+    assert next_step(state, fingerprint="f", max_renders=max_renders, location=LOCATION) == step
 
 
 @pytest.mark.parametrize(
@@ -139,7 +136,7 @@ def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_wou
 ) -> None:
     """How many, when, with what outcome, where the ledger is, and how to allow another."""
     with pytest.raises(RenderLimitReached) as limit:
-        next_step(entry(*attempts), fingerprint="f", run=OURS, max_renders=max_renders, location=LOCATION)
+        next_step(entry(*attempts), fingerprint="f", max_renders=max_renders, location=LOCATION)
     message = str(limit.value)
     for each in (words, f"max_renders={max_renders} is used up", LOCATION.uri, "raise max_renders or delete"):
         assert each in message
@@ -149,7 +146,7 @@ def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_wou
 def test_an_entry_for_another_request_is_a_conflict_whatever_its_state(state: Attempt) -> None:
     """Its clip is not ours, and its money is not forgotten."""
     with pytest.raises(LedgerConflict, match=r"another request \(model m, fingerprint f\)"):
-        next_step(entry(state), fingerprint="g", run=OURS, max_renders=9, location=LOCATION)
+        next_step(entry(state), fingerprint="g", max_renders=9, location=LOCATION)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +207,7 @@ def test_an_entry_reads_as_it_was_written(s3: S3Client, bucket: str) -> None:
     state = ledger.read()
     first, second = state.attempts
     assert (state.open, state.fingerprint, state.model) == (True, "f", BODY["model"])
-    assert (first.run, first.claim_seconds, first.outcome, first.rendered) == ("run 1", 330, "reset", None)
+    assert (first.claim_seconds, first.outcome, first.rendered) == (330, "reset", None)
     assert first.started
     assert first.abandoned
     assert second.started
@@ -355,6 +352,7 @@ def job(
     """One clip, on terms that let successors wait for fractions of a second."""
     gateway.serve_clip(MP4)
     monkeypatch.setattr(renders, "CLAIM_MARGIN", 0.5)
+    monkeypatch.setattr(ledgers, "SETTLE_GRACE", 0.5)
     monkeypatch.setattr(renders, "POLL_INTERVAL", 0.05)
     monkeypatch.setattr(ledgers, "_honours_conditions", set())
     return Job(
@@ -671,14 +669,13 @@ def test_a_run_that_is_stopped_while_it_claims_has_bought_nothing(
 
     async def stopped() -> None:
         settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
-        async with Gateway(settings) as buyer:
-            path = renders.render(
-                job.order(), job.request().body(), s3=client, gateway=buyer, claim_seconds=300
-            )
-            task = asyncio.ensure_future(path)
-            await asyncio.to_thread(claiming.wait)
-            task.cancel()
-            await task
+        path = renders.render(
+            job.order(), job.request().body(), s3=client, gateway=Gateway(settings), claim_seconds=300
+        )
+        task = asyncio.ensure_future(path)
+        await asyncio.to_thread(claiming.wait)
+        task.cancel()
+        await task
 
     with proxy.ruled(note), pytest.raises(asyncio.CancelledError):
         asyncio.run(stopped())
@@ -743,8 +740,7 @@ def test_a_request_that_has_become_anothers_is_not_sent(
 
     async def from_the_ledger() -> None:
         settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
-        async with Gateway(settings) as buyer:
-            await renders.render_open_entry(order, s3=client, gateway=buyer, claim_seconds=60)
+        await renders.render_open_entry(order, s3=client, gateway=Gateway(settings), claim_seconds=60)
 
     with proxy.ruled(swap), pytest.raises(StorageUnavailable):
         asyncio.run(from_the_ledger())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
-from airflow.sdk.bases.operator import BaseOperator
+from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.serialization.helpers import serialize_template_field
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization

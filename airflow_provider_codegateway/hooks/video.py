@@ -63,7 +63,7 @@ class CodeGatewayVideoHook(BaseHook):
         return settings_of(connection, self.codegateway_conn_id)
 
     def get_conn(self) -> Gateway:
-        """A client for the gateway, to be used and closed on one event loop."""
+        """The gateway of the connection; nothing is open yet, so nothing need be closed."""
         return Gateway(self.get_settings())
 
     async def agenerate(self, request: VideoRequest) -> Receipt:
@@ -75,18 +75,11 @@ class CodeGatewayVideoHook(BaseHook):
         from airflow.providers.common.compat.connection import get_async_connection
 
         connection = await get_async_connection(self.codegateway_conn_id)
-        async with Gateway(settings_of(connection, self.codegateway_conn_id)) as gateway:
-            return await gateway.generate(request.body())
+        return await Gateway(settings_of(connection, self.codegateway_conn_id)).generate(request.body())
 
     def generate(self, request: VideoRequest) -> Receipt:
         """Buy one render, and block for the two minutes that it takes. Otherwise as ``agenerate``."""
-        settings = self.get_settings()
-
-        async def call() -> Receipt:
-            async with Gateway(settings) as gateway:
-                return await gateway.generate(request.body())
-
-        return BlockingCall().run(call())
+        return BlockingCall().run(self.get_conn().generate(request.body()))
 
     def test_connection(self) -> tuple[bool, str]:
         """Prove key and reachability without spending: ask for what the gateway must refuse.
@@ -95,7 +88,7 @@ class CodeGatewayVideoHook(BaseHook):
         """
         try:
             settings = self.get_settings()
-            BlockingCall().run(_ask_for_nothing(settings))
+            BlockingCall().run(Gateway(settings).generate({"model": "google/veo-3.1-fast"}))
         except RequestRejected as error:
             if error.status == 400:
                 return True, f"{settings.base_url} accepts the API key."
@@ -130,11 +123,6 @@ class CodeGatewayVideoHook(BaseHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Which standard fields the form shows, and under which names."""
         return {name.replace("-", "_"): value for name, value in CONNECTION_BEHAVIOUR.items()}
-
-
-async def _ask_for_nothing(settings: GatewaySettings) -> Receipt:
-    async with Gateway(settings) as gateway:
-        return await gateway.generate({"model": "google/veo-3.1-fast"})
 
 
 def settings_of(connection: Connection, conn_id: str) -> GatewaySettings:

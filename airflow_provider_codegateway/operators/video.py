@@ -8,17 +8,25 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
 
-from airflow_provider_codegateway import media
+from airflow_provider_codegateway import lineage, media, metrics
 from airflow_provider_codegateway._s3 import DEFAULT_LEDGER_PREFIX, S3Location, read_object
-from airflow_provider_codegateway.exceptions import Bought, InvalidRequest, RenderOutcomeUnknown, from_dict
+from airflow_provider_codegateway.exceptions import (
+    Bought,
+    CodeGatewayError,
+    InvalidRequest,
+    RenderOutcomeUnknown,
+    from_dict,
+)
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
+from airflow_provider_codegateway.links import ClipLink
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk.definitions.retry_policy import RetryPolicy
 
     from airflow_provider_codegateway.gateway import BlockingCall
@@ -27,7 +35,11 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.render import Clip, IfExists, Order
 
 
-class _HidesMedia:
+_FAILED_DEFERRAL = "__fail__"
+"""What Airflow names as the method to resume with, when the trigger timed out or broke."""
+
+
+class HidesMedia:
     """An attribute that shows no image bytes and no presigned query, also after Airflow rendered it.
 
     Airflow assigns what it rendered and then stores the attribute for its UI; mapped tasks too.
@@ -48,7 +60,8 @@ class GenerateVideoOperator(BaseOperator):
     """Renders one clip with CodeGateway and stores it in S3.
 
     Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
-    key, uri, model, bytes, sha256, created, render_seconds, renders_bought, fingerprint, reused``.
+    key, uri, model, bytes, sha256, created, render_seconds, renders_bought, fingerprint, reused``. The same
+    facts are the extra of the asset events of its ``outlets``; an ``AssetAlias`` there becomes the clip's URI.
 
     What can be refused for free is refused before any money is spent. Once the gateway has answered, no
     crash, retry, clear or duplicate run buys the same render again.
@@ -95,9 +108,10 @@ class GenerateVideoOperator(BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json"}
     ui_color = "#e8e4f3"
+    operator_extra_links = (ClipLink(),)
 
-    image = _HidesMedia()
-    parameters = _HidesMedia()
+    image = HidesMedia()
+    parameters = HidesMedia()
 
     def __init__(
         self,
@@ -146,6 +160,8 @@ class GenerateVideoOperator(BaseOperator):
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders={max_renders!r} buys nothing: use a whole number from 1 up.")
         self._call: BlockingCall | None = None
+        self._inputs: list[str] = []
+        self._clip: Clip | None = None
         self._is_killed = False
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
         if getattr(self, "retry_policy", None) is None:
@@ -167,7 +183,8 @@ class GenerateVideoOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Render the clip, or find that it is there already, and return its key."""
-        return self._run(context)
+        with metrics.counting_refusals(lambda: self.model):
+            return self._run(context)
 
     def _run(self, context: Context) -> str:
         from airflow_provider_codegateway.gateway import BlockingCall, Gateway
@@ -184,16 +201,18 @@ class GenerateVideoOperator(BaseOperator):
                 self._defer(order)
             return self._hand_over(opened, context)
 
-        async def blocking() -> Clip:
-            async with Gateway(settings) as gateway:
-                return await render(
-                    order, request.body(), s3=s3, gateway=gateway, claim_seconds=settings.deadline
-                )
-
         self._call = BlockingCall()
         self._require_not_killed(order)
         try:
-            clip = self._call.run(blocking())
+            clip = self._call.run(
+                render(
+                    order,
+                    request.body(),
+                    s3=s3,
+                    gateway=Gateway(settings),
+                    claim_seconds=settings.deadline,
+                )
+            )
         except asyncio.CancelledError:
             raise RenderOutcomeUnknown(
                 f"The task was stopped from outside, on its way to {order.target.uri}. "
@@ -201,35 +220,93 @@ class GenerateVideoOperator(BaseOperator):
             ) from None
         return self._hand_over(clip, context)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], deferred: dict[str, Any] | None = None
+    ) -> str:
         """Take what the trigger brought.
 
+        :param deferred: what this task knew when it deferred, see ``_defer``.
         :raises CodeGatewayError: the very error that the trigger met.
         :raises ValueError: the event is none of ours.
         """
         from airflow_provider_codegateway.render import Clip
 
-        match event:
-            case {"status": "stored", "clip": dict(clip)}:
-                return self._hand_over(Clip(**clip), context)
-            case {"status": "failed", "error": dict(error)}:
-                raise from_dict(error)
-            case {"status": "gone"}:
-                self.log.info("The ledger entry is gone: somebody else settled it. Looking for the clip.")
-                return self._run(context)
+        if deferred:
+            self._resume(deferred)
+        with metrics.counting_refusals(lambda: self.model):
+            match event:
+                case {"status": "stored", "clip": dict(clip)}:
+                    return self._hand_over(Clip(**clip), context)
+                case {"status": "failed", "error": dict(error)}:
+                    raise from_dict(error)
+                case {"status": "gone"}:
+                    self.log.info("The ledger entry is gone: somebody else settled it. Looking for the clip.")
+                    if deferred and (found := self._find(deferred)):
+                        return self._hand_over(found, context)
+                    return self._run(context)
         raise ValueError(f"The trigger sent an event that this version does not know: {sorted(event)}.")
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume after a deferral; of one that failed, say whether money was spent.
+
+        :raises RenderOutcomeUnknown: the deferral took longer than ``execution_timeout``, or its trigger broke.
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowException as error:
+            if next_method != _FAILED_DEFERRAL:
+                raise
+            raise self._failed_deferral(error) from error
+
+    def _failed_deferral(self, error: AirflowException) -> RenderOutcomeUnknown:
+        """What became of a render whose trigger brought nothing: by the ledger, for nobody else can tell."""
+        from airflow_provider_codegateway import ledger as ledgers
+        from airflow_provider_codegateway.render import clip_target
+
+        reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
+        try:
+            at = ledgers.entry_location(clip_target(self.s3_key, self.s3_bucket), self.ledger_prefix)
+            entry = ledgers.Ledger(self.s3_hook.get_conn(), at, fingerprint="", run="").read()
+        except CodeGatewayError as unread:
+            return RenderOutcomeUnknown(f"{reason} The ledger could not be asked: {unread.args[0]}")
+        if not entry:
+            return RenderOutcomeUnknown(
+                f"{reason} No ledger entry is open: the clip is in S3, or none was begun."
+            )
+        return RenderOutcomeUnknown(
+            f"{reason} By the ledger at {at.uri}: {ledgers.describe_attempts(entry)} "
+            "Run the task again: it takes what was bought.",
+            bought=ledgers.money(entry),
+        )
 
     def _defer(self, order: Order) -> NoReturn:
         from airflow_provider_codegateway.triggers.video import RenderTrigger
 
+        trigger = RenderTrigger.for_order(
+            order, codegateway_conn_id=self.codegateway_conn_id, aws_conn_id=self.aws_conn_id
+        )
         self.defer(
-            trigger=RenderTrigger.for_order(
-                order, codegateway_conn_id=self.codegateway_conn_id, aws_conn_id=self.aws_conn_id
-            ),
+            trigger=trigger,
             method_name="execute_complete",
+            kwargs={"deferred": {**self._to_remember(), "trigger": trigger.serialize()[1]}},
             timeout=self.execution_timeout,
         )
         raise AssertionError("defer does not return")
+
+    def _to_remember(self) -> dict[str, Any]:
+        """Plain values for the process that resumes. Airflow stores them: nothing hidden may be in them."""
+        return {"inputs": self._inputs}
+
+    def _resume(self, deferred: dict[str, Any]) -> None:
+        self._inputs = deferred["inputs"]
+
+    def _find(self, deferred: dict[str, Any]) -> Clip | None:
+        """The clip that this task deferred for, if it is in place."""
+        from airflow_provider_codegateway.render import clip_in_place
+        from airflow_provider_codegateway.triggers.video import RenderTrigger
+
+        order, s3 = RenderTrigger(**deferred["trigger"]).order, self.s3_hook.get_conn()
+        return clip_in_place(order, order.ledger(s3), s3=s3)
 
     def _require_not_killed(self, order: Order) -> None:
         # Airflow 3 calls `on_kill` in a signal handler and goes on, also while there is nothing to cancel.
@@ -282,10 +359,13 @@ class GenerateVideoOperator(BaseOperator):
 
     def _with_media(self, request: VideoRequest) -> VideoRequest:
         def resolve(reference: str, field: MediaField) -> str:
+            if uri := lineage.input_uri(reference):
+                self._inputs.append(uri)
             return media.resolve(
                 reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3
             )
 
+        self._inputs = []
         return request.with_media(resolve)
 
     def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
@@ -293,9 +373,17 @@ class GenerateVideoOperator(BaseOperator):
 
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
+        self._clip = clip
+        metrics.clip_delivered(clip.model, size=clip.bytes, reused=clip.reused)
+        lineage.collect_hook_lineage(self, self._inputs, clip)
         if self.do_xcom_push:
             context["ti"].xcom_push(key="clip", value=clip.as_dict())
+        lineage.add_asset_events(self.outlets, context, clip)
         return clip.key
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """What the OpenLineage provider asks for when the task has succeeded."""
+        return None if self._clip is None else lineage.openlineage(self._inputs, self._clip)
 
 
 def _default_retry_policy() -> RetryPolicy | None:

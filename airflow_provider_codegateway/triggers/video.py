@@ -6,7 +6,9 @@ resumes may wait longer than that for a worker slot.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.connection import get_async_connection
@@ -16,13 +18,16 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_codegateway._s3 import S3Location
 from airflow_provider_codegateway._threads import to_the_end
 from airflow_provider_codegateway.exceptions import CodeGatewayError
-from airflow_provider_codegateway.gateway import Gateway, GatewaySettings
+from airflow_provider_codegateway.gateway import Gateway
 from airflow_provider_codegateway.hooks.video import settings_of
-from airflow_provider_codegateway.render import Order, render_open_entry
+from airflow_provider_codegateway.render import Clip, Order, render_open_entry
 from airflow_provider_codegateway.triggers.clients import SharedClients
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+
+log = logging.getLogger(__name__)
 
 
 class RenderTrigger(BaseTrigger):
@@ -33,6 +38,10 @@ class RenderTrigger(BaseTrigger):
 
     It may be run again at any time, by this triggerer or another, and buys only under a claim of the
     ledger. If the entry is gone, the task has moved on, and it does nothing.
+
+    If its task is cleared, marked or out of time while a render is under way, the render goes on in the
+    triggerer: the gateway cannot cancel it, so it is paid anyway, and the next try finds its clip. Only a
+    triggerer that stops gives a render up, and says so in the ledger.
 
     :param bucket, key: where the clip goes.
     :param model, fingerprint: of the request.
@@ -109,29 +118,55 @@ class RenderTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event: the clip's facts, an error of ours, or that the entry is gone."""
+        committed = asyncio.Event()
+        rendering = asyncio.create_task(self._bring(on_commit=committed.set))
         try:
-            async with (
-                _gateways.lease(await _settings(self.codegateway_conn_id)) as gateway,
-                _s3_clients.lease(await _aws_connection(self.aws_conn_id)) as s3,
-            ):
-                clip = await render_open_entry(
-                    self.order, s3=s3, gateway=gateway, claim_seconds=gateway.settings.deadline
-                )
+            clip = await asyncio.shield(rendering)
+        except asyncio.CancelledError:
+            if committed.is_set():
+                _unattended.add(rendering)
+                rendering.add_done_callback(_log_unattended)
+                log.warning("The task moved on. The render for %s goes on.", self.order.target.uri)
+            else:
+                rendering.cancel()
+                await asyncio.wait({rendering})
+            raise
         except CodeGatewayError as error:
             event: dict[str, Any] = {"status": "failed", "error": error.as_dict()}
         else:
             event = {"status": "gone"} if clip is None else {"status": "stored", "clip": clip.as_dict()}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
+    async def _bring(self, on_commit: Callable[[], None]) -> Clip | None:
+        gateway = await _gateway(self.codegateway_conn_id)
+        async with _s3_clients.lease(await _aws_connection(self.aws_conn_id)) as s3:
+            return await render_open_entry(
+                self.order,
+                s3=s3,
+                gateway=gateway,
+                claim_seconds=gateway.settings.deadline,
+                on_commit=on_commit,
+            )
 
-async def _settings(conn_id: str) -> GatewaySettings:
+
+_unattended: set[asyncio.Task[Clip | None]] = set()
+"""Renders whose tasks have moved on; asyncio itself keeps no task alive."""
+
+
+def _log_unattended(rendering: asyncio.Task[Clip | None]) -> None:
+    _unattended.discard(rendering)
+    if rendering.cancelled():
+        return
+    if error := rendering.exception():
+        log.error("A render that no task waited for any more failed: %s", error)
+    elif clip := rendering.result():
+        log.info("A clip that no task waited for any more is at %s.", clip.uri)
+
+
+async def _gateway(conn_id: str) -> Gateway:
     connection = await get_async_connection(conn_id)
     # `extra_dejson` masks secrets with a call to the supervisor, which must not be made from the loop.
-    return await to_the_end("ledger", settings_of, connection, conn_id)
-
-
-async def _make_gateway(settings: GatewaySettings) -> Gateway:
-    return await to_the_end("ledger", Gateway, settings)
+    return await to_the_end("ledger", lambda: Gateway(settings_of(connection, conn_id)))
 
 
 async def _aws_connection(conn_id: str | None) -> tuple[str | None, str]:
@@ -146,9 +181,9 @@ async def _aws_connection(conn_id: str | None) -> tuple[str | None, str]:
 
 
 async def _make_s3_client(connection: tuple[str | None, str]) -> S3Client:
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
     def make() -> S3Client:
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # half a second of imports
+
         client: S3Client = S3Hook(aws_conn_id=connection[0]).get_conn()
         return client
 
@@ -159,5 +194,4 @@ async def _close_s3_client(client: S3Client) -> None:
     await to_the_end("ledger", client.close)
 
 
-_gateways: SharedClients[Gateway] = SharedClients(_make_gateway, Gateway.aclose)
 _s3_clients: SharedClients[S3Client] = SharedClients(_make_s3_client, _close_s3_client)

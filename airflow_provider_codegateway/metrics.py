@@ -1,0 +1,144 @@
+"""What was bought, reused and refused, in Airflow's own metrics (StatsD, DogStatsD, OpenTelemetry).
+
+The names are documented in docs/metrics.md. No metric ever fails a task, or holds up an event loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError
+
+if TYPE_CHECKING:
+    from airflow_provider_codegateway.gateway import Buyer, LoadContent, Receipt
+
+log = logging.getLogger(__name__)
+
+BEGUN = "codegateway.renders.begun"
+BOUGHT = "codegateway.renders.bought"
+UNKNOWN = "codegateway.renders.unknown"
+REFUSED = "codegateway.renders.refused"
+REUSED = "codegateway.renders.reused"
+IN_FLIGHT = "codegateway.renders.in_flight"
+DURATION = "codegateway.render.duration"
+CLIP_BYTES = "codegateway.clip.bytes"
+
+LONGEST_TAG = 64
+"""Characters."""
+
+
+class MeteredBuyer:
+    """A buyer whose renders are counted.
+
+    :param buyer: what buys.
+    :param model: for the metrics' tag.
+    """
+
+    def __init__(self, buyer: Buyer, model: str) -> None:
+        self._buyer = buyer
+        self._model = model
+
+    async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
+        """Buy one render."""
+        _aside(_begin, self._model)
+        bought, seconds = Bought.PERHAPS, None  # also when we are cancelled, or something of ours breaks
+        try:
+            receipt = await self._buyer.generate(body)
+            bought, seconds = Bought.YES, receipt.render_seconds
+            return receipt
+        except CodeGatewayError as error:
+            bought = error.bought
+            raise
+        finally:
+            # Handed to a thread: nothing may come between a receipt and its way into the ledger.
+            _aside(_end, self._model, bought, seconds)
+
+
+@contextmanager
+def counting_refusals(model: Callable[[], object]) -> Iterator[None]:
+    """Count an error that bought nothing.
+
+    :param model: tells the model, once it is known.
+    """
+    try:
+        yield
+    except CodeGatewayError as error:
+        if error.bought is Bought.NO:
+            _count(REFUSED, model=model(), error=type(error).__name__)
+        raise
+
+
+def clip_delivered(model: str, *, size: int, reused: bool) -> None:
+    """Count a clip that a task hands over.
+
+    :param size: in bytes.
+    """
+    if reused:
+        _count(REUSED, model=model)
+    else:
+        _count(CLIP_BYTES, size, model=model)
+
+
+_in_flight = 0
+
+
+def _begin(model: str) -> None:
+    _count(BEGUN, model=model)
+    _change_in_flight(+1)
+
+
+def _end(model: str, bought: Bought, seconds: float | None) -> None:
+    _change_in_flight(-1)
+    if bought is not Bought.NO:
+        _count(BOUGHT if bought is Bought.YES else UNKNOWN, model=model)
+    if seconds is not None:
+        # A timedelta: each backend has its own idea of the unit of a plain number.
+        _send("timing", DURATION, timedelta(seconds=seconds), model=model)
+
+
+def _change_in_flight(change: int) -> None:
+    """Only ever called in the metrics' own thread, so that nothing is lost."""
+    global _in_flight
+    _in_flight += change
+    _send("gauge", IN_FLIGHT, _in_flight, host=socket.gethostname())
+
+
+def _count(name: str, number: int = 1, **tags: object) -> None:
+    _send("incr", name, number, **tags)
+
+
+def _send(kind: str, name: str, value: object, **tags: object) -> None:
+    try:
+        from airflow.providers.common.compat.sdk import Stats
+
+        getattr(Stats, kind)(name, value, tags={tag: _tag(text) for tag, text in tags.items()})
+    except Exception:
+        log.debug("The metric %s could not be sent.", name, exc_info=True)
+
+
+def _tag(value: object) -> str:
+    text = value if isinstance(value, str) else "unknown"
+    return re.sub(r"[^\w./:-]", "_", text)[:LONGEST_TAG]
+
+
+def _aside(function: Callable[..., None], *args: Any) -> None:
+    """Run ``function`` in the metrics' own thread, after what was handed to it before. Nobody waits."""
+    try:
+        _thread(os.getpid()).submit(function, *args)
+    except RuntimeError:  # the process is ending
+        log.debug("A metric came too late to be sent.")
+
+
+@functools.cache
+def _thread(pid: int) -> ThreadPoolExecutor:
+    # By process: threads do not survive a fork, and Airflow forks.
+    return ThreadPoolExecutor(1, thread_name_prefix="codegateway-metrics")
