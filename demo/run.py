@@ -24,8 +24,10 @@ DAGS = (
     "codegateway_three_models",
     "codegateway_image_to_video",
     "codegateway_marketing_pipeline",
+    "codegateway_decorator",
+    "codegateway_prompt_from_task",
 )
-CLIPS = 9
+CLIPS = 12
 """How many clips these make."""
 MANIFEST = "spring/manifest.json"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -17,7 +16,6 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, Self
 
 import boto3
-from moto.server import ThreadedMotoServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,21 +56,25 @@ class Sandbox:
 
     :param home: Airflow's home; emptied at the start.
     :param render_seconds: how long the emulator takes for a render at least.
+    :param settings: environment variables for Airflow, besides what the sandbox itself sets.
     """
 
-    def __init__(self, home: Path, *, render_seconds: float) -> None:
+    def __init__(
+        self, home: Path, *, render_seconds: float, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.home = home
         self.log = home / "airflow.log"
         self._render_seconds = render_seconds
+        self._settings = settings or {}
 
     def __enter__(self) -> Self:
         shutil.rmtree(self.home, ignore_errors=True)
         self.home.mkdir(parents=True)
         with ExitStack() as stack:
             self._log_file = stack.enter_context(self.log.open("ab"))
-            self.s3_endpoint = stack.enter_context(_s3_server())
+            self.s3_endpoint = stack.enter_context(self._s3_server())
             self.emulator_url, gateway_connection = stack.enter_context(self._emulator())
-            self._environment = self._airflow_environment(gateway_connection)
+            self.environment = {**self._airflow_environment(gateway_connection), **self._settings}
             self.s3 = self._s3_client()
             self.s3.create_bucket(Bucket=BUCKET)
             self.s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(_READABLE_BY_ALL))
@@ -105,25 +107,15 @@ class Sandbox:
                 watchdog.cancel()
 
     @contextmanager
-    def serving(
-        self, components: Mapping[str, str], settings: Mapping[str, str]
-    ) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-        """Long-running commands of Airflow, by name.
+    def running(
+        self, command: str, settings: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """One long-running command of Airflow.
 
         :param settings: environment variables besides the sandbox's own.
         """
-        with ExitStack() as stack:
-            processes = {
-                name: stack.enter_context(
-                    self._running([sys.executable, "-m", "airflow", *shlex.split(command)], settings)
-                )
-                for name, command in components.items()
-            }
-            try:
-                yield processes
-            finally:
-                for process in processes.values():  # all of them before the first is waited for
-                    process.terminate()
+        with self._running([sys.executable, "-m", "airflow", *shlex.split(command)], settings) as process:
+            yield process
 
     def log_tail(self, lines: int = 30) -> str:
         """The last lines of what Airflow and the emulator said."""
@@ -135,7 +127,7 @@ class Sandbox:
     ) -> Iterator[subprocess.Popen[bytes]]:
         with _process(
             command,
-            env={**self._environment, **(settings or {})},
+            env={**self.environment, **(settings or {})},
             stdout=self._log_file if stdout is None else stdout,
             stderr=self._log_file,
         ) as process:
@@ -158,6 +150,21 @@ class Sandbox:
             if not connection:
                 raise SandboxError("The emulator did not start.")
             yield json.loads(connection)["host"], connection
+
+    @contextmanager
+    def _s3_server(self) -> Iterator[str]:
+        """An S3 in a process of its own: its URL."""
+        with _process(
+            [sys.executable, "-m", "demo.s3_server"],
+            env=dict(os.environ),
+            stdout=subprocess.PIPE,
+            stderr=self._log_file,
+        ) as process:
+            assert process.stdout is not None
+            url = process.stdout.readline().decode().strip()
+            if not url:
+                raise SandboxError("The S3 server did not start.")
+            yield url
 
     def _airflow_environment(self, gateway_connection: str) -> dict[str, str]:
         # Nothing that is set for another Airflow or AWS may leak in, and no call may go to a proxy.
@@ -191,19 +198,6 @@ class Sandbox:
             aws_access_key_id="access-key",
             aws_secret_access_key="secret-key",  # noqa: S106 - moto takes anything
         )
-
-
-@contextmanager
-def _s3_server() -> Iterator[str]:
-    """An S3 in a thread of this process, with its objects in memory: its URL."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
 
 
 @contextmanager

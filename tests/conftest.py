@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -20,10 +18,9 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 import boto3
 import pytest
 from botocore.config import Config
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 from airflow_provider_codegateway.emulator import Emulator
+from demo.s3_server import s3_server
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -38,27 +35,8 @@ def s3_endpoint() -> Iterator[str]:
     if endpoint := os.environ.get("CODEGATEWAY_TEST_S3_ENDPOINT"):
         yield endpoint
         return
-    server = make_server(
-        "127.0.0.1", 0, AtomicCreates(DomainDispatcherApplication(create_backend_app)), threaded=True
-    )
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-class AtomicCreates:
-    """moto looks whether an object exists and then writes it, in two steps; S3 does it in one."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self._lock = threading.Lock()
-
-    def __call__(self, environ: Any, start_response: Any) -> Any:
-        with self._lock if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
-            return self._app(environ, start_response)
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")

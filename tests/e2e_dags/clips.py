@@ -1,0 +1,52 @@
+"""The DAGs of the end-to-end tests. How many clips the mapped ones make is told by the environment."""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+
+COUNT = int(os.environ["CODEGATEWAY_E2E_CLIPS"])
+BUSY = Path(os.environ["CODEGATEWAY_E2E_BUSY"])
+CLIP = {
+    "model": "bytedance/seedance-2.0",
+    "prompt": "a paper boat",
+    "duration": 4,
+    "s3_bucket": "codegateway-examples",
+}
+
+
+def mapped(name: str, **options: object) -> None:
+    """A DAG ``name`` with one mapped task ``clip``."""
+    with DAG(dag_id=name, schedule=None, max_active_tasks=1000):
+        GenerateVideoOperator.partial(task_id="clip", **{**CLIP, **options}).expand(
+            s3_key=[f"{name}/{{{{ run_id }}}}/{number:04}.mp4" for number in range(COUNT)]
+        )
+
+
+def single(name: str, **options: object) -> None:
+    """A DAG ``name`` with one task ``clip``."""
+    with DAG(dag_id=name, schedule=None):
+        GenerateVideoOperator(task_id="clip", s3_key=f"{name}/{{{{ run_id }}}}.mp4", **{**CLIP, **options})
+
+
+mapped("blocking", deferrable=False)
+mapped("deferrable", deferrable=True)
+mapped("survivors", deferrable=True, codegateway_conn_id="codegateway_hasty")
+mapped("bought_once", deferrable=True, codegateway_conn_id="codegateway_hasty", max_renders=1)
+single("single", deferrable=True)
+single("impatient", deferrable=True, execution_timeout=timedelta(seconds=30))
+
+with DAG(dag_id="busy", schedule=None):
+
+    @task
+    def work(number: int) -> None:
+        """Take a worker slot until the file is gone."""
+        (BUSY / str(number)).touch()
+        while (BUSY / "busy").exists():
+            time.sleep(0.2)
+
+    work.expand(number=list(range(int(os.environ["CODEGATEWAY_E2E_SLOTS"]))))

@@ -1,0 +1,362 @@
+"""A running Airflow, every part a process of its own: what its users see, and what they pay when parts die.
+
+CODEGATEWAY_E2E_CLIPS clips are made by each mapped task; CODEGATEWAY_E2E_BUSY_SECONDS is for how long all worker
+slots are taken, and CODEGATEWAY_E2E_LINK_SECONDS how long a clip's link lives then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import sys
+import time
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
+
+from airflow_provider_codegateway.emulator import RemoteEmulator
+from demo.airflow_server import AirflowServer
+from demo.postgres import postgres
+from demo.sandbox import BUCKET, PROJECT, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.skipif(not AIRFLOW_V_3_1_PLUS, reason="drives Airflow's REST API as of 3.1"),
+    pytest.mark.xdist_group("airflow"),
+]
+
+CLIPS = int(os.environ.get("CODEGATEWAY_E2E_CLIPS", "8"))
+BUSY_SECONDS = float(os.environ.get("CODEGATEWAY_E2E_BUSY_SECONDS", "20"))
+LINK_SECONDS = float(os.environ.get("CODEGATEWAY_E2E_LINK_SECONDS", "15"))
+SLOTS = 4
+DEADLINE = max(25, CLIPS)
+"""Seconds after which the renders of a lost triggerer are given up, but for the claim's margin."""
+MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(300_000)
+
+
+class Cluster:
+    """A running Airflow with its emulator, its S3 and its database."""
+
+    def __init__(self, airflow: AirflowServer, emulator: RemoteEmulator, database: str, busy: Path) -> None:
+        self.airflow = airflow
+        self.emulator = emulator
+        self.s3 = airflow.sandbox.s3
+        self._database = database.replace("postgresql+psycopg2", "postgresql")
+        self._busy = busy
+        self._runs = 0
+
+    def start(self, dag_id: str) -> str:
+        """Start a new run of a DAG: its id."""
+        self._runs += 1
+        self.airflow.trigger(dag_id, f"run-{self._runs}")
+        return f"run-{self._runs}"
+
+    def stored(self, prefix: str) -> list[str]:
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+        self.airflow.wait_until(condition, what=what, seconds=seconds)
+
+    def triggers(self) -> int:
+        """How many triggers Airflow has."""
+        return int(self._value("SELECT count(*) FROM trigger"))
+
+    def trigger_arguments(self) -> str:
+        """What Airflow's database holds of the triggers, decrypted."""
+        return str(self._value("SELECT string_agg(kwargs::text, ' ') FROM trigger"))
+
+    def log(self, dag_id: str, run_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """A task's log as the UI shows it."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/clip/logs/{try_number}"
+        return json.dumps(self.airflow.call("GET", path, params={"map_index": map_index})["content"])
+
+    def task(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        [task] = self.airflow.tasks(dag_id, run_id)
+        return task
+
+    @contextmanager
+    def all_slots_taken(self) -> Iterator[None]:
+        for file in self._busy.iterdir():
+            file.unlink()
+        (self._busy / "busy").touch()
+        try:
+            run_id = self.start("busy")
+            self.wait(lambda: len(list(self._busy.iterdir())) == SLOTS + 1, "all slots taken")
+            yield
+        finally:
+            (self._busy / "busy").unlink()
+        self.airflow.wait_for_run("busy", run_id)
+
+    def _value(self, query: str) -> Any:
+        async def fetch() -> Any:
+            connection = await asyncpg.connect(self._database)
+            try:
+                return await connection.fetchval(query)
+            finally:
+                await connection.close()
+
+        return asyncio.run(fetch())
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    home = tmp_path_factory.mktemp("airflow")
+    busy = tmp_path_factory.mktemp("busy")
+    with postgres() as database:
+        settings = {
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+            "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "tests" / "e2e_dags"),
+            "AIRFLOW__CORE__PARALLELISM": str(SLOTS),
+            # So that a lost triggerer is noticed in seconds, and not in half a minute.
+            "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
+            "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",
+            "CODEGATEWAY_E2E_CLIPS": str(CLIPS),
+            "CODEGATEWAY_E2E_SLOTS": str(SLOTS),
+            "CODEGATEWAY_E2E_BUSY": str(busy),
+        }
+        with Sandbox(home / "airflow", render_seconds=0, settings=settings) as sandbox:
+            connection = json.loads(sandbox.environment["AIRFLOW_CONN_CODEGATEWAY_DEFAULT"])
+            hasty = {**connection, "extra": {"deadline": DEADLINE, "read_timeout": DEADLINE}}
+            server = AirflowServer(
+                sandbox,
+                triggerers=0,
+                settings={
+                    "AIRFLOW__CORE__PARALLELISM": str(SLOTS),
+                    "AIRFLOW_CONN_CODEGATEWAY_HASTY": json.dumps(hasty),
+                },
+            )
+            with server as airflow, closing(RemoteEmulator(sandbox.emulator_url)) as emulator:
+                try:
+                    yield Cluster(airflow, emulator, database, busy)
+                except BaseException:
+                    print(sandbox.log_tail(200), file=sys.stderr)
+                    raise
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Iterator[Cluster]:
+    """Airflow without a triggerer; the emulator without a past, and with small clips."""
+    running.emulator.reset()
+    running.emulator.serve_clip(MP4)
+    yield running
+    for name in [name for name in running.airflow.processes if name.startswith("triggerer")]:
+        running.airflow.stop_triggerer(name)
+
+
+def test_every_clip_of_a_mapped_task_is_stored_and_billed_once_in_blocking_mode(cluster: Cluster) -> None:
+    """Worker slots are held for the renders, and every clip arrives."""
+    run_id = cluster.start("blocking")
+    assert cluster.airflow.wait_for_run("blocking", run_id) == "success"
+    assert len(cluster.stored("blocking/")) == cluster.emulator.billed == CLIPS
+
+
+def test_renders_of_a_mapped_task_are_all_under_way_at_once_without_a_worker_slot(cluster: Cluster) -> None:
+    """More renders than slots are in flight, while every slot is free for others."""
+    cluster.airflow.start_triggerer("triggerer")
+    with cluster.emulator.holding():
+        run_id = cluster.start("deferrable")
+        cluster.emulator.wait_for(rendering=CLIPS, timeout=300)
+        cluster.wait(lambda: cluster.airflow.states("deferrable", run_id) == {"deferred": CLIPS}, "deferred")
+        stored_arguments = cluster.trigger_arguments()
+        with cluster.all_slots_taken():
+            pass
+    assert cluster.airflow.wait_for_run("deferrable", run_id) == "success"
+    assert len(cluster.stored("deferrable/")) == cluster.emulator.billed == CLIPS
+    assert cluster.stored("_codegateway/") == []
+    assert "paper boat" not in stored_arguments
+    clip = cluster.airflow.xcom("deferrable", "clip", "clip", run_id, map_index=0)
+    assert clip["uri"] == f"s3://{BUCKET}/deferrable/{run_id}/0000.mp4"
+    log = cluster.log("deferrable", run_id, map_index=0)
+    assert "Asking for render 1" in log
+    assert "its receipt is kept" in log
+    assert "The clip is at s3://" in log
+
+
+@pytest.fixture
+def lost_triggerer(cluster: Cluster) -> Callable[[str], tuple[str, int]]:
+    """Two triggerers share the renders of a DAG; one is killed: the run, and how many renders it held."""
+
+    def lose(dag_id: str) -> tuple[str, int]:
+        run_id = cluster.start(dag_id)
+        cluster.wait(
+            lambda: cluster.airflow.states(dag_id, run_id) == {"deferred": CLIPS}, "deferred", 30 + 10 * CLIPS
+        )
+        with cluster.emulator.holding():
+            half = {"AIRFLOW__TRIGGERER__CAPACITY": str(CLIPS // 2)}
+            for name in ("triggerer-1", "triggerer-2"):
+                cluster.airflow.start_triggerer(name, half)
+            cluster.emulator.wait_for(rendering=CLIPS, timeout=120)
+            cluster.airflow.stop_triggerer("triggerer-1", signal.SIGKILL)
+            cluster.emulator.wait_for(hung_up=1)
+        cluster.emulator.wait_for(rendering=0)
+        lost = sum(render.answered is False for render in cluster.emulator.ledger)
+        assert 0 < lost < CLIPS
+        return run_id, lost
+
+    return lose
+
+
+def test_what_a_killed_triggerer_was_rendering_is_rendered_by_the_other(
+    cluster: Cluster, lost_triggerer: Callable[[str], tuple[str, int]]
+) -> None:
+    """All clips are stored; only what the killed one was rendering is bought again, within ``max_renders``."""
+    run_id, lost = lost_triggerer("survivors")
+    assert cluster.airflow.wait_for_run("survivors", run_id, seconds=DEADLINE + 300) == "success"
+    assert len(cluster.stored("survivors/")) == CLIPS
+    assert cluster.emulator.billed == CLIPS + lost
+    assert cluster.stored("_codegateway/") == []
+
+
+def test_with_one_render_allowed_a_killed_triggerer_costs_clips_and_never_money(
+    cluster: Cluster, lost_triggerer: Callable[[str], tuple[str, int]]
+) -> None:
+    """What was lost fails, and says that it may have been bought; nothing is bought a second time."""
+    run_id, lost = lost_triggerer("bought_once")
+    assert cluster.airflow.wait_for_run("bought_once", run_id, seconds=DEADLINE + 300) == "failed"
+    assert cluster.airflow.states("bought_once", run_id) == {"failed": lost, "success": CLIPS - lost}
+    assert cluster.emulator.billed == CLIPS
+    failed = [task for task in cluster.airflow.tasks("bought_once", run_id) if task["state"] == "failed"]
+    log = cluster.log("bought_once", run_id, map_index=failed[0]["map_index"])
+    assert "max_renders=1 is used up" in log
+    assert "may have been bought: its run died without a word" in log
+
+
+def test_a_triggerer_that_is_told_to_stop_says_what_it_gave_up(cluster: Cluster) -> None:
+    """A rolling restart: its renders are begun anew at once, by the next triggerer; nobody waits for a claim."""
+    cluster.airflow.start_triggerer("triggerer-old")
+    with cluster.emulator.holding():
+        run_id = cluster.start("deferrable")
+        cluster.emulator.wait_for(rendering=CLIPS, timeout=300)
+        stopped = time.monotonic()
+        cluster.airflow.stop_triggerer("triggerer-old", signal.SIGTERM)
+        cluster.emulator.wait_for(hung_up=CLIPS)
+        cluster.airflow.start_triggerer("triggerer-new")
+        cluster.emulator.wait_for(accepted=2 * CLIPS, timeout=120)
+        print(f"All {CLIPS} renders were begun anew {time.monotonic() - stopped:.1f} s after SIGTERM.")
+    assert cluster.airflow.wait_for_run("deferrable", run_id) == "success"
+    assert len(cluster.stored(f"deferrable/{run_id}/")) == CLIPS
+    assert cluster.emulator.billed == 2 * CLIPS
+
+
+def test_what_dags_test_left_in_the_database_buys_nothing(tmp_path: Path) -> None:
+    """``airflow dags test`` runs the trigger itself and leaves it behind; a triggerer that starts later runs it."""
+    settings = {
+        "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "tests" / "e2e_dags"),
+        "CODEGATEWAY_E2E_CLIPS": "1",
+        "CODEGATEWAY_E2E_SLOTS": "1",
+        "CODEGATEWAY_E2E_BUSY": str(tmp_path),
+    }
+    with (
+        Sandbox(tmp_path / "airflow", render_seconds=0, settings=settings) as sandbox,
+        closing(RemoteEmulator(sandbox.emulator_url)) as emulator,
+    ):
+        for _ in sandbox.airflow("db migrate", "dags test single"):
+            pass
+        assert emulator.billed == 1
+        left_behind = triggers_in(sandbox)
+        with sandbox.running("triggerer --skip-serve-logs") as triggerer:
+            while triggers_in(sandbox) or "Starting the triggerer" not in sandbox.log_tail(1000):
+                assert triggerer.poll() is None
+                time.sleep(0.2)
+        assert left_behind == 1
+        assert len(emulator.ledger) == 1
+
+
+def triggers_in(sandbox: Sandbox) -> int:
+    with closing(sqlite3.connect(sandbox.home / "airflow.db")) as database:
+        return int(database.execute("SELECT count(*) FROM trigger").fetchone()[0])
+
+
+def test_clips_are_stored_before_their_links_expire_though_no_worker_slot_is_free(cluster: Cluster) -> None:
+    """The triggerer itself brings them to S3; the tasks learn of it when there is a slot again."""
+    cluster.emulator.link_lifetime = LINK_SECONDS
+    cluster.airflow.start_triggerer("triggerer")
+    with cluster.emulator.holding():
+        run_id = cluster.start("deferrable")
+        cluster.emulator.wait_for(rendering=CLIPS, timeout=300)
+        cluster.wait(lambda: cluster.airflow.states("deferrable", run_id) == {"deferred": CLIPS}, "deferred")
+        taken = cluster.all_slots_taken()
+        taken.__enter__()
+    released = time.monotonic()
+    try:
+        cluster.wait(lambda: len(cluster.stored(f"deferrable/{run_id}/")) == CLIPS, "all clips stored")
+        # Until every link is dead, and then some.
+        cluster.wait(lambda: time.monotonic() - released > BUSY_SECONDS, "busy", BUSY_SECONDS + 60)
+        assert "success" not in cluster.airflow.states("deferrable", run_id)
+    finally:
+        taken.__exit__(None, None, None)
+    assert cluster.airflow.wait_for_run("deferrable", run_id) == "success"
+    assert cluster.emulator.billed == CLIPS
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_deferred_task_that_is_marked_keeps_what_is_being_paid(cluster: Cluster, state: str) -> None:
+    """The gateway cannot cancel a render: so it is stored, and whoever runs the task again has it for free."""
+    cluster.airflow.start_triggerer("triggerer")
+    with cluster.emulator.holding():
+        run_id = cluster.start("single")
+        cluster.emulator.wait_for(rendering=1, timeout=120)
+        path = f"/api/v2/dags/single/dagRuns/{run_id}/taskInstances/clip"
+        cluster.airflow.call("PATCH", path, json={"new_state": state})
+        cluster.wait(lambda: cluster.triggers() == 0, "no trigger left")
+    cluster.wait(lambda: cluster.stored(f"single/{run_id}") != [], "the clip stored")
+    cluster.wait(lambda: cluster.stored("_codegateway/single/") == [], "the ledger settled")
+    assert cluster.task("single", run_id)["state"] == state
+    clear(cluster, run_id)
+    cluster.wait(lambda: cluster.task("single", run_id)["try_number"] == 2, "the second try")
+    assert cluster.airflow.wait_for_run("single", run_id) == "success"
+    assert cluster.airflow.xcom("single", "clip", "clip", run_id)["reused"] is True
+    assert len(cluster.emulator.ledger) == 1
+
+
+def test_a_deferred_task_that_is_cleared_waits_for_the_render_of_its_first_try(cluster: Cluster) -> None:
+    """Clearing starts a new try, and not a new render."""
+    cluster.airflow.start_triggerer("triggerer")
+    with cluster.emulator.holding():
+        run_id = cluster.start("single")
+        cluster.emulator.wait_for(rendering=1, timeout=120)
+        clear(cluster, run_id)
+
+        def second_try_waits() -> bool:
+            task = cluster.task("single", run_id)
+            return (task["state"], task["try_number"]) == ("deferred", 2) and "Waiting for another try" in (
+                cluster.log("single", run_id, try_number=2)
+            )
+
+        cluster.wait(second_try_waits, "the second try waits")
+    assert cluster.airflow.wait_for_run("single", run_id) == "success"
+    assert len(cluster.emulator.ledger) == 1
+
+
+def test_a_task_out_of_time_says_what_may_have_been_bought(cluster: Cluster) -> None:
+    """``execution_timeout`` ends the task, and not the render: the next run of the task has its clip."""
+    cluster.airflow.start_triggerer("triggerer")
+    with cluster.emulator.holding():
+        run_id = cluster.start("impatient")
+        cluster.emulator.wait_for(rendering=1, timeout=120)
+        assert cluster.airflow.wait_for_run("impatient", run_id) == "failed"
+        log = cluster.log("impatient", run_id)
+        assert "TaskDeferralTimeout" in log
+        assert "may still be rendering" in log
+        assert "Run the task again: it takes what was bought." in log
+    cluster.wait(lambda: cluster.stored(f"impatient/{run_id}") != [], "the clip stored")
+    assert len(cluster.emulator.ledger) == 1
+
+
+def clear(cluster: Cluster, run_id: str) -> None:
+    cluster.airflow.call(
+        "POST",
+        "/api/v2/dags/single/clearTaskInstances",
+        json={"dry_run": False, "dag_run_id": run_id, "task_ids": ["clip"], "only_failed": False},
+    )
