@@ -17,7 +17,7 @@ with DAG(
     params={"bucket": Param("codegateway-examples", type="string", description="Bucket for the clip.")},
     tags=["codegateway", "example"],
     doc_md=__doc__,
-):
+) as dag:
     GenerateVideoOperator(
         task_id="render",
         model="google/veo-3.1-fast",

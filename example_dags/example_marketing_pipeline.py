@@ -6,7 +6,9 @@ A product list (CSV in S3) becomes one clip for each product, and a manifest (JS
 - The list has the columns `sku`, `prompt` and any of `image`, `aspect_ratio`, `duration`, `generate_audio`.
   An empty cell leaves the choice to the model. `image` is a key in the same bucket.
 - The pool `codegateway` bounds how many renders run at a time, over all DAGs. Make it once:
-  `airflow pools set codegateway 4 "CodeGateway renders"`.
+  `airflow pools set codegateway 4 "CodeGateway renders"`, with `--include-deferred` if the tasks are deferrable.
+  `max_active_tis_per_dagrun` bounds those of one run, so that a long list leaves room for others.
+- Each clip is an event of the asset alias `codegateway-clips`, which `codegateway_publish_new_clips` waits for.
 - Run it again with the same campaign: clips that are there cost nothing, and only new products are bought.
 """
 
@@ -17,7 +19,7 @@ import io
 import json
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, Param, XComArg, task
+from airflow.providers.common.compat.sdk import DAG, AssetAlias, Param, XComArg, task
 
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
@@ -58,6 +60,8 @@ with DAG(
         resolution="720p",
         s3_bucket="{{ params.bucket }}",
         pool="codegateway",
+        max_active_tis_per_dagrun=3,
+        outlets=[AssetAlias("codegateway-clips")],
         map_index_template="{{ task.s3_key }}",
     ).expand_kwargs(read_products("{{ params.bucket }}", "{{ params.products }}", "{{ params.campaign }}"))
 

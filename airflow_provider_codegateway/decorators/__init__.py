@@ -1,0 +1,1 @@
+"""Renders as decorated functions."""

@@ -1,0 +1,156 @@
+"""``@task.generate_video``: a function says what to show; the rest is ``GenerateVideoOperator``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import (
+    SET_DURING_EXECUTION,
+    DecoratedOperator,
+    TaskDeferred,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+
+from airflow_provider_codegateway import media
+from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.operators.video import GenerateVideoOperator, HidesMedia
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, TaskDecorator
+
+RETURNABLE = (
+    "model",
+    "prompt",
+    "image",
+    "aspect_ratio",
+    "duration",
+    "resolution",
+    "generate_audio",
+    "seed",
+    "parameters",
+    "s3_key",
+    "s3_bucket",
+)
+"""What the function may return, if it returns a dict: arguments of ``GenerateVideoOperator``."""
+
+_SET_BY_FUNCTION = ("model", "prompt", "s3_key")
+
+
+class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
+    """Runs the function, once for each try, and renders what it returned.
+
+    :param python_callable: returns the prompt, or a dict of ``RETURNABLE`` arguments.
+    :param op_args: positional arguments for it.
+    :param op_kwargs: keyword arguments for it.
+    """
+
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *GenerateVideoOperator.template_fields,
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **DecoratedOperator.template_fields_renderers,
+        **GenerateVideoOperator.template_fields_renderers,
+    }
+    custom_operator_name = "@task.generate_video"
+    # So that Airflow's UI shows what the function returned.
+    overwrite_rtif_after_execution = True
+
+    # An upstream task may well pass a presigned link or an image's bytes on.
+    op_args = HidesMedia()
+    op_kwargs = HidesMedia()
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if inspect.iscoroutinefunction(python_callable):
+            raise TypeError(
+                f"@task.generate_video takes a plain function, and {python_callable.__name__} is an async one."
+            )
+        for name in _SET_BY_FUNCTION:
+            kwargs.setdefault(name, SET_DURING_EXECUTION)
+        self._given: dict[str, Any] = {}
+        super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
+
+    def _run(self, context: Context) -> str:
+        self._set(self._given)
+        self._set(self._requested(context))
+        for name in _SET_BY_FUNCTION:
+            if getattr(self, name) is SET_DURING_EXECUTION:
+                setattr(self, name, None)
+        try:
+            return super()._run(context)
+        except TaskDeferred:
+            if not AIRFLOW_V_3_0_PLUS:
+                # `dag.test` resumes this very object there, and renders its fields as templates again.
+                self._set(self._given)
+            raise
+
+    def _set(self, arguments: dict[str, Any]) -> None:
+        self._given = {name: getattr(self, name) for name in arguments}
+        for name, value in arguments.items():
+            is_media = isinstance(getattr(type(self), name, None), HidesMedia)
+            # Hidden here already: what a function returned is data and no template, whatever it looks like.
+            setattr(self, name, media.hide(value) if is_media else value)
+
+    def _to_remember(self) -> dict[str, Any]:
+        shown = {name: media.show(getattr(self, name)) for name in self._given}
+        return {**super()._to_remember(), "shown": shown}
+
+    def _resume(self, deferred: dict[str, Any]) -> None:
+        # The function does not run again: this is for whoever looks at the task.
+        super()._resume(deferred)
+        self._set(deferred["shown"])
+
+    def _requested(self, context: Context) -> dict[str, Any]:
+        """What the function asks for.
+
+        :raises InvalidRequest: it returned something else than a prompt or arguments.
+        """
+        args, kwargs = media.reveal(self.op_args), media.reveal(self.op_kwargs)
+        context_merge(context, kwargs)
+        returned = self.python_callable(*args, **determine_kwargs(self.python_callable, args, context))
+        function = f"{self.python_callable.__name__}()"
+        if isinstance(returned, str):
+            if not returned.strip():
+                raise InvalidRequest(f"{function} returned an empty prompt: return what to show.")
+            return {"prompt": returned}
+        if not isinstance(returned, Mapping):
+            raise InvalidRequest(
+                f"{function} returned {'nothing' if returned is None else type(returned).__name__}: "
+                "return a prompt (str), or a dict of arguments."
+            )
+        if unknown := [name for name in returned if name not in RETURNABLE]:
+            raise InvalidRequest(
+                f"{function} returned {', '.join(map(media.describe, map(str, unknown)))}: "
+                f"use {', '.join(RETURNABLE)}; anything else that the model has goes into parameters."
+            )
+        return dict(returned)
+
+
+def generate_video_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make a task of a function that says what to show. In a DAG file: ``@task.generate_video(…)``.
+
+    The function returns the prompt, or a dict of the request's arguments (``RETURNABLE``), which take the
+    place of those given to the decorator. Everything else is as in ``GenerateVideoOperator``.
+
+    :param python_callable: the function. It runs in the worker, once for each try, before anything is bought.
+    :param kwargs: arguments of ``GenerateVideoOperator`` and of Airflow's ``BaseOperator``.
+    """
+    return task_decorator_factory(
+        python_callable=python_callable,
+        # A function annotated as returning a dict would else make Airflow expect a dict of the task.
+        multiple_outputs=False,
+        decorated_operator_class=_GenerateVideoDecoratedOperator,
+        **kwargs,
+    )
