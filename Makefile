@@ -4,11 +4,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo up test bench lint format clean
+.PHONY: help demo up test matrix constraints bench lint format clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Run the example DAGs on this machine; their clips are in demo-output/
 	@$(RUN) -m demo run
@@ -23,20 +23,26 @@ test: $(INSTALLED) ## Run the tests; ARGS goes to pytest, as in ARGS="-n0 -x -k 
 	@rm -rf .airflow/test-*
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
-bench: $(INSTALLED) ## Measure import and transfer beside peers
+matrix: ## Run the tests on every Airflow and Python; CELLS chooses, as in CELLS="2.11-3.11 3.3-3.13 lowest"
+	@$(PYTHON) tools/matrix.py run $(if $(QUICK),--quick) --pytest='$(ARGS)' $(CELLS)
+
+constraints: ## Renew what the matrix installs; CELLS chooses
+	@$(PYTHON) tools/matrix.py constraints $(CELLS)
+
+bench: $(INSTALLED) ## Measure beside peers: import, transfer, triggerer, a whole Airflow
 	$(RUN) -m benchmarks $(ARGS)
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy airflow_provider_codegateway benchmarks demo example_dags tests
+	$(RUN) -m mypy airflow_provider_codegateway benchmarks demo example_dags tests tools
 
 format: $(INSTALLED) ## Mend style and format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
 clean: ## Remove everything that was made, the virtual environment too
-	rm -rf $(VENV) .airflow demo-output build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .matrix .airflow demo-output build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -68,6 +68,12 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_provider_codegateway.triggers.video"],
             }
         ],
+        "task-decorators": [
+            {
+                "class-name": "airflow_provider_codegateway.decorators.video.generate_video_task",
+                "name": "generate_video",
+            }
+        ],
         "connection-types": [
             {
                 "connection-type": CONNECTION_TYPE,
@@ -77,4 +83,22 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": CONNECTION_BEHAVIOUR,
             }
         ],
+        "extra-links": ["airflow_provider_codegateway.links.ClipLink"],
+        "config": {
+            "codegateway": {
+                "description": "Pages of the CodeGateway provider in Airflow's UI.",
+                "options": {
+                    "clip_pages": {
+                        "description": (
+                            "Whether the API server serves the clip page and the gallery (Airflow 3.1 and later). "
+                            "Without them, the link of a task leads to the S3 console."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "True",
+                    }
+                },
+            }
+        },
     }

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Airflow reads its settings at import: tests get a home of their own, and never the person's.
 os.environ.setdefault("AIRFLOW_HOME", mkdtemp(prefix="codegateway-airflow-"))

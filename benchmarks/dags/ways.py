@@ -1,6 +1,7 @@
 """One mapped DAG for each way to make clips; the environment says how many clips."""
 
 import os
+from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG
 from airflow.providers.standard.operators.python import PythonOperator
@@ -11,7 +12,7 @@ from benchmarks.transfer_in_worker import TransferInWorkerOperator
 
 COUNT = int(os.environ["CODEGATEWAY_BENCHMARK_CLIPS"])
 BUCKET = "codegateway-examples"
-BODY = {"model": "bytedance/seedance-2.0", "prompt": "a paper boat", "duration": 4}
+BODY: dict[str, Any] = {"model": "bytedance/seedance-2.0", "prompt": "a paper boat", "duration": 4}
 
 
 def keys(way: str) -> list[str]:

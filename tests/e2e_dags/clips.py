@@ -4,6 +4,7 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, task
 
@@ -11,7 +12,7 @@ from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
 COUNT = int(os.environ["CODEGATEWAY_E2E_CLIPS"])
 BUSY = Path(os.environ["CODEGATEWAY_E2E_BUSY"])
-CLIP = {
+CLIP: dict[str, Any] = {
     "model": "bytedance/seedance-2.0",
     "prompt": "a paper boat",
     "duration": 4,
@@ -19,7 +20,7 @@ CLIP = {
 }
 
 
-def mapped(name: str, **options: object) -> None:
+def mapped(name: str, **options: Any) -> None:
     """A DAG ``name`` with one mapped task ``clip``."""
     with DAG(dag_id=name, schedule=None, max_active_tasks=1000):
         GenerateVideoOperator.partial(task_id="clip", **{**CLIP, **options}).expand(
@@ -27,7 +28,7 @@ def mapped(name: str, **options: object) -> None:
         )
 
 
-def single(name: str, **options: object) -> None:
+def single(name: str, **options: Any) -> None:
     """A DAG ``name`` with one task ``clip``."""
     with DAG(dag_id=name, schedule=None):
         GenerateVideoOperator(task_id="clip", s3_key=f"{name}/{{{{ run_id }}}}.mp4", **{**CLIP, **options})

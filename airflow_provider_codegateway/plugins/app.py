@@ -1,0 +1,224 @@
+"""The pages' own small web app, mounted by Airflow's API server.
+
+Airflow does not protect a plugin's app: every route here that tells anything asks ``access`` first. All are
+GETs that change nothing. A DAG that does not exist, one that may not be read and a task that makes no clips get
+the very same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.utils.session import create_session
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from airflow_provider_codegateway.links import URL_PREFIX
+from airflow_provider_codegateway.plugins import access, clips, storage
+from airflow_provider_codegateway.plugins.clips import Card, Details, Page, TaskRef
+
+_PAGES = Path(__file__).parent / "pages"
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_NOTHING_TO_SEE = "There is no such clip, or you may not see it."
+
+# S3 may be slow to fail: in these few threads it holds up nobody but our viewers.
+_s3_threads = ThreadPoolExecutor(4, thread_name_prefix="codegateway-pages")
+
+
+def create_app() -> FastAPI:
+    """The app, to be mounted at ``links.URL_PREFIX``."""
+    app = FastAPI(title="CodeGateway clips", docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount("/static", StaticFiles(directory=_PAGES / "static"))
+    app.get("/clips")(gallery_page)
+    app.get("/clip")(clip_page)
+    app.get("/api/clips")(gallery)
+    app.get("/api/filters")(filters)
+    app.get("/api/clip")(clip)
+    app.get("/api/link")(link)
+    app.exception_handler(HTTPException)(_refuse)
+    app.middleware("http")(_with_headers)
+    return app
+
+
+# Who asks for what.
+
+
+def _task(
+    dag_id: Annotated[str, Query(max_length=250)],
+    run_id: Annotated[str, Query(max_length=250)],
+    task_id: Annotated[str, Query(max_length=250)],
+    map_index: Annotated[int, Query(ge=-1, lt=2**31)] = -1,
+) -> TaskRef:
+    return TaskRef(dag_id, run_id, task_id, map_index)
+
+
+def _details(user: GetUserDep, task: Annotated[TaskRef, Depends(_task)]) -> Details:
+    if any("\0" in part for part in (task.dag_id, task.run_id, task.task_id)):  # no database takes it
+        raise HTTPException(403, _NOTHING_TO_SEE)
+    with create_session(scoped=False) as session:
+        may_read = access.may_read_clips(user, task.dag_id, session)
+        details = clips.details(session, task) if may_read else None
+    if details is None:
+        raise HTTPException(403, _NOTHING_TO_SEE)
+    return details
+
+
+def _page(
+    user: GetUserDep,
+    dag_id: Annotated[str, Query(max_length=250)] = "",
+    model: Annotated[str, Query(max_length=250)] = "",
+    before: Annotated[str, Query(max_length=2000)] = "",
+) -> Page:
+    with create_session(scoped=False) as session:
+        dag_ids = access.readable_dags(user, clips.dags_with_clips(session), session)
+        chosen = [known for known in dag_ids if known == dag_id] if dag_id else dag_ids
+        return clips.recent(session, chosen, model=model.replace("\0", ""), before=before)
+
+
+DetailsDep = Annotated[Details, Depends(_details)]
+PageDep = Annotated[Page, Depends(_page)]
+
+
+# The routes.
+
+
+async def gallery_page(page: PageDep, stills: bool = False) -> Response:
+    """The gallery. With ``stills``, its policy names the places that the frames of this page come from."""
+    places = {(card.aws_conn_id, card.clip.bucket) for card in page.cards} if stills else set()
+    return _html("gallery.html", media=await _in_s3_thread(_origins, places))
+
+
+async def clip_page(details: DetailsDep) -> Response:
+    """The page of one clip. Its policy names the one place that its video comes from."""
+    places = {(details.aws_conn_id, details.clip.bucket)} if details.clip else set()
+    return _html("clip.html", media=await _in_s3_thread(_origins, places))
+
+
+def gallery(page: PageDep) -> Response:
+    """The facts of some clips, newest first."""
+    return _json({"clips": [_card(card) for card in page.cards], "next": page.next})
+
+
+def filters(user: GetUserDep) -> Response:
+    """What the gallery can be narrowed to: DAGs that the viewer may read, and the models of their clips."""
+    with create_session(scoped=False) as session:
+        dag_ids = access.readable_dags(user, clips.dags_with_clips(session), session)
+        return _json({"dags": dag_ids, "models": clips.models_of(session, dag_ids)})
+
+
+def clip(details: DetailsDep) -> Response:
+    """The facts of one clip, and of the task that makes it."""
+    return _json(
+        {
+            "task": asdict(details.task),
+            "state": details.state,
+            "clip": details.clip and details.clip.as_dict(),
+            "stored": _iso(details.stored),
+            "request": details.request,
+            "tries": [
+                {**asdict(attempt), "start": _iso(attempt.start), "end": _iso(attempt.end)}
+                for attempt in details.tries
+            ],
+        }
+    )
+
+
+async def link(details: DetailsDep) -> Response:
+    """A link to the video, for a few minutes; or why there is none."""
+    try:
+        url = await _in_s3_thread(storage.link, details)
+    except storage.NoLink as error:
+        return _json({"problem": error.problem.name, "words": error.words}, status=error.problem.value)
+    return _json({"url": url, "seconds": storage.LINK_SECONDS})
+
+
+def _card(card: Card) -> dict[str, Any]:
+    return {
+        "task": asdict(card.task),
+        "model": card.clip.model,
+        "bytes": card.clip.bytes,
+        "reused": card.clip.reused,
+        "fingerprint": card.clip.fingerprint,
+        "stored": _iso(card.stored),
+        "prompt": card.prompt,
+        "aspect_ratio": card.aspect_ratio,
+    }
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
+
+
+# S3.
+
+
+async def _in_s3_thread(function: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(_s3_threads, function, *args)
+
+
+def _origins(places: Iterable[tuple[str | None, str]]) -> list[str]:
+    return sorted({origin for place in places if (origin := storage.media_origin(*place))})
+
+
+# Answers.
+
+
+def _json(content: Any, *, status: int = 200) -> Response:
+    # Escaped to ASCII: half a surrogate in somebody's prompt is no reason to fail.
+    return Response(json.dumps(content), status, media_type="application/json")
+
+
+def _html(name: str, *, status: int = 200, media: Iterable[str] = ()) -> Response:
+    # By hand: a FileResponse would answer 304 to who has the page, and may no longer have it.
+    policy = {"Content-Security-Policy": _policy(media)}
+    return Response((_PAGES / name).read_bytes(), status, policy, media_type="text/html")
+
+
+def _policy(media: Iterable[str] = ()) -> str:
+    sources = " ".join(media) or "'none'"
+    return (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        f"media-src {sources}; "
+        "frame-ancestors 'self'; base-uri 'none'; form-action 'self'"
+    )
+
+
+async def _refuse(request: Request, error: HTTPException) -> Response:
+    """To a script the status in JSON; to a person a page, or the way to log in."""
+    if not request.url.path.endswith(("/clip", "/clips")) or "/api/" in request.url.path:
+        return _json({"detail": error.detail}, status=error.status_code)
+    if error.status_code == 401:
+        return RedirectResponse(
+            f"{_airflow_root(request)}/api/v2/auth/login?next={quote(str(request.url), safe='')}"
+        )
+    return _html("refused.html", status=error.status_code)
+
+
+def _airflow_root(request: Request) -> str:
+    return str(request.scope["root_path"]).removesuffix(URL_PREFIX)
+
+
+async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    is_static = request.url.path.startswith(f"{request.scope['root_path']}/static/")
+    response = await call_next(request)
+    headers = {**_HEADERS, "Content-Security-Policy": _policy()}
+    if is_static:
+        headers["Cache-Control"] = "no-cache"  # asked for anew, and answered by its ETag
+    for name, value in headers.items():
+        response.headers.setdefault(name, value)
+    return response

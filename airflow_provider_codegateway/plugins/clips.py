@@ -1,0 +1,367 @@
+"""What Airflow's database knows of clips.
+
+A clip is an XCom ``clip`` with the facts of a clip of ours. Whoever may write XComs may write those, so each
+value is checked for its form here, and against the object itself before the object is shown (``storage``).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.models.renderedtifields import RenderedTaskInstanceFields as Rendered
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstancehistory import TaskInstanceHistory
+from airflow.models.xcom import XComModel
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Text, and_, case, cast, false, func, or_, select
+
+from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.render import MAX_KEY_BYTES, Clip, clip_target
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm import Session
+
+PAGE_SIZE = 24
+MAX_VALUE_CHARACTERS = 16_384
+"""A longer XCom is no clip of ours, and is not loaded."""
+MAX_MODELS = 100
+_OPERATOR = "GenerateVideoOperator"
+_REQUEST_FIELDS = ("prompt", "image", "aspect_ratio", "duration", "resolution", "generate_audio", "seed")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_CLIP = TypeAdapter(Clip)
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """One task instance."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+
+
+@dataclass(frozen=True)
+class Card:
+    """A clip in the gallery. ``prompt`` and ``aspect_ratio`` are None where Airflow keeps them no more."""
+
+    task: TaskRef
+    clip: Clip
+    stored: datetime
+    prompt: str | None
+    aspect_ratio: str | None
+    aws_conn_id: str | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some clips, newest first, and the cursor for those after them; None at the end."""
+
+    cards: Sequence[Card]
+    next: str | None
+
+
+@dataclass(frozen=True)
+class Try:
+    """One try of a task instance. Seconds, and times with a time zone."""
+
+    number: int
+    state: str | None
+    start: datetime | None
+    end: datetime | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Details:
+    """What there is to say of a task instance and its clip.
+
+    :param clip: None while there is none.
+    :param request: the task's rendered arguments, media hidden and secrets masked by whoever stored them; None
+        if Airflow keeps them no more.
+    :param aws_conn_id: the task's connection to S3.
+    :param target: where the task's own arguments put its clip, if they are still known.
+    """
+
+    task: TaskRef
+    state: str | None
+    clip: Clip | None
+    stored: datetime | None
+    request: dict[str, str] | None
+    tries: Sequence[Try]
+    aws_conn_id: str | None
+    target: S3Location | None
+
+
+def parse_clip(value: str) -> Clip | None:
+    """The facts of a clip, or None if the JSON is none of ours. Its URI is derived, not believed."""
+    try:
+        clip = _CLIP.validate_json(value, strict=True)
+    except ValidationError:
+        return None
+    numbers = [clip.bytes, clip.created or 0, clip.render_seconds or 0, clip.renders_bought]
+    if (
+        _BUCKET.fullmatch(clip.bucket) is None
+        or not 1 <= len(clip.key.encode(errors="surrogatepass")) <= MAX_KEY_BYTES
+        or _FINGERPRINT.fullmatch(clip.fingerprint) is None
+        or not (clip.model and clip.model.isprintable())
+        or not all(math.isfinite(number) and number >= 0 for number in numbers)
+    ):
+        return None
+    return Clip(**{**asdict(clip), "uri": S3Location(clip.bucket, clip.key).uri})
+
+
+# The gallery.
+
+
+def dags_with_clips(session: Session) -> list[str]:
+    """The DAGs that have an XCom ``clip``: who asks must still be allowed to know of them."""
+    return list(session.scalars(select(XComModel.dag_id).where(XComModel.key == "clip").distinct()))
+
+
+def models_of(session: Session, dag_ids: Collection[str]) -> list[str]:
+    """The models of the clips of these DAGs."""
+    model = _fact("model", session)
+    statement = (
+        select(model).where(*_are_clips(session, dag_ids), model.is_not(None)).distinct().limit(MAX_MODELS)
+    )
+    return sorted(session.scalars(statement))
+
+
+def recent(
+    session: Session,
+    dag_ids: Collection[str],
+    *,
+    model: str | None = None,
+    before: str | None = None,
+    limit: int = PAGE_SIZE,
+) -> Page:
+    """The clips of these DAGs, newest first.
+
+    Finds its page by narrow rows, in the order of (time, primary key), and loads the values of that page only.
+
+    :param before: the ``next`` of the page before; one that is none of ours starts anew.
+    """
+    key = (XComModel.timestamp, XComModel.dag_run_id, XComModel.task_id, XComModel.map_index)
+    conditions = _are_clips(session, dag_ids)
+    if model:
+        conditions.append(_fact("model", session) == model)
+    if (position := _from_cursor(before)) is not None:
+        conditions.append(_is_before(key, position))
+    rows = session.execute(
+        select(*key, XComModel.dag_id, XComModel.run_id)
+        .where(*conditions)
+        .order_by(*(column.desc() for column in key))
+        .limit(limit + 1)
+    ).all()
+    shown = rows[:limit]
+    refs = [TaskRef(row.dag_id, row.run_id, row.task_id, row.map_index) for row in shown]
+    clips, requests = _clips_of(session, refs), _rendered_of(session, refs)
+    cards = [
+        _card(ref, clip, row.timestamp, requests.get(ref, {}))
+        for ref, row in zip(refs, shown, strict=True)
+        if (clip := clips.get(ref))
+    ]
+    return Page(cards, _to_cursor(tuple(shown[-1][:4])) if len(rows) > limit else None)
+
+
+def _card(ref: TaskRef, clip: Clip, stored: datetime, fields: dict[str, Any]) -> Card:
+    return Card(
+        task=ref,
+        clip=clip,
+        stored=stored,
+        prompt=_text(fields, "prompt"),
+        aspect_ratio=_text(fields, "aspect_ratio"),
+        aws_conn_id=_text(fields, "aws_conn_id") if "aws_conn_id" in fields else "aws_default",
+    )
+
+
+def _are_clips(session: Session, dag_ids: Collection[str]) -> list[ColumnElement[bool]]:
+    return [
+        XComModel.key == "clip",
+        XComModel.dag_id.in_(dag_ids),
+        _fact("fingerprint", session).is_not(None),
+    ]
+
+
+def _fact(name: str, session: Session) -> ColumnElement[str]:
+    fact: ColumnElement[str] = XComModel.value[name].as_string()
+    if session.get_bind().dialect.name == "sqlite":
+        # There, one NaN in anybody's XCom would be an error for the whole query.
+        return case((func.json_valid(XComModel.value) == 1, fact), else_=None)
+    return fact
+
+
+def _is_before(key: Sequence[Any], position: Sequence[Any]) -> ColumnElement[bool]:
+    # Written out: not every database compares whole rows by an index.
+    return or_(
+        *(
+            and_(
+                *(column == value for column, value in zip(key[:n], position, strict=False)),
+                key[n] < position[n],
+            )
+            for n in range(len(key))
+        )
+    )
+
+
+def _to_cursor(position: tuple[Any, ...]) -> str:
+    timestamp, *rest = position
+    return base64.urlsafe_b64encode(json.dumps([timestamp.isoformat(), *rest]).encode()).decode()
+
+
+def _from_cursor(cursor: str | None) -> tuple[datetime, int, str, int] | None:
+    try:
+        timestamp, dag_run_id, task_id, map_index = json.loads(base64.urlsafe_b64decode(cursor or ""))
+        position = datetime.fromisoformat(timestamp), int(dag_run_id), str(task_id), int(map_index)
+    except (ValueError, TypeError, binascii.Error):
+        return None
+    fits = position[0].tzinfo is not None and all(
+        abs(number) < 2**31 for number in (position[1], position[3])
+    )
+    return position if fits and "\0" not in position[2] else None
+
+
+def _clips_of(session: Session, refs: Sequence[TaskRef]) -> dict[TaskRef, Clip]:
+    as_text = cast(XComModel.value, Text)
+    rows = session.execute(
+        select(*_identity(XComModel), as_text.label("value")).where(
+            XComModel.key == "clip",
+            _is_one_of(XComModel, refs),
+            func.length(as_text) <= MAX_VALUE_CHARACTERS,
+        )
+    )
+    clips = {TaskRef(*row[:4]): parse_clip(row.value) for row in rows}
+    return {ref: clip for ref, clip in clips.items() if clip}
+
+
+def _rendered_of(session: Session, refs: Sequence[TaskRef]) -> dict[TaskRef, dict[str, Any]]:
+    rows = session.execute(
+        select(*_identity(Rendered), Rendered.rendered_fields).where(_is_one_of(Rendered, refs))
+    )
+    return {TaskRef(*row[:4]): fields for row in rows if isinstance(fields := row.rendered_fields, dict)}
+
+
+def _identity(model: Any) -> tuple[Any, Any, Any, Any]:
+    return model.dag_id, model.run_id, model.task_id, model.map_index
+
+
+def _is_one_of(model: Any, refs: Sequence[TaskRef]) -> ColumnElement[bool]:
+    # Not `(a, b) IN (…)`: SQLite would scan the table for it.
+    return or_(false(), *(and_(*_is(model, ref)) for ref in refs))
+
+
+def _key(ref: TaskRef) -> tuple[str, str, str, int]:
+    return ref.dag_id, ref.run_id, ref.task_id, ref.map_index
+
+
+def _text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+# One clip.
+
+
+def details(session: Session, ref: TaskRef) -> Details | None:
+    """All about one task instance; None if there is none, or it is no task of ours."""
+    row = session.execute(
+        select(
+            TaskInstance.state,
+            TaskInstance.try_number,
+            TaskInstance.start_date,
+            TaskInstance.end_date,
+            TaskInstance.duration,
+            TaskInstance.operator,
+        ).where(*_is(TaskInstance, ref))
+    ).one_or_none()
+    if row is None:
+        return None
+    clip = _clips_of(session, [ref]).get(ref)
+    fields = _rendered_of(session, [ref]).get(ref)
+    if clip is None and not _is_ours(row.operator, fields):
+        return None
+    return Details(
+        task=ref,
+        state=row.state,
+        clip=clip,
+        stored=session.scalar(
+            select(XComModel.timestamp).where(*_is(XComModel, ref), XComModel.key == "clip")
+        )
+        if clip
+        else None,
+        request=None if fields is None else _request(fields),
+        tries=_tries(session, ref, row),
+        aws_conn_id=_aws_conn_id(session, ref, fields),
+        target=_target(fields or {}),
+    )
+
+
+def _is(model: Any, ref: TaskRef) -> list[ColumnElement[bool]]:
+    return [column == value for column, value in zip(_identity(model), _key(ref), strict=True)]
+
+
+def _is_ours(operator: str | None, fields: dict[str, Any] | None) -> bool:
+    # A subclass, and the decorator's operator, render the same fields.
+    return operator == _OPERATOR or {"model", "ledger_prefix", "codegateway_conn_id"} <= (fields or {}).keys()
+
+
+def _request(fields: dict[str, Any]) -> dict[str, str]:
+    values = {name: fields.get(name) for name in _REQUEST_FIELDS}
+    parameters = fields.get("parameters")
+    values |= parameters if isinstance(parameters, dict) else {"parameters": parameters}
+    return {str(name): _shown(value) for name, value in values.items() if value not in (None, "")}
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _tries(session: Session, ref: TaskRef, current: Any) -> list[Try]:
+    """Every try, the newest first. The history holds those before the current one."""
+    history = TaskInstanceHistory
+    rows = session.execute(
+        select(history.try_number, history.state, history.start_date, history.end_date, history.duration)
+        .where(*_is(history, ref))
+        .order_by(history.try_number.desc())
+        .limit(100)
+    ).all()
+    begun = [Try(current.try_number, current.state, current.start_date, current.end_date, current.duration)]
+    earlier = [Try(*row) for row in rows if row.try_number != current.try_number]
+    return [attempt for attempt in begun if attempt.number > 0] + earlier
+
+
+def _aws_conn_id(session: Session, ref: TaskRef, fields: dict[str, Any] | None) -> str | None:
+    if fields is not None and "aws_conn_id" in fields:
+        return _text(fields, "aws_conn_id")  # None means boto3's own credentials, to the operator too
+    written = _as_written(session, ref)
+    return written if isinstance(written, str) and "{" not in written else "aws_default"
+
+
+def _as_written(session: Session, ref: TaskRef) -> Any:
+    """What the DAG's file says of ``aws_conn_id``, for runs whose rendered arguments Airflow has deleted."""
+    stored = SerializedDagModel.get(ref.dag_id, session=session)
+    if stored is None or ref.task_id not in stored.dag.task_dict:
+        return None
+    task = stored.dag.task_dict[ref.task_id]
+    return getattr(task, "partial_kwargs", {}).get("aws_conn_id") or getattr(task, "aws_conn_id", None)
+
+
+def _target(fields: dict[str, Any]) -> S3Location | None:
+    key, bucket = _text(fields, "s3_key"), _text(fields, "s3_bucket")
+    try:
+        return None if key is None else clip_target(key, bucket)
+    except InvalidRequest:
+        return None

@@ -1,0 +1,259 @@
+import { Refused, byId, element, fit, get, moment, paint, seconds, shape, showFailure, size } from "./common.js";
+
+const query = new URLSearchParams(location.search);
+const task = Object.fromEntries(
+  ["dag_id", "run_id", "task_id", "map_index"].map((name) => [name, query.get(name) ?? (name === "map_index" ? "-1" : "")]),
+);
+
+// The form of the state of a task: a word for a person, and what it means for the clip.
+const ABSENT = {
+  success: "This task ended well, but left no facts of a clip: its XCom “clip” is missing.",
+  running: "The clip is being made. A render takes about two minutes.",
+  deferred: "The clip is being made, without holding a worker. A render takes about two minutes.",
+  failed: "This task failed, so there is no clip. Its log says why, and what was bought.",
+  upstream_failed: "A task before this one failed, so nothing was rendered.",
+  up_for_retry: "The last try failed. Airflow will try again.",
+  skipped: "This task was skipped, so nothing was rendered.",
+  removed: "This task is no longer in its DAG.",
+};
+const WAITING = "Nothing has been rendered yet: the task has not begun.";
+const NOT_ENDED = ["running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule", "restarting", null];
+const PROBLEMS = {
+  GONE: ["The clip is no longer in S3", "Somebody deleted or moved it. Clear the task to render it again; that buys a render."],
+  NOT_THE_CLIP: ["This is not the clip that the task made", "Another object is at its place in S3 by now, or the XCom was edited. It is not shown."],
+  DENIED: ["Airflow may not read this clip", "S3 refused the task's AWS connection. The connection needs s3:GetObject on the clip."],
+  UNREACHABLE: ["S3 did not answer", "The clip may well be there. Try again in a moment."],
+};
+const LABELS = {
+  aspect_ratio: "Aspect ratio",
+  duration: "Duration",
+  resolution: "Resolution",
+  generate_audio: "Sound",
+  seed: "Seed",
+  image: "First frame",
+  parameters: "Parameters",
+};
+const WORDS = {
+  duration: (value) => (/^\d+$/.test(value) ? `${value} s` : value),
+  generate_audio: (value) => ({ true: "yes", false: "no" })[value.toLowerCase()] ?? value,
+};
+const POLL_MILLISECONDS = 5000;
+
+function fact(list, name, ...value) {
+  list.append(element("div", {}, element("dt", {}, name), element("dd", {}, ...value)));
+}
+
+/** A fact that takes the whole width. */
+function longFact(list, name, ...value) {
+  fact(list, name, ...value);
+  list.lastElementChild.classList.add("long");
+}
+
+function words(state) {
+  return (state ?? "not begun").replaceAll("_", " ");
+}
+
+function showState(state) {
+  const badge = byId("state");
+  badge.textContent = words(state);
+  badge.dataset.state = state ?? "none";
+  badge.hidden = false;
+}
+
+function showVideo({ clip, request, state }) {
+  const screen = byId("screen");
+  screen.style.setProperty("--shape", shape(request?.aspect_ratio));
+  paint(screen, clip?.fingerprint);
+  byId("play").hidden = !clip || !byId("video").hidden;
+  byId("absent").hidden = Boolean(clip);
+  byId("absent").textContent = clip ? "" : (ABSENT[state] ?? WAITING);
+}
+
+function copyButton(text) {
+  const button = element("button", { type: "button", class: "small" }, "Copy");
+  button.addEventListener("click", async () => {
+    const copied = await copy(text);
+    button.textContent = copied ? "Copied" : "Not copied";
+    byId("status").textContent = copied ? "The S3 URI is copied." : "The browser did not allow to copy.";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+  return button;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // No clipboard without https: the old way.
+    const field = element("textarea", { class: "visually-hidden", "aria-hidden": "true" });
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    const copied = document.execCommand("copy");
+    field.remove();
+    return copied;
+  }
+}
+
+function showFacts({ clip, stored, request }) {
+  byId("prompt").textContent =
+    request?.prompt ?? (request ? "No prompt: this clip was made from an image." : "Airflow no longer keeps the prompt of this run.");
+  byId("prompt").classList.toggle("muted", !request?.prompt);
+  const headline = byId("headline");
+  const facts = byId("facts");
+  headline.replaceChildren();
+  facts.replaceChildren();
+  if (!clip) {
+    longFact(facts, "S3 URI", "None: there is no clip.");
+    return;
+  }
+  fact(headline, "Model", clip.model);
+  fact(headline, "Size", size(clip.bytes));
+  fact(headline, "Render time", seconds(clip.render_seconds));
+  fact(headline, "Renders bought", clip.reused ? "none: reused" : String(clip.renders_bought));
+  longFact(facts, "S3 URI", element("code", {}, clip.uri), " ", copyButton(clip.uri));
+  fact(facts, "Stored", moment(stored));
+  if (clip.created !== null) fact(facts, "Rendered", moment(new Date(clip.created * 1000).toISOString()));
+  fact(facts, "Bytes", clip.bytes.toLocaleString());
+  fact(facts, "Reused", clip.reused ? `yes: it was there already, after ${clip.renders_bought} renders` : "no");
+  longFact(facts, "Fingerprint", element("code", {}, clip.fingerprint));
+  if (clip.sha256) longFact(facts, "SHA-256", element("code", {}, clip.sha256));
+}
+
+function showRequest(request) {
+  const list = byId("request");
+  list.replaceChildren();
+  const { prompt, ...rest } = request ?? {};
+  for (const [name, value] of Object.entries(rest)) {
+    (value.length > 40 ? longFact : fact)(list, LABELS[name] ?? name, (WORDS[name] ?? String)(value));
+  }
+  if (!list.children.length) {
+    const text = request ? "Everything as the model does by default." : "Airflow no longer keeps the arguments of this run.";
+    longFact(list, "Arguments", text);
+  }
+}
+
+function taskUrl() {
+  const part = encodeURIComponent;
+  const mapped = task.map_index === "-1" ? "" : `/mapped/${part(task.map_index)}`;
+  return new URL(`../dags/${part(task.dag_id)}/runs/${part(task.run_id)}/tasks/${part(task.task_id)}${mapped}`, location).href;
+}
+
+function showTask() {
+  const link = element("a", { href: taskUrl() }, task.task_id);
+  link.addEventListener("click", (event) => {
+    if (window.parent === window) return;
+    // In Airflow's own frame, which may not be left: the UI around it goes there itself.
+    event.preventDefault();
+    window.parent.history.pushState(null, "", link.href);
+    window.parent.dispatchEvent(new PopStateEvent("popstate"));
+  });
+  byId("task").replaceChildren();
+  fact(byId("task"), "Task", link);
+  fact(byId("task"), "DAG", task.dag_id);
+  fact(byId("task"), "Run", task.run_id);
+  if (task.map_index !== "-1") fact(byId("task"), "Map index", task.map_index);
+}
+
+function showTries(tries) {
+  const rows = tries.map((attempt) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, String(attempt.number)),
+      element("td", {}, element("span", { class: "state", "data-state": attempt.state ?? "none" }, words(attempt.state))),
+      element("td", {}, moment(attempt.start)),
+      element("td", {}, moment(attempt.end)),
+      element("td", {}, seconds(attempt.seconds)),
+    ),
+  );
+  byId("tries").replaceChildren(
+    ...(rows.length ? rows : [element("tr", {}, element("td", { colspan: "5", class: "muted" }, "Not tried yet."))]),
+  );
+}
+
+function showProblem(problem, detail) {
+  const [title, text] = PROBLEMS[problem] ?? ["The clip cannot be played", "Reload this page in a moment."];
+  byId("problem").replaceChildren(
+    element("strong", {}, title),
+    element("p", {}, text),
+    ...(detail ? [element("p", { class: "muted" }, `S3 said: ${detail}`)] : []),
+  );
+  byId("problem").hidden = false;
+}
+
+let linkEndsAt = 0;
+
+async function load() {
+  const { url, seconds: life } = await get("api/link", task);
+  linkEndsAt = performance.now() + life * 1000;
+  byId("video").src = url;
+}
+
+async function play() {
+  const [video, button] = [byId("video"), byId("play")];
+  button.setAttribute("aria-busy", "true");
+  byId("problem").hidden = true;
+  try {
+    await load();
+    video.hidden = false;
+    button.hidden = true;
+    video.focus();
+    await video.play();
+  } catch (error) {
+    if (error instanceof Refused) showProblem(error.answer.problem, error.answer.words);
+    // Else the browser would not start by itself, or the video reports an error: its controls are there.
+  } finally {
+    button.removeAttribute("aria-busy");
+  }
+}
+
+/** A link lives for minutes: who comes back later gets a new one, at the same place in the clip. */
+async function revive() {
+  const video = byId("video");
+  if (performance.now() < linkEndsAt) {
+    video.hidden = true;
+    byId("play").hidden = false;
+    showProblem(null, "");
+    return;
+  }
+  const at = video.currentTime;
+  try {
+    await load();
+    video.currentTime = at;
+    await video.play();
+  } catch (error) {
+    if (error instanceof Refused) showProblem(error.answer.problem, error.answer.words);
+  }
+}
+
+async function show() {
+  const facts = await get("api/clip", task);
+  showState(facts.state);
+  showVideo(facts);
+  showFacts(facts);
+  showRequest(facts.request);
+  showTask();
+  showTries(facts.tries);
+  byId("clip").hidden = false;
+  byId("status").textContent = facts.clip ? "The clip is ready to play." : byId("absent").textContent;
+  document.title = `${task.task_id} · Clip`;
+  if (facts.clip) return;
+  if (NOT_ENDED.includes(facts.state)) setTimeout(refresh, POLL_MILLISECONDS);
+}
+
+async function refresh() {
+  try {
+    await show();
+    // The page's policy names S3 only once there is a clip.
+    if (!byId("play").hidden) location.reload();
+  } catch {
+    setTimeout(refresh, POLL_MILLISECONDS);
+  }
+}
+
+byId("play").addEventListener("click", play);
+byId("video").addEventListener("loadedmetadata", () => fit(byId("screen"), byId("video")));
+byId("video").addEventListener("error", revive);
+show().catch(showFailure);

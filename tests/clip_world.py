@@ -1,0 +1,58 @@
+"""The fixture ``world``: a pytest plugin of the test files about the pages, so that they share it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, World, add_connection, api_server, clip_dag, run_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mypy_boto3_s3.client import S3Client
+
+    from airflow_provider_codegateway.emulator import Emulator
+
+
+@pytest.fixture(scope="session")
+def world(
+    airflow_database: None,
+    shared_gateway: Emulator,
+    s3: S3Client,
+    s3_endpoint: str,
+    s3_credentials: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
+    """DAG A and DAG B with a clip each, rendered by Airflow's own task runner; and an API server."""
+    from airflow_run import run_dag
+
+    bucket = f"pages-{secrets.token_hex(6)}"
+    s3.create_bucket(Bucket=bucket)
+    add_connection(s3_endpoint, s3_credentials)
+    shared_gateway.reset()
+    clips, runs = {}, {}
+    with pytest.MonkeyPatch.context() as patch:
+        gateway = {"conn_type": "codegateway", "host": shared_gateway.url, "password": shared_gateway.api_key}
+        patch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(gateway))
+        for dag_id, prompt in ((DAG_A, PROMPT_A), (DAG_B, f"The frumious {SECRET}.")):
+            result = run_dag(clip_dag(dag_id, prompt, bucket))
+            assert result.state == "success"
+            clips[dag_id], runs[dag_id] = result["render"].xcoms["clip"], run_of(dag_id)
+    home = tmp_path_factory.mktemp("api-server")
+    with api_server(home) as (url, tokens):
+        yield World(url, home / "log", clips, runs, tokens, bucket, s3_endpoint)
+
+
+@pytest.fixture
+def copies(world: World) -> Iterator[None]:
+    """Removes the copies of task instances that a test makes."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    yield
+    with create_session() as session:
+        session.execute(delete(TaskInstance).where(TaskInstance.map_index >= 0))

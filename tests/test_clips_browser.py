@@ -1,0 +1,212 @@
+"""The pages in a real browser: Chromium, headless."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow_run import AIRFLOW
+from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks
+
+if TYPE_CHECKING:
+    from clip_pages import World
+    from playwright.sync_api import Browser, Locator, Page
+
+if AIRFLOW < (3, 1):
+    pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("No Chromium is installed; CHROMIUM may name one.", allow_module_level=True)
+sync_api: Any = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")
+
+pytest_plugins = ("clip_world",)
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 60_000
+"""Milliseconds after which a test gives up."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def browsing(browser: Browser, world: World, user: str, **options: Any) -> Iterator[Page]:
+    """A page of a browser in which the user is logged in. It must reach for nothing but Airflow and S3."""
+    context = browser.new_context(base_url=world.url, **options)
+    context.set_default_timeout(PATIENCE)
+    context.add_cookies([{"name": "_token", "value": world.tokens[user], "url": world.url}])
+    page = context.new_page()
+    page_errors: list[str] = []
+    violations: list[str] = []
+    page.on("pageerror", lambda error: page_errors.append(str(error)))
+    page.on("console", lambda message: violations.append(message.text) if "Policy" in message.text else None)
+    yield page
+    context.close()
+    assert (page_errors, violations) == ([], [])
+
+
+def wait_until_it_plays(video: Locator) -> None:
+    video.evaluate(
+        """video => new Promise(done => {
+            const check = () => video.currentTime > 0.5 && done();
+            video.addEventListener("timeupdate", check);
+            check();
+        })"""
+    )
+
+
+def test_clip_plays(browser: Browser, world: World) -> None:
+    """A click plays the clip, straight from S3; before the click S3 is not asked for anything."""
+    with browsing(browser, world, "anna") as page:
+        hosts: list[str] = []
+        page.on("request", lambda request: hosts.append(request.url.split("/")[2]))
+        page.goto(world.page(DAG_A))
+        page.get_by_text(PROMPT_A).wait_for()
+        assert {f"http://{host}" for host in hosts} == {world.url}
+        page.get_by_role("button", name="Play the clip").click()
+        wait_until_it_plays(page.locator("video"))
+        assert {f"http://{host}" for host in hosts} == {world.url, world.s3_endpoint}
+
+
+def test_keyboard_suffices(browser: Browser, world: World) -> None:
+    """Tab and Enter start the clip, Space stops it, and the focus is where one sees it."""
+    with browsing(browser, world, "anna") as page:
+        page.goto(world.page(DAG_A))
+        page.get_by_role("button", name="Play the clip").wait_for()
+        for _ in range(10):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.id") == "play":
+                break
+        assert page.locator("#play").evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
+        page.keyboard.press("Enter")
+        video = page.locator("video")
+        wait_until_it_plays(video)
+        assert page.evaluate("document.activeElement.id") == "video"
+        page.keyboard.press("Space")
+        assert video.evaluate("video => video.paused")
+
+
+@pytest.mark.parametrize("user", ["ben", "nora"])
+def test_viewer_without_access_is_refused(browser: Browser, world: World, user: str) -> None:
+    """Who may not read the DAG's XComs gets a 403, in words, without a player."""
+    with browsing(browser, world, user) as page:
+        answer = page.goto(world.page(DAG_A))
+        assert answer is not None
+        assert answer.status == 403
+        assert page.get_by_role("heading").inner_text() == "Nothing to see here"
+        assert page.locator("video").count() == 0
+
+
+def test_gallery_shows_what_one_may_read(browser: Browser, world: World) -> None:
+    """Anna's gallery has the clip of DAG A, which leads to its page, and no word of DAG B."""
+    with browsing(browser, world, "anna") as page:
+        page.goto("/codegateway/clips")
+        page.get_by_role("link", name=PROMPT_A).wait_for()
+        page.get_by_label("DAG").locator("option", has_text=DAG_A).wait_for(state="attached")
+        assert SECRET not in page.content()
+        page.get_by_role("link", name=PROMPT_A).press("Enter")
+        page.get_by_role("button", name="Play the clip").wait_for()
+
+
+def test_gallery_is_filtered(browser: Browser, world: World) -> None:
+    """Choosing a DAG and pressing the button shows that DAG's clips, and the address says so."""
+    with browsing(browser, world, "admin") as page:
+        page.goto("/codegateway/clips")
+        page.locator(".tile").nth(1).wait_for()
+        page.get_by_label("DAG").locator("option", has_text=DAG_B).wait_for(state="attached")
+        page.get_by_label("DAG").select_option(DAG_B)
+        page.get_by_role("button", name="Show").click()
+        page.wait_for_url(f"**/codegateway/clips?dag_id={DAG_B}")
+        page.get_by_role("link", name=SECRET).wait_for()
+        assert page.locator(".tile").count() == 1
+
+
+def test_still_frames_on_demand(browser: Browser, world: World) -> None:
+    """Still frames are shown only if asked for, and do not play."""
+    with browsing(browser, world, "anna") as page:
+        page.goto("/codegateway/clips")
+        page.locator(".tile").wait_for()
+        assert page.locator("video").count() == 0
+        page.get_by_label("Still frames").check()
+        page.get_by_role("button", name="Show").click()
+        page.locator(".has-still video").wait_for()
+        assert page.locator("video").evaluate("video => video.paused")
+
+
+@pytest.mark.usefixtures("copies")
+def test_text_of_strangers_stays_text(browser: Browser, world: World) -> None:
+    """Markup in a prompt or a model's name is shown as it was written, on both pages."""
+    markup = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    clip = {**world.clips[DAG_A], "model": markup}
+    copy_tasks(DAG_A, [Copy(map_index=900, clip=clip, rendered={"prompt": markup})])
+    with browsing(browser, world, "anna") as page:
+        for path in (f"{world.page(DAG_A).removesuffix('-1')}900", "/codegateway/clips"):
+            page.goto(path)
+            page.locator("main").get_by_text(markup).first.wait_for()
+            assert page.title() != "owned"
+            assert page.locator("main img, main script").count() == 0
+
+
+@pytest.mark.usefixtures("copies")
+def test_clip_that_is_gone(browser: Browser, world: World) -> None:
+    """A click on a clip that is gone from S3 says so, where a screen reader hears it."""
+    clip = {**world.clips[DAG_A], "key": "gone.mp4"}
+    copy_tasks(DAG_A, [Copy(map_index=901, clip=clip, rendered={"s3_key": "gone.mp4"})])
+    with browsing(browser, world, "anna") as page:
+        page.goto(f"{world.page(DAG_A).removesuffix('-1')}901")
+        page.get_by_role("button", name="Play the clip").click()
+        page.get_by_role("alert").get_by_text("The clip is no longer in S3").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_theme_follows_the_system(browser: Browser, world: World, scheme: Any) -> None:
+    """Outside of Airflow's UI the page is light or dark as the system is."""
+    with browsing(browser, world, "anna", color_scheme=scheme) as page:
+        page.goto("/codegateway/clips")
+        assert page.locator("html").get_attribute("data-theme") == scheme
+
+
+def test_gallery_in_airflow(browser: Browser, world: World) -> None:
+    """Under Browse in Airflow's own UI: the gallery, the clip, which plays there, its theme, and the way back."""
+    with browsing(browser, world, "anna", color_scheme="light") as page:
+        page.goto("/")
+        page.get_by_role("button", name="Browse").click()
+        page.get_by_text("CodeGateway clips").click()
+        gallery = page.frame_locator("iframe")
+        gallery.get_by_role("link", name=PROMPT_A).last.click()
+        gallery.get_by_role("button", name="Play the clip").click()
+        wait_until_it_plays(gallery.locator("video"))
+        page.evaluate("document.documentElement.className = 'dark'")
+        gallery.locator("html[data-theme=dark]").wait_for()
+        gallery.get_by_role("link", name="render", exact=True).click()
+        page.wait_for_url("**/dags/dag_a/runs/**/tasks/render")
+
+
+def test_link_of_the_task(browser: Browser, world: World) -> None:
+    """In Airflow's UI the task has a link "Clip", which leads to its page."""
+    task = world.task(DAG_A)
+    with browsing(browser, world, "anna") as page:
+        page.goto(f"/dags/{DAG_A}/runs/{task['run_id']}/tasks/render/details")
+        link = page.get_by_role("link", name="Clip", exact=True)
+        link.wait_for()
+        link.evaluate("link => link.target = '_self'")  # Airflow 3.1 opens a tab of its own
+        link.click()
+        page.get_by_text(PROMPT_A).wait_for()
