@@ -17,7 +17,7 @@ up: $(INSTALLED) ## Start Airflow with its UI, wired to an emulator and an S3, u
 	@$(RUN) -m demo up
 
 # Two workers, each with an Airflow of its own: they would lock each other out of one SQLite file.
-WORKERS := --dist worksteal $(foreach n,1 2,--tx 'popen//env:AIRFLOW_HOME=$(CURDIR)/.airflow/test-$(n)')
+WORKERS := --dist loadgroup $(foreach n,1 2,--tx 'popen//env:AIRFLOW_HOME=$(CURDIR)/.airflow/test-$(n)')
 
 test: $(INSTALLED) ## Run the tests; ARGS goes to pytest, as in ARGS="-n0 -x -k ledger"
 	@rm -rf .airflow/test-*

@@ -325,10 +325,10 @@ class Ledger:
 
     def keep(self, number: int, receipt: Receipt) -> None:
         """Write ``number.rendered``. Unconditional: only the owner of the claim writes it."""
-        name = f"{number}.rendered"
+        name, begun = f"{number}.rendered", time.monotonic()
         with self._errors("write the receipt", "s3:PutObject", name):
             self._put(name, {"fingerprint": self.fingerprint, "receipt": asdict(receipt)})
-        self._kept_at = time.monotonic()
+        self._kept_at = begun  # an answer that was slow to come makes the receipt no younger
 
     def receipt(self, number: int) -> Receipt | None:
         """What ``keep`` wrote; None if the clip has been settled meanwhile.

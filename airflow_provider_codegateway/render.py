@@ -37,6 +37,7 @@ from airflow_provider_codegateway.exceptions import (
     CodeGatewayError,
     InvalidRequest,
     InvalidTarget,
+    RenderOutcomeUnknown,
     StorageUnavailable,
 )
 from airflow_provider_codegateway.gateway import Buyer, LoadContent, Receipt
@@ -227,14 +228,14 @@ async def render_open_entry(
     claim_seconds: float,
     body: Mapping[str, Any] | None = None,
     fresh: bool = False,
-    on_commit: Callable[[], None] = lambda: None,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Clip | None:
     """The clip of an order whose request is in the ledger. None if it is not, or no longer.
 
     :param body: the request; read from the ledger when it is to be sent, if not given.
     :param fresh: whether the entry was just opened, so that there is nothing else in it.
-    :param on_commit: called when a render is asked for, or a paid one is fetched: from here on, going on
-        costs nothing more, and stopping loses what was paid.
+    :param wanted: whether the clip is still waited for. If not, no render is asked for any more; one that is
+        under way or paid is brought to its end, as that costs nothing.
     """
     ledger = order.ledger(s3)
     while True:
@@ -246,7 +247,7 @@ async def render_open_entry(
             claim_seconds=claim_seconds,
             in_place=lambda: clip_in_place(order, ledger, s3=s3) is not None,
             fresh=fresh,
-            on_commit=on_commit,
+            wanted=wanted,
         )
         if acquired is None:
             return None
@@ -364,15 +365,16 @@ async def acquire(
     claim_seconds: float,
     in_place: Callable[[], bool],
     fresh: bool,
-    on_commit: Callable[[], None] = lambda: None,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Acquired | None:
     """A receipt for the clip of ``ledger``: an earlier one, another run's, or one bought now.
 
     :param body: the request; None: read it from the ledger.
     :param in_place: looks whether the clip is in S3 by now.
     :param fresh: whether the ledger entry was just opened, so that there is nothing to read in it.
-    :param on_commit: see ``render_open_entry``.
-    :return: None if the entry is gone: the clip was settled, or somebody deleted the entry.
+    :param wanted: see ``render_open_entry``.
+    :return: None if the entry is gone: the clip was settled, or somebody deleted the entry. Also if nothing was
+        bought yet, and the clip is not wanted any more.
     :raises RenderLimitReached, LedgerConflict: see ``ledger.next_step``.
     :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see ``Gateway.generate``.
     """
@@ -394,45 +396,64 @@ async def acquire(
             case Take(number):
                 if receipt := await to_the_end("ledger", ledger.receipt, number):
                     log.info("Render %d is paid already: fetching its clip.", number)
-                    on_commit()
                     return Acquired(number, receipt, bought_here=False)
+            case _ if not wanted():
+                return None
             case Wait(seconds, reason):
                 if reason != said:
                     log.info("Waiting for another try or run, for at most %.0f s: %s.", seconds, reason)
                     said = reason
                 await asyncio.sleep(min(seconds, POLL_INTERVAL))
             case Claim(number):
-                seconds, begun = claim_seconds + CLAIM_MARGIN, time.monotonic()
                 # A claim can be had again once an entry is settled, and what we know of it is older than
                 # the claim. A clip is in S3 before its entry is settled: so this look, after it, is the
                 # one that decides.
                 try:
-                    if not await to_the_end("ledger", ledger.claim, number, claim_seconds=seconds):
+                    claimed_at, settled = await to_the_end(
+                        "ledger", _claim, ledger, number, claim_seconds + CLAIM_MARGIN, in_place
+                    )
+                    if claimed_at is None:
                         continue
-                    settled = await to_the_end("ledger", in_place)
                 except BaseException:
                     # Also where only the answer to the claim was lost: then it may have been made.
                     await to_the_end("ledger", _note, ledger.release, number)
                     raise
                 # A claim that was held up until its margin is gone would not outlast the render.
-                if settled or time.monotonic() - begun > CLAIM_MARGIN:
+                if settled or time.monotonic() - claimed_at > CLAIM_MARGIN:
                     await to_the_end("ledger", ledger.release, number)
                     if settled:
                         return None
                     continue
-                on_commit()
-                receipt = await _buy(ledger, number, gateway, body or _load_from(ledger))
+                receipt = await _buy(ledger, number, gateway, body or _load_from(ledger, wanted))
                 return Acquired(number, receipt, bought_here=True)
 
 
-def _load_from(ledger: Ledger) -> LoadContent:
+def _claim(
+    ledger: Ledger, number: int, seconds: float, in_place: Callable[[], bool]
+) -> tuple[float | None, bool]:
+    """When the claim was asked for, None if it was not had; and whether the clip is in S3 by now."""
+    asked_at = time.monotonic()  # in this thread: the wait for it makes no claim older
+    if not ledger.claim(number, claim_seconds=seconds):
+        return None, False
+    return asked_at, in_place()
+
+
+def _load_from(ledger: Ledger, wanted: Callable[[], bool]) -> LoadContent:
     def load() -> bytes:
         body = ledger.request()
         if body is None:
             raise StorageUnavailable(f"The ledger entry at {ledger.location.uri} was deleted meanwhile.")
         return json.dumps(body).encode()
 
-    return lambda: to_the_end("ledger", load)
+    async def load_if_wanted() -> bytes:
+        content = await to_the_end("ledger", load)
+        if not wanted():
+            raise RenderOutcomeUnknown(
+                "The task moved on before a render was asked for, and none was.", bought=Bought.NO
+            )
+        return content
+
+    return load_if_wanted
 
 
 async def _buy(ledger: Ledger, number: int, gateway: Buyer, body: Mapping[str, Any] | LoadContent) -> Receipt:

@@ -203,7 +203,7 @@ def workers(count: int) -> Iterator[Callable[[list[Job]], list[Ended]]]:
 
 
 def _worker(jobs: Connection, barrier: Any) -> None:
-    _shrink()
+    _shrink(settle_grace=15)  # nobody kills these: who rendered the clip brings it, however slow the machine
     while (job := jobs.recv()) is not None:
         s3 = job.s3()
         barrier.wait()
@@ -278,9 +278,9 @@ def render_blocking(job: Job, s3: S3Client) -> Clip:
     return BlockingCall().run(path)
 
 
-def _shrink() -> None:
+def _shrink(*, settle_grace: float = 0.5) -> None:
     renders.CLAIM_MARGIN = 0.5
-    ledgers.SETTLE_GRACE = 0.5
+    ledgers.SETTLE_GRACE = settle_grace
     renders.POLL_INTERVAL = 0.05
 
 

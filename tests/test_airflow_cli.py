@@ -176,8 +176,7 @@ def test_connection_that_does_not_work_says_why(airflow: dict[str, Said], which:
     assert "Connection failed!" in airflow[which].words
     assert words in airflow[which].words
     assert WRONG_KEY not in airflow[which].words
-    # Airflow before 3.2 ends with 0 all the same.
-    assert airflow[which].status in (0, 1)
+    assert airflow[which].status == (1 if AIRFLOW >= (3, 3) else 0)
 
 
 def test_neither_airflow_nor_python_warns_of_anything_of_ours() -> None:

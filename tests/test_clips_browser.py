@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow_run import AIRFLOW
+
+if AIRFLOW < (3, 1):
+    pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
+
 from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks
 
 if TYPE_CHECKING:
     from clip_pages import World
     from playwright.sync_api import Browser, Locator, Page
-
-if AIRFLOW < (3, 1):
-    pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None:

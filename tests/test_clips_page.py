@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from airflow_run import AIRFLOW
+
+if AIRFLOW < (3, 1):
+    pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
+
 from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks, cursor_at
 
 if TYPE_CHECKING:
     from clip_pages import World
     from mypy_boto3_s3.client import S3Client
-
-if AIRFLOW < (3, 1):
-    pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
 
 pytest_plugins = ("clip_world",)
 

@@ -38,7 +38,7 @@ CLIPS = int(os.environ.get("CODEGATEWAY_E2E_CLIPS", "8"))
 BUSY_SECONDS = float(os.environ.get("CODEGATEWAY_E2E_BUSY_SECONDS", "20"))
 LINK_SECONDS = float(os.environ.get("CODEGATEWAY_E2E_LINK_SECONDS", "15"))
 SLOTS = 4
-DEADLINE = max(25, CLIPS)
+DEADLINE = max(45, CLIPS)
 """Seconds after which the renders of a lost triggerer are given up, but for the claim's margin."""
 MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(300_000)
 
@@ -198,7 +198,7 @@ def lost_triggerer(cluster: Cluster) -> Callable[[str], tuple[str, int]]:
                 cluster.airflow.start_triggerer(name, half)
             cluster.emulator.wait_for(rendering=CLIPS, timeout=120)
             cluster.airflow.stop_triggerer("triggerer-1", signal.SIGKILL)
-            cluster.emulator.wait_for(hung_up=1)
+            cluster.emulator.wait_for(hung_up=CLIPS // 2)
         cluster.emulator.wait_for(rendering=0)
         lost = sum(render.answered is False for render in cluster.emulator.ledger)
         assert 0 < lost < CLIPS
@@ -309,7 +309,7 @@ def test_a_deferred_task_that_is_marked_keeps_what_is_being_paid(cluster: Cluste
         cluster.emulator.wait_for(rendering=1, timeout=120)
         path = f"/api/v2/dags/single/dagRuns/{run_id}/taskInstances/clip"
         cluster.airflow.call("PATCH", path, json={"new_state": state})
-        cluster.wait(lambda: cluster.triggers() == 0, "no trigger left")
+        cluster.wait(lambda: "The task moved on." in cluster.log("single", run_id), "the trigger cancelled")
     cluster.wait(lambda: cluster.stored(f"single/{run_id}") != [], "the clip stored")
     cluster.wait(lambda: cluster.stored("_codegateway/single/") == [], "the ledger settled")
     assert cluster.task("single", run_id)["state"] == state

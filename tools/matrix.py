@@ -54,8 +54,17 @@ CELLS = (*(f"{airflow}-{python}" for airflow, pythons in PYTHONS.items() for pyt
 UV = "uv>=0.5"
 """Resolves to the lowest versions, and for a Python that is not here; installs in seconds what takes pip minutes."""
 
-SLOW_AND_THE_SAME_EVERYWHERE = ("test_crash.py", "test_emulator_clips.py", "test_emulator_process.py")
-"""Left out by ``--quick``: minutes of tests that never meet Airflow's version."""
+SAME_EVERYWHERE = (
+    "test_clips_browser.py",
+    "test_crash.py",
+    "test_docs.py",
+    "test_emulator_clips.py",
+    "test_emulator_process.py",
+    "test_end_to_end.py",
+    "test_ledger.py",
+    "test_transfer.py",
+)
+"""Left out by ``--quick``: most of the time, for what hardly ever depends on a version."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the tests")
-    run.add_argument("--quick", action="store_true", help="without tests that never meet Airflow's version")
+    run.add_argument("--quick", action="store_true", help="without what hardly ever depends on a version")
     run.add_argument(
         "--pytest", default="", metavar="ARGUMENTS", help="for pytest, as a shell would take them"
     )
@@ -129,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return write_constraints(cells)
     to_pytest = shlex.split(chosen.pytest)
     if chosen.quick:
-        to_pytest += [f"--ignore=tests/{name}" for name in SLOW_AND_THE_SAME_EVERYWHERE]
+        to_pytest += [f"--ignore=tests/{name}" for name in SAME_EVERYWHERE]
     return run_cells(cells, to_pytest, skip_missing=not chosen.cells)
 
 
@@ -208,7 +217,7 @@ def workers(cell: Cell) -> Iterator[str]:
     """Two of pytest's, each with an Airflow of its own: they would lock each other out of one SQLite file."""
     homes = cell.home / "airflow"
     shutil.rmtree(homes, ignore_errors=True)
-    yield "--dist=worksteal"
+    yield "--dist=loadgroup"
     for number in (1, 2):
         yield f"--tx=popen//env:AIRFLOW_HOME={homes / str(number)}"
 

@@ -267,8 +267,9 @@ class GenerateVideoOperator(BaseOperator):
         try:
             at = ledgers.entry_location(clip_target(self.s3_key, self.s3_bucket), self.ledger_prefix)
             entry = ledgers.Ledger(self.s3_hook.get_conn(), at, fingerprint="", run="").read()
-        except CodeGatewayError as unread:
-            return RenderOutcomeUnknown(f"{reason} The ledger could not be asked: {unread.args[0]}")
+        except Exception as unread:  # whatever it is, the deferral's end matters more
+            why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
+            return RenderOutcomeUnknown(f"{reason} The ledger could not be asked: {why}")
         if not entry:
             return RenderOutcomeUnknown(
                 f"{reason} No ledger entry is open: the clip is in S3, or none was begun."

@@ -118,18 +118,18 @@ class RenderTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event: the clip's facts, an error of ours, or that the entry is gone."""
-        committed = asyncio.Event()
-        rendering = asyncio.create_task(self._bring(on_commit=committed.set))
+        moved_on = asyncio.Event()
+        rendering = asyncio.create_task(self._bring(wanted=lambda: not moved_on.is_set()))
         try:
             clip = await asyncio.shield(rendering)
         except asyncio.CancelledError:
-            if committed.is_set():
+            moved_on.set()
+            if not rendering.cancelling():  # a triggerer that stops cancels both
                 _unattended.add(rendering)
                 rendering.add_done_callback(_log_unattended)
-                log.warning("The task moved on. The render for %s goes on.", self.order.target.uri)
-            else:
-                rendering.cancel()
-                await asyncio.wait({rendering})
+                log.warning(
+                    "The task moved on. A render for %s that is under way goes on.", self.order.target.uri
+                )
             raise
         except CodeGatewayError as error:
             event: dict[str, Any] = {"status": "failed", "error": error.as_dict()}
@@ -137,7 +137,7 @@ class RenderTrigger(BaseTrigger):
             event = {"status": "gone"} if clip is None else {"status": "stored", "clip": clip.as_dict()}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
-    async def _bring(self, on_commit: Callable[[], None]) -> Clip | None:
+    async def _bring(self, wanted: Callable[[], bool]) -> Clip | None:
         gateway = await _gateway(self.codegateway_conn_id)
         async with _s3_clients.lease(await _aws_connection(self.aws_conn_id)) as s3:
             return await render_open_entry(
@@ -145,7 +145,7 @@ class RenderTrigger(BaseTrigger):
                 s3=s3,
                 gateway=gateway,
                 claim_seconds=gateway.settings.deadline,
-                on_commit=on_commit,
+                wanted=wanted,
             )
 
 
