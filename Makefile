@@ -4,11 +4,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo up test matrix constraints bench lint format clean
+.PHONY: help demo up test e2e matrix constraints bench lint format clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Run the example DAGs on this machine; their clips are in demo-output/
 	@$(RUN) -m demo run
@@ -17,11 +17,14 @@ up: $(INSTALLED) ## Start Airflow with its UI, wired to an emulator and an S3, u
 	@$(RUN) -m demo up
 
 # Two workers, each with an Airflow of its own: they would lock each other out of one SQLite file.
-WORKERS := --dist loadgroup $(foreach n,1 2,--tx 'popen//env:AIRFLOW_HOME=$(CURDIR)/.airflow/test-$(n)')
+WORKERS := --dist worksteal $(foreach n,1 2,--tx 'popen//env:AIRFLOW_HOME=$(CURDIR)/.airflow/test-$(n)')
 
 test: $(INSTALLED) ## Run the tests; ARGS goes to pytest, as in ARGS="-n0 -x -k ledger"
 	@rm -rf .airflow/test-*
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
+
+e2e: $(INSTALLED) ## Run the tests that start a whole Airflow and kill parts of it; ARGS goes to pytest
+	$(RUN) -m pytest -n0 -m e2e tests/test_end_to_end.py $(ARGS)
 
 matrix: ## Run the tests on every Airflow and Python; CELLS chooses, as in CELLS="2.11-3.11 3.3-3.13 lowest"
 	@$(PYTHON) tools/matrix.py run $(if $(QUICK),--quick) --pytest='$(ARGS)' $(CELLS)

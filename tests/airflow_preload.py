@@ -1,6 +1,7 @@
 """What Airflow imports and builds when it runs a task, once for all processes that are forked from here."""
 
 import asyncio
+from importlib import import_module
 
 import airflow.providers.amazon.aws.hooks.s3
 import httpx
@@ -19,7 +20,9 @@ async def first_request() -> None:
 
 
 if AIRFLOW < (3, 0):
-    import airflow.providers.fab.auth_manager.models  # the table of a run's notes refers to its users
+    import_module(
+        "airflow.providers.fab.auth_manager.models"
+    )  # the table of a run's notes refers to its users
 else:
     import airflow.sdk.execution_time.task_runner  # noqa: F401
     import starlette.testclient  # noqa: F401

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(not AIRFLOW_V_3_1_PLUS, reason="drives Airflow's REST API as of 3.1"),
-    pytest.mark.xdist_group("airflow"),
+    pytest.mark.e2e,
 ]
 
 CLIPS = int(os.environ.get("CODEGATEWAY_E2E_CLIPS", "8"))

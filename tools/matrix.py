@@ -217,7 +217,7 @@ def workers(cell: Cell) -> Iterator[str]:
     """Two of pytest's, each with an Airflow of its own: they would lock each other out of one SQLite file."""
     homes = cell.home / "airflow"
     shutil.rmtree(homes, ignore_errors=True)
-    yield "--dist=loadgroup"
+    yield "--dist=worksteal"
     for number in (1, 2):
         yield f"--tx=popen//env:AIRFLOW_HOME={homes / str(number)}"
 
