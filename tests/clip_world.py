@@ -17,8 +17,20 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.emulator import Emulator
 
 
+@pytest.fixture
+def world(session_world: World) -> World:
+    """The world, in which tests of other files have left no clips of other DAGs."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    with create_session() as session:
+        session.execute(delete(TaskInstance).where(TaskInstance.dag_id.not_in([DAG_A, DAG_B])))
+    return session_world
+
+
 @pytest.fixture(scope="session")
-def world(
+def session_world(
     airflow_database: None,
     shared_gateway: Emulator,
     s3: S3Client,
