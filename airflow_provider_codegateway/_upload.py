@@ -389,6 +389,10 @@ class Upload:
 
     def __exit__(self, *exc_info: object) -> None:
         self._attempt.close()
+        # Now, and not when Python next looks for cycles, of which this object is part: in a triggerer full of
+        # renders that may be hundreds of clips later.
+        self._cutter.restart()
+        self._blocks = _Blocks()
 
     def stop(self) -> None:
         """Let the calls in flight fail, from any thread."""

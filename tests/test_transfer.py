@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import logging
@@ -77,6 +78,24 @@ def test_clip_arrives_byte_for_byte(s3: S3Client, bucket: str, size: int, chunke
     with ClipServer(clip, Answer(chunked=chunked), writes=ODD_WRITES) as server:
         stored = bring(server, s3, bucket)
     assert_stored(s3, bucket, clip, stored)
+
+
+@pytest.mark.parametrize("size", [3 * MIB, 20 * MIB])
+def test_memory_of_a_transfer_goes_with_it(s3: S3Client, bucket: str, size: int) -> None:
+    """A triggerer full of renders looks for cycles so seldom that hundreds of clips would be in memory till then."""
+    gc.collect()
+    gc.disable()
+    try:
+        with ClipServer(make_clip(size)) as server:
+            bring(server, s3, bucket)
+        blocks = [
+            view
+            for view in gc.get_objects()
+            if isinstance(view, memoryview) and len(view.obj) == _upload.BLOCK_SIZE
+        ]
+    finally:
+        gc.enable()
+    assert blocks == []
 
 
 @pytest.mark.parametrize("size", SIZES)
