@@ -26,6 +26,8 @@ COMPONENTS = {
 TRIGGERER = "triggerer --skip-serve-logs"
 START_SECONDS = 300
 """How long Airflow may take until all of it is healthy."""
+STOP_SECONDS = 120
+"""How long a triggerer may take to stop in order."""
 
 
 class AirflowServer:
@@ -51,6 +53,7 @@ class AirflowServer:
         self.url = f"http://127.0.0.1:{port}"
         self.sandbox = sandbox
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._contexts: dict[str, ExitStack] = {}
         self._first_triggerers = triggerers
         self._settings = {
             "AIRFLOW__API__HOST": "127.0.0.1",
@@ -71,7 +74,7 @@ class AirflowServer:
             self._client = stack.enter_context(
                 httpx.Client(base_url=self.url, trust_env=False, timeout=httpx.Timeout(120.0))
             )
-            self._processes = stack.enter_context(ExitStack())
+            self._all = stack.enter_context(ExitStack())
             stack.callback(self._terminate)  # all of them, before the first is waited for
             for name, command in COMPONENTS.items():
                 self._start(name, command)
@@ -97,7 +100,8 @@ class AirflowServer:
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        process.wait()
+        process.wait(STOP_SECONDS)
+        self._contexts.pop(name).close()
 
     def trigger(self, dag_id: str, run_id: str = "run", **conf: Any) -> None:
         """Start a run of a DAG, as soon as Airflow knows it."""
@@ -131,12 +135,18 @@ class AirflowServer:
         """The state of a run."""
         return str(self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"])
 
-    def wait_for_run(self, dag_id: str, run_id: str = "run", *, seconds: float = 300) -> str:
-        """The state in which a run ended."""
+    def wait_for_run(
+        self, dag_id: str, run_id: str = "run", *, seconds: float = 300, every: float = 0.2
+    ) -> str:
+        """The state in which a run ended.
+
+        :param every: seconds between two looks, each of which loads all task instances of the run.
+        """
         self.wait_until(
             lambda: self.run_state(dag_id, run_id) in {"success", "failed"},
             what=f"end of {dag_id} {run_id}",
             seconds=seconds,
+            every=every,
         )
         return self.run_state(dag_id, run_id)
 
@@ -152,7 +162,9 @@ class AirflowServer:
             raise SandboxError(f"{method} {path} was answered {response.status_code}: {response.text[:500]}")
         return response.json()
 
-    def wait_until(self, condition: Callable[[], bool], *, what: str, seconds: float = 120) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], *, what: str, seconds: float = 120, every: float = 0.2
+    ) -> None:
         """Poll until ``condition`` holds.
 
         :raises SandboxError: it does not within ``seconds``, or a part of Airflow ended.
@@ -162,7 +174,7 @@ class AirflowServer:
             self.check_alive()
             if time.monotonic() > give_up_at:
                 raise SandboxError(f"Within {seconds:.0f} s it did not come to this: {what}.")
-            time.sleep(0.2)
+            time.sleep(every)
 
     def check_alive(self) -> None:
         """See that every process runs.
@@ -174,8 +186,9 @@ class AirflowServer:
                 raise SandboxError(f"Airflow's {name} ended with exit status {status}.")
 
     def _start(self, name: str, command: str, settings: Mapping[str, str] | None = None) -> None:
+        context = self._contexts[name] = self._all.enter_context(ExitStack())
         process = self.sandbox.running(command, {**self._settings, **(settings or {})})
-        self.processes[name] = self._processes.enter_context(process)
+        self.processes[name] = context.enter_context(process)
 
     def _healthy(self) -> bool:
         try:

@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from importlib.metadata import distribution
 from pathlib import Path
+from signal import SIGINT
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 NOBODY = 65534
 START_SECONDS = 60
+STOP_SECONDS = 20
 
 
 @contextmanager
@@ -62,8 +64,12 @@ def postgres() -> Iterator[str]:
             _wait_until_up(server, port)
             yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
         finally:
-            server.terminate()
-            server.wait()
+            server.send_signal(SIGINT)  # without waiting for its clients
+            try:
+                server.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
     finally:
         shutil.rmtree(home)
 

@@ -27,6 +27,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 BUCKET = "codegateway-examples"
 COMMAND_SECONDS = 300
 """How long the commands of one call may take together."""
+START_SECONDS = 60
+"""How long the emulator and the S3 may each take until they say where they are."""
 STOP_SECONDS = 20
 """How long a process may take to stop before it is killed."""
 
@@ -143,10 +145,9 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stderr=self._log_file,
         ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
+            _, line = _first_lines(process, 2)
             # AIRFLOW_CONN_CODEGATEWAY_DEFAULT='{…}', as a shell would take it.
-            _, _, connection = "".join(shlex.split(process.stdout.readline().decode())).partition("=")
+            _, _, connection = "".join(shlex.split(line)).partition("=")
             if not connection:
                 raise SandboxError("The emulator did not start.")
             yield json.loads(connection)["host"], connection
@@ -160,8 +161,7 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stderr=self._log_file,
         ) as process:
-            assert process.stdout is not None
-            url = process.stdout.readline().decode().strip()
+            [url] = _first_lines(process, 1)
             if not url:
                 raise SandboxError("The S3 server did not start.")
             yield url
@@ -219,3 +219,14 @@ def _process(
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _first_lines(process: subprocess.Popen[bytes], count: int) -> list[str]:
+    """What a process says first; empty lines where it ends, or says nothing for ``START_SECONDS``."""
+    assert process.stdout is not None
+    watchdog = threading.Timer(START_SECONDS, process.kill)
+    watchdog.start()
+    try:
+        return [process.stdout.readline().decode().strip() for _ in range(count)]
+    finally:
+        watchdog.cancel()
