@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from airflow_provider_codegateway import __version__
-from airflow_provider_codegateway._http import redact_urls
+from airflow_provider_codegateway._http import redact_url, redact_urls
 from airflow_provider_codegateway.exceptions import (
     Bought,
     CodeGatewayError,
@@ -147,6 +147,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self._tls = _tls_context()
+        self.proxy = _environment_proxy(settings.base_url)
         if settings.deadline < DEADLINE_FLOOR:
             log.warning(
                 "The deadline of %g s is below %g s: a render takes about two minutes, "
@@ -154,6 +155,8 @@ class Gateway:
                 settings.deadline,
                 DEADLINE_FLOOR,
             )
+        if self.proxy is not None:
+            self._require_usable_proxy(self.proxy)
 
     async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
         """Buy one render.
@@ -188,7 +191,7 @@ class Gateway:
                 f"The request was ready {deadline - started:.0f} s before the deadline, too late for a render, "
                 "and was not sent."
             )
-        exchange = asyncio.create_task(self._exchange(unsent))
+        exchange = asyncio.create_task(self.exchange(unsent))
         try:
             # Not `asyncio.timeout`: its cancellation could throw away an answer that has just come.
             while not exchange.done():
@@ -219,8 +222,11 @@ class Gateway:
             status, headers, answer, settings=self.settings, render_seconds=time.monotonic() - started
         )
 
-    async def _exchange(self, unsent: list[bytes]) -> tuple[int, httpx.Headers, bytes]:
-        """POST the one item of ``unsent``, which is not kept for the two minutes of the wait."""
+    async def exchange(self, unsent: list[bytes]) -> tuple[int, httpx.Headers, bytes]:
+        """POST the one item of ``unsent``, which is not kept for the two minutes of the wait.
+
+        :return: status, headers and body of whatever was answered, or of its first MiB.
+        """
         length = {"Content-Length": str(len(unsent[0]))}
 
         async def send_and_forget() -> AsyncIterator[bytes]:
@@ -254,7 +260,7 @@ class Gateway:
         return httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(
                 verify=self._tls,
-                proxy=_environment_proxy(settings.base_url),
+                proxy=self.proxy,
                 limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
                 socket_options=_KEEP_ALIVE,
             ),
@@ -271,6 +277,17 @@ class Gateway:
             ),
             follow_redirects=False,
         )
+
+    def _require_usable_proxy(self, proxy: str) -> None:
+        """Else it would fail at each call, where nobody could tell that nothing was sent."""
+        try:
+            self._client()
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            why = "it needs httpx[socks]" if isinstance(error, ImportError) else "not a URL that httpx knows"
+            raise InvalidConnection(
+                f"The proxy of the environment, {redact_url(proxy)}, cannot be used ({why}): give HTTPS_PROXY, "
+                "HTTP_PROXY or ALL_PROXY an http:// URL, or name the gateway's host in NO_PROXY."
+            ) from None
 
 
 def _encoded(body: Mapping[str, Any]) -> LoadContent:
@@ -346,10 +363,19 @@ def retry_delay(
 
 def classify_error(error: Exception) -> CodeGatewayError:
     """The class of an exchange that ended without an answer."""
-    reason = f"{type(error).__name__}: {redact_urls(str(error))}" if str(error) else type(error).__name__
+    why = str(root_cause(error)) or str(error)
+    reason = f"{type(error).__name__}: {redact_urls(why)}" if why else type(error).__name__
     if isinstance(error, NEVER_SENT):
         return GatewayUnavailable(f"The gateway could not be reached ({reason}).")
     return RenderOutcomeUnknown(f"The request was sent and no whole answer came back ({reason}).")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What lies below httpx's "All connection attempts failed"."""
+    below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None
+    below = below or error.__cause__ or error.__context__
+    # A handshake that waits for bytes is no failure of its own.
+    return error if below is None or isinstance(below, ssl.SSLWantReadError) else root_cause(below)
 
 
 def classify_answer(
@@ -366,7 +392,7 @@ def classify_answer(
     """
     if 200 <= status < 300:
         return _receipt(answer, settings, render_seconds)
-    said = f"The gateway answered {status}: {_words(answer, settings.api_key)}."
+    said = f"The gateway answered {status}: {words_of(answer, settings.api_key)}."
     if status in REJECTED:
         raise RequestRejected(f"{said}{_ADVICE.get(status, '')}", status=status)
     if status in UNAVAILABLE:
@@ -378,7 +404,7 @@ _ADVICE = {
     401: " Check the API key in the connection's password: keys start with sk-cg- and are managed in your "
     "CodeGateway account.",
     403: " Check the balance and the state of your CodeGateway account.",
-    404: " Check the connection's base URL.",
+    404: " Check the connection's base URL: it ends before /v1.",
     413: " Send a smaller image or video, or pass an https URL where the model takes one.",
 }
 
@@ -392,7 +418,7 @@ def _receipt(answer: bytes, settings: GatewaySettings, render_seconds: float) ->
         usable = False
     if not usable:
         raise RenderOutcomeUnknown(
-            f"The gateway answered 200 without a usable clip URL: {_words(answer, settings.api_key)}.",
+            f"The gateway answered 200 without a usable clip URL: {words_of(answer, settings.api_key)}.",
             bought=Bought.YES,
         )
     return Receipt(
@@ -437,7 +463,7 @@ def _retry_after(value: str | None) -> float | None:
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(seconds) else None
 
 
-def _words(answer: bytes, api_key: str) -> str:
+def words_of(answer: bytes, api_key: str) -> str:
     """What the gateway said, in one short line with nothing secret in it.
 
     The video endpoint's error is a plain string, elsewhere it is an object, and a proxy answers HTML.
@@ -463,7 +489,13 @@ def _words(answer: bytes, api_key: str) -> str:
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
     """One for the process: it takes most of a megabyte, and a while to make."""
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise InvalidConnection(
+            f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({error}): mend the "
+            "variable on this machine, or unset it."
+        ) from None
 
 
 def _environment_proxy(base_url: str) -> str | None:

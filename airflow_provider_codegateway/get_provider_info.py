@@ -15,7 +15,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "read_timeout": {
         "label": "Read timeout (seconds)",
-        "description": "Silence while the gateway renders. 300 by default; the vendor asks for 180",
+        "description": "Silence while the gateway renders. 300 by default; at least 180.",
         "schema": {"type": ["number", "null"], "minimum": 1},
     },
     "connect_timeout": {

@@ -320,7 +320,7 @@ class Ledger:
 
         :param receipt: the one that is of no more use; None if our claim ended without one.
         """
-        if self._is_current(number, receipt):
+        if self._owns(number) if receipt is None else self._is_current(number, receipt):
             self._create(f"{number}.abandoned", {"fingerprint": self.fingerprint, "outcome": outcome})
 
     def keep(self, number: int, receipt: Receipt) -> None:
@@ -416,8 +416,8 @@ class Ledger:
         """Whether ``number.started`` is our last claim."""
         return (self._get(f"{number}.started") or {}).get("owner") == self._owner
 
-    def _is_current(self, number: int, receipt: Receipt | None) -> bool:
-        """Whether render ``number`` is still the one of this receipt, or of our claim if it has none."""
+    def _is_current(self, number: int, receipt: Receipt) -> bool:
+        """Whether render ``number`` is still the one of this receipt, or of our claim if none was kept."""
         kept = self.receipt(number)
         return self._owns(number) if kept is None else kept == receipt
 

@@ -39,6 +39,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "ledger",
             "ledger_cli",
             "metrics",
+            "probe",
             "_download",
             "_upload",
             "transfer",

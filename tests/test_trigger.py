@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -131,3 +131,30 @@ def test_a_triggerer_that_stops_says_in_the_ledger_what_it_gave_up(
         asyncio.run(stop())
     assert {f"{KEY}/1.started", f"{KEY}/1.abandoned"} <= keys(s3, bucket)
     assert "goes on" not in caplog.text
+
+
+def test_a_trigger_does_not_fire_before_the_scheduler_has_heard_of_the_deferral(
+    trigger: RenderTrigger, gateway: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow fails a task that resumes too early, with words that hide ours; `dags test` has no scheduler."""
+    monkeypatch.setattr(triggers, "EARLIEST_EVENT", 3600.0)
+    gateway.fail_next(Fault.status(401))
+
+    async def first_event() -> Any:
+        return (await anext(trigger.run())).payload
+
+    async def fire() -> None:
+        trigger.trigger_id = 1
+        in_triggerer = asyncio.create_task(first_event())
+        await asyncio.to_thread(gateway.wait_for, refused=1)
+        while asyncio.all_tasks() - {in_triggerer, asyncio.current_task()}:  # the render, a task of its own
+            await asyncio.wait({in_triggerer}, timeout=0.01)
+        await asyncio.wait({in_triggerer}, timeout=0.01)
+        assert not in_triggerer.done()
+        in_triggerer.cancel()
+        await asyncio.wait({in_triggerer})
+
+        trigger.trigger_id = None
+        assert (await first_event())["status"] == "gone"
+
+    asyncio.run(fire())

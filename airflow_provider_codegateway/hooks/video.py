@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 
-from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidConnection, RequestRejected
+from airflow_provider_codegateway.exceptions import InvalidConnection
 from airflow_provider_codegateway.gateway import (
     BlockingCall,
     Gateway,
@@ -53,14 +53,16 @@ class CodeGatewayVideoHook(BaseHook):
 
         :raises InvalidConnection: no or malformed API key, base URL or extra, named.
         """
+        return settings_of(self._connection(), f"connection {self.codegateway_conn_id!r}")
+
+    def _connection(self) -> Connection:
         try:
-            connection = self.get_connection(self.codegateway_conn_id)
+            return self.get_connection(self.codegateway_conn_id)
         except AirflowNotFoundException:
             raise InvalidConnection(
                 f"There is no connection {self.codegateway_conn_id!r}: make one of type {CONNECTION_TYPE!r} with "
                 "the API key as its password."
             ) from None
-        return settings_of(connection, self.codegateway_conn_id)
 
     def get_conn(self) -> Gateway:
         """The gateway of the connection; nothing is open yet, so nothing need be closed."""
@@ -75,30 +77,27 @@ class CodeGatewayVideoHook(BaseHook):
         from airflow.providers.common.compat.connection import get_async_connection
 
         connection = await get_async_connection(self.codegateway_conn_id)
-        return await Gateway(settings_of(connection, self.codegateway_conn_id)).generate(request.body())
+        settings = settings_of(connection, f"connection {self.codegateway_conn_id!r}")
+        return await Gateway(settings).generate(request.body())
 
     def generate(self, request: VideoRequest) -> Receipt:
         """Buy one render, and block for the two minutes that it takes. Otherwise as ``agenerate``."""
         return BlockingCall().run(self.get_conn().generate(request.body()))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Prove key and reachability without spending: ask for what the gateway must refuse.
+        """Prove key and reachability without spending; see ``probe``.
 
-        Veo requires a prompt; without one the gateway answers 400, and only after it knows the key.
+        :return: whether both are proven, and in words what was seen; never the key.
         """
+        from airflow_provider_codegateway.probe import probe
+
         try:
-            settings = self.get_settings()
-            BlockingCall().run(Gateway(settings).generate({"model": "google/veo-3.1-fast"}))
-        except RequestRejected as error:
-            if error.status == 400:
-                return True, f"{settings.base_url} accepts the API key."
-            return False, str(error)
-        except CodeGatewayError as error:
-            return False, str(error)
-        return False, (
-            f"{settings.base_url} rendered a request without a prompt, which it should have refused: "
-            "this is no CodeGateway, or no longer the one of the guide. A render was bought."
-        )
+            # Airflow's UI tests what is in the form, under an id that it makes up.
+            settings = settings_of(self._connection(), "this connection")
+            return BlockingCall().run(probe(settings))
+        except InvalidConnection as error:
+            words = error.args[0]
+            return False, f"{words[:1].upper()}{words[1:]}"
 
     # The form of Airflow before 3.2, from the same definition as that of the later ones.
 
@@ -125,19 +124,26 @@ class CodeGatewayVideoHook(BaseHook):
         return {name.replace("-", "_"): value for name, value in CONNECTION_BEHAVIOUR.items()}
 
 
-def settings_of(connection: Connection, conn_id: str) -> GatewaySettings:
+_NO_EXTRA = frozenset({"", "{}", "null"})
+"""What Airflow takes for no extra. Of what is no JSON it logs a traceback, and goes on without."""
+
+
+def settings_of(connection: Connection, where: str) -> GatewaySettings:
     """The settings in a connection.
 
+    :param where: how to name the connection in an error.
     :raises InvalidConnection: naming what is wrong; the key is never shown.
     """
-    where = f"connection {conn_id!r}"
     if connection.conn_type not in {CONNECTION_TYPE, "", None}:
         raise InvalidConnection(
             f"{where} is of type {connection.conn_type!r}: make one of type {CONNECTION_TYPE!r}."
         )
-    extra = {
-        name: value for name, value in connection.extra_dejson.items() if value is not None and value != ""
-    }
+    parsed = connection.extra_dejson
+    if not isinstance(parsed, dict) or (not parsed and (connection.extra or "").strip() not in _NO_EXTRA):
+        raise InvalidConnection(
+            f'The extra of {where} is no JSON object: use one such as {{"deadline": 300}}.'
+        )
+    extra = {name: value for name, value in parsed.items() if value is not None and value != ""}
     if unknown := sorted(extra.keys() - CONNECTION_FIELDS.keys()):
         raise InvalidConnection(
             f"{where} has an extra {unknown[0]!r} that means nothing here: "
@@ -145,20 +151,27 @@ def settings_of(connection: Connection, conn_id: str) -> GatewaySettings:
         )
     numbers = {name: _number(name, value, where) for name, value in extra.items()}
     settings = checked_settings(
-        api_key=connection.password, base_url=_base_url(connection), where=where, **numbers
+        api_key=connection.password, base_url=_base_url(connection, where), where=where, **numbers
     )
     # Airflow masks the password as it was typed; what is sent has been stripped.
     mask_secret(settings.api_key)
     return settings
 
 
-def _base_url(connection: Connection) -> str | None:
+def _base_url(connection: Connection, where: str) -> str | None:
     """The host field; a connection written as a URI has scheme and port in fields of their own."""
-    host = connection.host
-    if not host or "://" in host:
-        return host
-    scheme = connection.schema if connection.schema in {"http", "https"} else "https"
-    return f"{scheme}://{host}{f':{connection.port}' if connection.port else ''}"
+    schema = connection.schema
+    if schema and schema not in {"http", "https"}:
+        raise InvalidConnection(
+            f"The schema of {where} is {schema!r}: use http, https or none. A path belongs to the base URL, in "
+            "the host field."
+        )
+    if not connection.host:
+        return None
+    scheme, separator, rest = connection.host.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    port = f":{connection.port}" if connection.port else ""
+    return f"{scheme if separator else schema or 'https'}://{authority}{port}{slash}{path}"
 
 
 def _number(name: str, value: object, where: str) -> float | int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EARLIEST_EVENT = 5.0
+"""Seconds that a trigger runs at least.
+
+A task that resumes before the scheduler has heard of its deferral is failed by Airflow, with words that say nothing
+of our error (apache/airflow#67287, #71580, #72716). A refused key is known in a fraction of a second.
+"""
+
 
 class RenderTrigger(BaseTrigger):
     """Renders the clip of a ledger entry that the operator opened.
@@ -43,11 +51,15 @@ class RenderTrigger(BaseTrigger):
     triggerer: the gateway cannot cancel it, so it is paid anyway, and the next try finds its clip. Only a
     triggerer that stops gives a render up, and says so in the ledger.
 
-    :param bucket, key: where the clip goes.
-    :param model, fingerprint: of the request.
+    :param bucket: where the clip goes.
+    :param key: where the clip goes.
+    :param model: of the request.
+    :param fingerprint: of the request.
     :param run: the task instance for which the clip is.
-    :param if_exists, max_renders, ledger_prefix, extra_args: as in ``GenerateVideoOperator``.
-    :param codegateway_conn_id, aws_conn_id: the connections.
+    :param if_exists: as in ``GenerateVideoOperator``; so are ``max_renders`` and ``ledger_prefix``.
+    :param extra_args: the operator's ``s3_extra_args``.
+    :param codegateway_conn_id: connection to the gateway.
+    :param aws_conn_id: connection to S3.
     """
 
     def __init__(
@@ -118,6 +130,7 @@ class RenderTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event: the clip's facts, an error of ours, or that the entry is gone."""
+        begun = time.monotonic()
         moved_on = asyncio.Event()
         rendering = asyncio.create_task(self._bring(wanted=lambda: not moved_on.is_set()))
         try:
@@ -135,6 +148,8 @@ class RenderTrigger(BaseTrigger):
             event: dict[str, Any] = {"status": "failed", "error": error.as_dict()}
         else:
             event = {"status": "gone"} if clip is None else {"status": "stored", "clip": clip.as_dict()}
+        if self.trigger_id is not None:  # of a triggerer: `dags test` has no scheduler to be ahead of
+            await asyncio.sleep(EARLIEST_EVENT - (time.monotonic() - begun))
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def _bring(self, wanted: Callable[[], bool]) -> Clip | None:
@@ -166,7 +181,7 @@ def _log_unattended(rendering: asyncio.Task[Clip | None]) -> None:
 async def _gateway(conn_id: str) -> Gateway:
     connection = await get_async_connection(conn_id)
     # `extra_dejson` masks secrets with a call to the supervisor, which must not be made from the loop.
-    return await to_the_end("ledger", lambda: Gateway(settings_of(connection, conn_id)))
+    return await to_the_end("ledger", lambda: Gateway(settings_of(connection, f"connection {conn_id!r}")))
 
 
 async def _aws_connection(conn_id: str | None) -> tuple[str | None, str]:
@@ -194,4 +209,6 @@ async def _close_s3_client(client: S3Client) -> None:
     await to_the_end("ledger", client.close)
 
 
-_s3_clients: SharedClients[S3Client] = SharedClients(_make_s3_client, _close_s3_client)
+# The first client reads botocore's description of S3, 0.1 to 0.4 s in which no other Python runs: kept over
+# the pauses between the clips of one pipeline, so that this is once in a triggerer's life, or nearly.
+_s3_clients: SharedClients[S3Client] = SharedClients(_make_s3_client, _close_s3_client, idle_seconds=600)
