@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 SETTLE_GRACE = 15.0
 """Seconds for which a fresh receipt is left to whoever bought it; then another may fetch the clip."""
 
+SHOWN = 8
+"""Characters of a fingerprint that a message has: the whole of it lets a viewer of the clip page see the clip."""
+
 # 412: the object exists. 409: somebody else is just creating it.
 _EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
 _NOT_IMPLEMENTED = frozenset({"NotImplemented", "501"})
@@ -73,6 +76,8 @@ class Attempt:
     """For how long after ``started`` its owner may still be rendering."""
     outcome: str = ""
     """Why it was abandoned."""
+    run: str = ""
+    """Whose it is; see ``Ledger``."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def next_step(
             )
         raise LedgerConflict(
             f"The ledger at {location.uri} is for another request (model {entry.model}, fingerprint "
-            f"{entry.fingerprint}) whose clip is not delivered yet: {describe_attempts(entry)} {what_would_do}",
+            f"{entry.fingerprint[:SHOWN] if entry.fingerprint else None}…) whose clip is not delivered yet: {describe_attempts(entry)} {what_would_do}",
             bought=money(entry),
         )
     if not entry.open:
@@ -342,7 +347,7 @@ class Ledger:
         if marker["fingerprint"] != self.fingerprint:
             raise LedgerConflict(
                 f"The receipt {self.location.uri}{name} is for another request (fingerprint "
-                f"{marker['fingerprint']}): it was bought, and is not used for this one. Run that request "
+                f"{marker['fingerprint'][:SHOWN]}…): it was bought, and is not used for this one. Run that request "
                 f"again to have its clip, or delete the ledger entry ({_forget_command(self.location)})."
             )
         try:
@@ -371,6 +376,7 @@ class Ledger:
                     **{kind: written.get(name) for kind, name in names.items()},
                     claim_seconds=float(started.get("claim_seconds", 0)),
                     outcome=str(ended.get("outcome", "")),
+                    run=str(started.get("run", "")),
                 )
             )
         request = content.get("request.json")

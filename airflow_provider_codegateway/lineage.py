@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from airflow_provider_codegateway import media
 from airflow_provider_codegateway._s3 import S3Location, split_uri
+from airflow_provider_codegateway.exceptions import InvalidRequest
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -37,6 +38,24 @@ def input_uri(reference: str) -> str | None:
         return asset_uri(location)
     shown = media.describe(reference)
     return quote(shown, safe=_KEPT + " ") if shown.startswith(("https://", "file://")) else None
+
+
+def require_assets(outlets: Iterable[Any], target: S3Location) -> None:
+    """See that Airflow can take the clip as an asset, before it is bought.
+
+    :raises InvalidRequest: there is an alias among the outlets, and the URI that it would become is none.
+    """
+    from airflow.providers.common.compat.sdk import Asset, AssetAlias
+
+    if any(isinstance(outlet, AssetAlias) for outlet in outlets):
+        uri = asset_uri(target)
+        try:
+            Asset(uri)
+        except ValueError as error:
+            raise InvalidRequest(
+                f"The clip's URI as an asset, {len(uri)} characters long, is refused by Airflow ({error}): choose a "
+                "shorter s3_key, of ASCII, or no AssetAlias."
+            ) from None
 
 
 def add_asset_events(outlets: Iterable[Any], context: Context, clip: Clip) -> None:

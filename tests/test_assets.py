@@ -20,7 +20,7 @@ from sqlalchemy import select
 from airflow_provider_codegateway import lineage
 from airflow_provider_codegateway._s3 import S3Location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
-from airflow_provider_codegateway.exceptions import ClipTransferError
+from airflow_provider_codegateway.exceptions import ClipTransferError, InvalidRequest
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
 if TYPE_CHECKING:
@@ -124,6 +124,26 @@ def test_an_alias_becomes_the_real_uri_of_each_clip(s3: S3Client, bucket: str, d
     facts = [result.tasks["clip", index].xcoms["clip"] for index in (0, 1)]
     events = sorted(events_of("clip"), key=lambda event: event[0])
     assert events == [(f"s3://{bucket}/{fact['key']}", fact) for fact in facts]
+
+
+def test_a_key_that_airflow_takes_for_no_asset_is_refused_before_the_purchase(
+    gateway: Emulator, s3: S3Client, bucket: str, deferrable: bool
+) -> None:
+    """S3 takes a key of 1,024 bytes; Airflow a URI of 1,500 characters, where each byte of it may need three."""
+    with DAG("assets", schedule=None) as dag:
+        GenerateVideoOperator(
+            task_id="clip",
+            model=HAILUO,
+            s3_bucket=bucket,
+            s3_key="灯" * 170 + ".mp4",
+            deferrable=deferrable,
+            outlets=[AssetAlias("test-clips")],
+        )
+    assert run(dag)["clip"].state == "failed"
+    assert gateway.ledger == ()
+    assert s3.list_objects_v2(Bucket=bucket).get("Contents", []) == []
+    with pytest.raises(InvalidRequest, match=r"1\d{3} characters long, is refused .* or no AssetAlias"):
+        lineage.require_assets([AssetAlias("a")], S3Location(bucket, "灯" * 170 + ".mp4"))
 
 
 def test_a_dag_that_waits_for_the_alias_is_due_when_a_clip_is_made(bucket: str, deferrable: bool) -> None:

@@ -15,7 +15,12 @@ from media_samples import png, png_base64
 
 from airflow_provider_codegateway.decorators.video import RETURNABLE, generate_video_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
-from airflow_provider_codegateway.exceptions import ClipTransferError, InvalidRequest, LedgerConflict
+from airflow_provider_codegateway.exceptions import (
+    ClipTransferError,
+    InvalidRequest,
+    LedgerConflict,
+    RenderOutcomeUnknown,
+)
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
 if TYPE_CHECKING:
@@ -422,3 +427,28 @@ def test_no_link_or_image_that_passes_through_is_in_any_log_xcom_or_template(
     assert "cdn.example.com/a.png" in everything
     for secret in ("Signature=", "5ecre7516na7ure", image[:24], image[-24:]):
         assert secret not in everything
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "The function chose its key"),
+        ({"s3_key": "default.mp4"}, "No render of this task is in the ledger at s3://"),
+    ],
+)
+def test_after_a_failed_deferral_the_money_of_another_task_is_not_told(
+    gateway: Emulator, s3: S3Client, bucket: str, options: dict[str, Any], words: str
+) -> None:
+    """Which key the function chose is not known any more; at the default key there may be somebody else's entry."""
+    instance = SimpleNamespace(dag_id="other", task_id="clip", run_id="run", map_index=-1)
+    other = make(lambda: "p", s3_bucket=bucket, s3_key="default.mp4", deferrable=True)
+    with pytest.raises(TaskDeferred):
+        other.execute({"ti": instance})  # type: ignore[typeddict-item]
+    marker = {"fingerprint": "0" * 64, "run": "of another task", "owner": "o", "claim_seconds": 300}
+    s3.put_object(Bucket=bucket, Key="_codegateway/default.mp4/1.started", Body=json.dumps(marker).encode())
+
+    failed = make(lambda: {"prompt": "p", "s3_key": "mine.mp4"}, s3_bucket=bucket, **options)
+    context: Any = {"ti": SimpleNamespace(dag_id="d", task_id="clip", run_id="run", map_index=-1)}
+    with pytest.raises(RenderOutcomeUnknown, match=words) as caught:
+        failed.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+    assert "Render 1" not in str(caught.value)

@@ -91,7 +91,7 @@ def test_memory_of_a_transfer_goes_with_it(s3: S3Client, bucket: str, size: int)
         blocks = [
             view
             for view in gc.get_objects()
-            if isinstance(view, memoryview) and len(view.obj) == _upload.BLOCK_SIZE
+            if isinstance(view, memoryview) and view.nbytes == _upload.BLOCK_SIZE
         ]
     finally:
         gc.enable()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     SET_DURING_EXECUTION,
+    AirflowException,
     DecoratedOperator,
     TaskDeferred,
     context_merge,
@@ -17,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_codegateway import media
-from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator, HidesMedia
 
 if TYPE_CHECKING:
@@ -111,6 +112,15 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
         # The function does not run again: this is for whoever looks at the task.
         super()._resume(deferred)
         self._set(deferred["shown"])
+
+    def _failed_deferral(self, error: AirflowException, context: Context) -> RenderOutcomeUnknown:
+        key: Any = self.s3_key
+        if key is SET_DURING_EXECUTION:
+            return RenderOutcomeUnknown(
+                f"The deferral ended without a clip ({type(error).__name__}: {error}). The function chose its key, so "
+                "which ledger entry it has is not known here. Run the task again: it takes what was bought."
+            )
+        return super()._failed_deferral(error, context)
 
     def _requested(self, context: Context) -> dict[str, Any]:
         """What the function asks for.

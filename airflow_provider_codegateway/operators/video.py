@@ -78,7 +78,8 @@ class GenerateVideoOperator(BaseOperator):
     :param s3_key: where the clip goes: a key, or a whole ``s3://bucket/key``.
     :param s3_bucket: the bucket, unless ``s3_key`` names it.
     :param if_exists: what to do if the key is taken. ``reuse``: return it if it is the clip of this very
-        request, else fail. ``replace``: render anew (though never on a retry of the same run). ``fail``.
+        request, else fail. ``replace``: render anew, though never a second time for the same request of the
+        same run. ``fail``.
     :param max_renders: how many renders may be begun at most, should the outcome of one remain unknown.
     :param codegateway_conn_id: connection to the gateway.
     :param aws_conn_id: connection to S3.
@@ -193,6 +194,7 @@ class GenerateVideoOperator(BaseOperator):
         settings = self.hook.get_settings()
         request = self._request()
         order = self._order(request, context)
+        lineage.require_assets(self.outlets, order.target)
         s3 = self.s3_hook.get_conn()
         if self.deferrable:
             opened = open_entry(order, request.body(), s3=s3)
@@ -256,9 +258,9 @@ class GenerateVideoOperator(BaseOperator):
         except AirflowException as error:
             if next_method != _FAILED_DEFERRAL:
                 raise
-            raise self._failed_deferral(error) from error
+            raise self._failed_deferral(error, context) from error
 
-    def _failed_deferral(self, error: AirflowException) -> RenderOutcomeUnknown:
+    def _failed_deferral(self, error: AirflowException, context: Context) -> RenderOutcomeUnknown:
         """What became of a render whose trigger brought nothing: by the ledger, for nobody else can tell."""
         from airflow_provider_codegateway import ledger as ledgers
         from airflow_provider_codegateway.render import clip_target
@@ -270,9 +272,11 @@ class GenerateVideoOperator(BaseOperator):
         except Exception as unread:  # whatever it is, the deferral's end matters more
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
             return RenderOutcomeUnknown(f"{reason} The ledger could not be asked: {why}")
-        if not entry:
+        # What others began at this key is theirs.
+        if not any(attempt.run == _run_id(context) for attempt in entry.attempts):
             return RenderOutcomeUnknown(
-                f"{reason} No ledger entry is open: the clip is in S3, or none was begun."
+                f"{reason} No render of this task is in the ledger at {at.uri}: its clip is in S3, or at another "
+                "key, or none was begun."
             )
         return RenderOutcomeUnknown(
             f"{reason} By the ledger at {at.uri}: {ledgers.describe_attempts(entry)} "

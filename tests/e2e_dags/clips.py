@@ -9,6 +9,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from benchmarks.naive import NaiveOperator
 
 COUNT = int(os.environ["CODEGATEWAY_E2E_CLIPS"])
 BUSY = Path(os.environ["CODEGATEWAY_E2E_BUSY"])
@@ -40,6 +41,10 @@ mapped("survivors", deferrable=True, codegateway_conn_id="codegateway_hasty")
 mapped("bought_once", deferrable=True, codegateway_conn_id="codegateway_hasty", max_renders=1)
 single("single", deferrable=True)
 single("impatient", deferrable=True, execution_timeout=timedelta(seconds=30))
+
+with DAG(dag_id="naive", schedule=None):
+    body = {name: value for name, value in CLIP.items() if name != "s3_bucket"}
+    NaiveOperator(task_id="clip", body=body, s3_bucket=CLIP["s3_bucket"], s3_key="naive.mp4")
 
 with DAG(dag_id="busy", schedule=None):
 
