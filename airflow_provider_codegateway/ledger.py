@@ -147,7 +147,8 @@ def next_step(
             )
         raise LedgerConflict(
             f"The ledger at {location.uri} is for another request (model {entry.model}, fingerprint "
-            f"{entry.fingerprint[:SHOWN] if entry.fingerprint else None}…) whose clip is not delivered yet: {describe_attempts(entry)} {what_would_do}",
+            f"{str(entry.fingerprint)[:SHOWN]}…) whose clip is not delivered yet: {describe_attempts(entry)} "
+            f"{what_would_do}",
             bought=money(entry),
         )
     if not entry.open:
