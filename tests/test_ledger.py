@@ -145,7 +145,7 @@ def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_wou
 @pytest.mark.parametrize("state", [live(), dead(), rendered(60), abandoned()])
 def test_an_entry_for_another_request_is_a_conflict_whatever_its_state(state: Attempt) -> None:
     """Its clip is not ours, and its money is not forgotten."""
-    with pytest.raises(LedgerConflict, match=r"another request \(model m, fingerprint f\)"):
+    with pytest.raises(LedgerConflict, match=r"another request \(model m, fingerprint f…\)"):
         next_step(entry(state), fingerprint="g", max_renders=9, location=LOCATION)
 
 
