@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo up test e2e matrix constraints bench lint format clean
+.PHONY: help demo up test e2e matrix constraints bench lint format docs screenshots clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -27,7 +27,7 @@ e2e: $(INSTALLED) ## Run the tests that start a whole Airflow and kill parts of 
 	$(RUN) -m pytest -n0 -m e2e tests/test_end_to_end.py $(ARGS)
 
 matrix: ## Run the tests on every Airflow and Python; CELLS chooses, as in CELLS="2.11-3.11 3.3-3.13 lowest"
-	@$(PYTHON) tools/matrix.py run $(if $(QUICK),--quick) --pytest='$(ARGS)' $(CELLS)
+	@$(PYTHON) tools/matrix.py run $(if $(QUICK),--quick) $(if $(CORE),--core) --pytest='$(ARGS)' $(CELLS)
 
 constraints: ## Renew what the matrix installs; CELLS chooses
 	@$(PYTHON) tools/matrix.py constraints $(CELLS)
@@ -43,6 +43,15 @@ lint: $(INSTALLED) ## Check style, format and types
 format: $(INSTALLED) ## Mend style and format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# From nothing each time: a page that is not read again would not be checked again.
+docs: $(INSTALLED) ## Build the site of the documentation in build/docs, links checked; LINKS=1: those to elsewhere, too
+	@rm -rf build/docs
+	$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -c docs . build/docs
+	$(if $(LINKS),$(RUN) -m sphinx --fail-on-warning --quiet -b linkcheck -c docs . build/docs/links)
+
+screenshots: $(INSTALLED) ## Take the documentation's pictures anew, of a running Airflow; needs Chromium
+	@$(RUN) -m tools.screenshots
 
 clean: ## Remove everything that was made, the virtual environment too
 	rm -rf $(VENV) .matrix .airflow demo-output build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -31,6 +31,7 @@ COMMANDS = {
     "widgets": "providers widgets --output json",
     "behaviours": "providers behaviours --output json",
     "links": "providers links --output json",
+    "triggers": "providers triggers --output json",
     "import errors": f"dags list-import-errors --output json{' --local' if AIRFLOW >= (3, 0) else ''}",
     "add": "connections add codegateway_added --conn-json '{}'",
     "test of an added one": "connections test codegateway_added",
@@ -152,6 +153,12 @@ def test_link_is_registered(airflow: dict[str, Said]) -> None:
         assert name in airflow["links"].out
 
 
+def test_trigger_is_listed(airflow: dict[str, Said]) -> None:
+    """``airflow providers triggers`` lists the trigger's module."""
+    ours = [row for row in airflow["triggers"].data if row["package_name"] == "airflow-provider-codegateway"]
+    assert [row["class"] for row in ours] == ["airflow_provider_codegateway.triggers.video"]
+
+
 def test_examples_import_on_this_version(airflow: dict[str, Said]) -> None:
     """``airflow dags list-import-errors`` finds none in the example DAGs."""
     said = airflow["import errors"]
@@ -169,7 +176,10 @@ def test_connection_can_be_tested_without_spending(airflow: dict[str, Said], whi
 
 @pytest.mark.parametrize(
     ("which", "words"),
-    [("test with a wrong key", "401"), ("test of one that nobody answers", "could not be reached")],
+    [
+        ("test with a wrong key", "does not take the API key"),
+        ("test of one that nobody answers", "refuses connections"),
+    ],
 )
 def test_connection_that_does_not_work_says_why(airflow: dict[str, Said], which: str, words: str) -> None:
     """The words of ``airflow connections test`` name the cause, and not the key."""

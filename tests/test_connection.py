@@ -273,7 +273,9 @@ def test_a_certificate_that_is_not_trusted_is_named(
 
 def test_certificates_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task would fail of the same, before it buys."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "no.pem"))
+    certificates = tmp_path / "certificates.pem"
+    certificates.write_text("of no format at all")  # one that is missing is as if unset, before httpx 0.28
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates))
     gateways._tls_context.cache_clear()
     try:
         passed, said = answer_of_test(monkeypatch, "https://api.codegateway.invalid")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import importlib
 import inspect
 import json
 import re
+import runpy
 import shlex
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,17 +32,20 @@ from moto.core.authorization import enable_iam_authentication
 from moto.server import ThreadedMotoServer
 
 from airflow_provider_codegateway import exceptions, gateway, ledger, ledger_cli, media, render
+from airflow_provider_codegateway._s3 import S3Location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidRequest
 from airflow_provider_codegateway.get_provider_info import CONNECTION_FIELDS
 from airflow_provider_codegateway.models import MODELS, build_request
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from airflow_provider_codegateway.triggers.video import RenderTrigger
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+INSTANCE = {"dag_id": "d", "task_id": "clip", "run_id": "r", "map_index": -1}
 MONEY = ("This try bought nothing.", "A render may have been bought.", "A render was bought.")
 
 
@@ -148,7 +153,9 @@ def test_json_is_json(block: Block) -> None:
 
 def test_every_block_says_what_it_is() -> None:
     """A language that no test here knows would go unchecked."""
-    assert {block.language for block in blocks()} <= {"python", "json", "bash", "text", ""}
+    # Hidden from whoever reads the Markdown; `make docs` checks them.
+    of_the_site = {"{toctree}", "{eval-rst}"}
+    assert {block.language for block in blocks()} <= {"python", "json", "bash", "text", "", *of_the_site}
 
 
 def commands() -> Iterator[Any]:
@@ -211,6 +218,108 @@ def test_a_command_exists_and_takes_its_arguments(words: list[str]) -> None:
     CHECKS[words[0]](words[1:])
 
 
+@pytest.mark.parametrize("parser", [ledger_cli._parser, emulator_parser])
+def test_the_help_of_a_command_is_in_the_reference(
+    parser: Callable[[], argparse.ArgumentParser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word, as a terminal of 100 columns shows it."""
+    monkeypatch.setenv("COLUMNS", "100")
+    texts = [block.text for block in blocks("text") if block.page == "docs/reference.md"]
+    assert parser().format_help().strip() in texts
+
+
+# The tutorial.
+
+
+@pytest.mark.usefixtures("connections")
+def test_what_the_tutorial_says_happens(
+    gateway: Emulator, bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clip; none the second time; one of another model; and a refusal that costs nothing."""
+    caplog.set_level("INFO")
+    dag = runpy.run_path(str(PROJECT / "example_dags" / "example_first_clip.py"))["dag"]
+
+    def run(**changes: Any) -> None:
+        task = dag.get_task("render")
+        vars(task).update(changes)
+        task.render_template_fields({"params": {"bucket": bucket}})
+        task.execute({"ti": SimpleNamespace(**INSTANCE, xcom_push=lambda **_: None)})
+
+    _, log_line, refusal = (block.text for block in blocks("text") if block.page == "docs/tutorial.md")
+    run()
+    run()
+    assert log_line.replace("codegateway-examples", bucket) in caplog.messages
+    assert gateway.billed == 1
+    run(model="bytedance/seedance-2.0", s3_key="clips/another.mp4")
+    assert gateway.billed == 2
+    with pytest.raises(InvalidRequest) as error:
+        run(model="google/veo-3.1-fast", duration=5)
+    assert str(error.value) == refusal
+
+
+# The reference, and what is stored between two versions.
+
+
+def public_names() -> Iterator[Any]:
+    for table in tables("name", "is", "source"):
+        source = ""
+        for cell, _, link in table.rows:
+            source = source if link == "the same" else link.partition("(")[2].rstrip(")")
+            for name in re.findall(r"`(\w+)`", cell):
+                yield pytest.param(name, PROJECT / "docs" / source, id=f"{table.page} {name}")
+
+
+@pytest.mark.parametrize(("name", "source"), public_names())
+def test_a_public_name_is_in_the_file_that_is_named(name: str, source: Path) -> None:
+    """As a class, a function, or a value of the manifest."""
+    assert re.search(rf"(?m)^(class|def) {name}\b|^[A-Z_]+ = \"{name}\"", source.read_text())
+
+
+def test_what_is_stored_has_the_fields_of_the_page(s3: S3Client, bucket: str) -> None:
+    """A field that is renamed is a thing to say on upgrading."""
+    (table,) = tables("stored", "where")
+    described = {row[0].strip("`"): re.findall(r"`(\w+)`", row[2]) for row in table.rows}
+    order = render.Order(model="m", fingerprint="f", target=S3Location(bucket, "a.mp4"), run="r")
+    receipt = gateway.Receipt(url="https://clips.example.com/a.mp4", model="m", render_seconds=120)
+    entry = order.ledger(s3)
+    assert entry.open({"model": "m"})
+    assert entry.claim(1, claim_seconds=330)
+    entry.keep(1, receipt)
+    entry.abandon(1, "the link expired", receipt=receipt)
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    stored = {
+        key.rpartition("/")[2].replace("1.", "n."): list(
+            json.load(s3.get_object(Bucket=bucket, Key=key)["Body"])
+        )
+        for key in keys
+    }
+    trigger = RenderTrigger.for_order(order, codegateway_conn_id="codegateway_default", aws_conn_id=None)
+    assert described == {
+        **stored,
+        "receipt": list(asdict(receipt)),
+        "clip": list(render.Clip.__dataclass_fields__),
+        "trigger": list(trigger.serialize()[1]),
+        "connection": list(CONNECTION_FIELDS),
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "fingerprint"),
+    [
+        ("google/veo-3.1-fast", "a854d12b336c49e2442311af1e803151486b08052995bca1a3ef6116f44af6f4"),
+        ("bytedance/seedance-2.0", "b45d3e263977747d30236123d78c34859fe1306ff35f43358ab83f3833066ee2"),
+        ("minimax/hailuo-2.3-fast", "159ff2b53bd7fd735cb8d8e1aa3d8f0d5d3f2c69d018de445b265dc8dfdace8b"),
+        ("acme/next-1", "783cf303bc2f142b3dab52fd2f0dbbff39ea6a3ceb59a1e8a6d397df2b596129"),
+    ],
+)
+def test_a_request_has_the_fingerprint_that_it_had_in_the_first_release(model: str, fingerprint: str) -> None:
+    """With another one, clips that are in place would be another request's: docs/upgrading.md."""
+    image = f"data:image/png;base64,{base64.b64encode(bytes.fromhex('89504e470d0a1a0a') + bytes(8)).decode()}"
+    request = build_request(model, prompt="A teapot", image=image, duration=6, resolution="1080p")
+    request = request.with_media(lambda reference, _: reference.partition(",")[2])
+    assert request.fingerprint() == fingerprint
+
+
 # Links.
 
 
@@ -228,6 +337,17 @@ def test_a_link_leads_somewhere(page: Path, target: str) -> None:
     file = (page.parent / path).resolve() if path else page
     assert file.exists()
     assert not anchor or anchor in anchors(file)
+
+
+def test_every_picture_is_shown_and_described() -> None:
+    """In words, for who does not see it; and small, for it stays in the repository's history."""
+    shown = {}
+    for page in PAGES:
+        for words, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", prose(page)):
+            assert len(words) > 20, f"{page.name}: {target}"
+            shown[(page.parent / target).resolve()] = words
+    assert shown.keys() == set((PROJECT / "docs" / "screenshots").iterdir())
+    assert max(picture.stat().st_size for picture in shown) < 250_000
 
 
 @cache

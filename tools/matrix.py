@@ -3,7 +3,7 @@
 A cell is a file of ``constraints/``: ``airflow-3.1-python-3.12.txt`` is the cell ``3.1-3.12``, and
 ``lowest.txt`` has the lowest versions that pyproject.toml allows. Needs nothing but Python's own library::
 
-    python tools/matrix.py run [--quick] [--pytest=ARGUMENTS] [CELL …]
+    python tools/matrix.py run [--quick | --core] [--pytest=ARGUMENTS] [CELL …]
     python tools/matrix.py constraints [CELL …]
 """
 
@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = PROJECT / "constraints"
@@ -63,8 +65,24 @@ SAME_EVERYWHERE = (
     "test_end_to_end.py",
     "test_ledger.py",
     "test_transfer.py",
+    "test_troubleshooting.py",
 )
 """Left out by ``--quick``: most of the time, for what hardly ever depends on a version."""
+
+NEAR_AIRFLOW = (
+    "test_airflow_cli.py",
+    "test_assets.py",
+    "test_connection.py",
+    "test_decorator.py",
+    "test_examples.py",
+    "test_links.py",
+    "test_metrics.py",
+    "test_operator.py",
+    "test_packaging.py",
+    "test_retry_policy.py",
+    "test_trigger.py",
+)
+"""All that ``--core`` runs: what most often breaks when a version changes."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the tests")
-    run.add_argument("--quick", action="store_true", help="without what hardly ever depends on a version")
+    part = run.add_mutually_exclusive_group()
+    part.add_argument("--quick", action="store_true", help="without what hardly ever depends on a version")
+    part.add_argument(
+        "--core",
+        action="store_true",
+        help="what is nearest to Airflow, on its oldest version and the lowest of all",
+    )
     run.add_argument(
         "--pytest", default="", metavar="ARGUMENTS", help="for pytest, as a shell would take them"
     )
@@ -133,13 +157,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if unknown := sorted(set(chosen.cells) - set(CELLS)):
         parser.error(f"there is no cell {unknown[0]!r}: use {', '.join(CELLS)}")
-    cells = [Cell(name) for name in chosen.cells or CELLS]
     if chosen.command == "constraints":
-        return write_constraints(cells)
+        return write_constraints([Cell(name) for name in chosen.cells or CELLS])
     to_pytest = shlex.split(chosen.pytest)
     if chosen.quick:
         to_pytest += [f"--ignore=tests/{name}" for name in SAME_EVERYWHERE]
-    return run_cells(cells, to_pytest, skip_missing=not chosen.cells)
+    if chosen.core:
+        to_pytest += [f"tests/{name}" for name in NEAR_AIRFLOW]
+    names = chosen.cells or (oldest_cells() if chosen.core else CELLS)
+    return run_cells([Cell(name) for name in names], to_pytest, skip_missing=not chosen.cells)
+
+
+def oldest_cells() -> tuple[str, str]:
+    """The oldest Airflow on a Python of this machine, this one if it can be, and the lowest of everything."""
+    airflow, pythons = next(iter(PYTHONS.items()))
+    this = "{}.{}".format(*sys.version_info)
+    python = this if this in pythons else next(filter(find_python, pythons), pythons[0])
+    return f"{airflow}-{python}", LOWEST
 
 
 # Running.
@@ -160,7 +194,7 @@ def run_cells(cells: Sequence[Cell], to_pytest: Sequence[str], *, skip_missing: 
         else:
             rows.append(run_cell(cell, interpreter, to_pytest))
     print("\n" + table(rows))
-    return 0 if rows and all(row.is_good for row in rows) else 1
+    return 0 if all(row.is_good for row in rows) else 1
 
 
 def run_cell(cell: Cell, interpreter: Path, to_pytest: Sequence[str]) -> Row:
@@ -207,10 +241,23 @@ def set_up(cell: Cell, interpreter: Path) -> None:
 
 
 def fingerprint(cell: Cell) -> str:
-    """Of all that a cell's environment is made of."""
+    """Of all that a cell's environment is made of; what only other extras name is no part of it."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    made_of = json.dumps(project, sort_keys=True) + cell.constraints.read_text()
-    return hashlib.sha256(made_of.encode()).hexdigest()
+    # An editable install holds the entry points as they were.
+    kept = ("requires-python", "dependencies", "entry-points", "scripts")
+    made_of = {name: project[name] for name in kept} | {"test": sorted(extra(project, "test"))}
+    text = json.dumps(made_of, sort_keys=True) + cell.constraints.read_text()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def extra(project: dict[str, Any], name: str) -> Iterator[str]:
+    """What an extra installs, with the requirements of those of our extras that it refers to."""
+    for requirement in project["optional-dependencies"][name]:
+        if ours := re.fullmatch(rf"{re.escape(project['name'])}\[(.+)\]", requirement):
+            for other in ours[1].split(","):
+                yield from extra(project, other)
+        else:
+            yield requirement
 
 
 def workers(cell: Cell) -> Iterator[str]:
