@@ -306,7 +306,7 @@ def clip_in_place(order: Order, ledger: Ledger, *, s3: S3Client) -> Clip | None:
     if order.if_exists == "fail":
         raise InvalidTarget(f"{order.target.uri} is taken, and if_exists='fail': choose another s3_key.")
     owner = (
-        f"the clip of another request (fingerprint {facts['fingerprint'][:ledgers.SHOWN]}…)"
+        f"the clip of another request (fingerprint {facts['fingerprint'][: ledgers.SHOWN]}…)"
         if facts["fingerprint"]
         else "an object that is no clip of this provider"
     )

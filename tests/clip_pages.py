@@ -23,8 +23,9 @@ from per_dag_auth_manager import GRANTS
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-USERS = {"admin": "admin", "anna": "viewer", "ben": "viewer", "nora": "viewer"}
-"""With their roles. Anna reads DAG A only; Ben reads DAG A without its XComs; Nora reads nothing."""
+USERS = {"admin": "admin", "anna": "viewer", "ben": "viewer", "nora": "viewer", "tim": "viewer"}
+"""With their roles. Anna reads DAG A only; Ben reads DAG A without its XComs, Tim without its task
+instances; Nora reads nothing."""
 SECRET = "Bandersnatch"
 """Is in everything that DAG B is made of."""
 DAG_A, DAG_B = "dag_a", f"dag_{SECRET}"
@@ -141,9 +142,10 @@ def api_server(home: Path, **settings: str) -> Iterator[tuple[str, dict[str, str
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         GRANTS: json.dumps(
             {
-                "anna": {"dags": [DAG_A], "xcoms": True},
-                "ben": {"dags": [DAG_A], "xcoms": False},
-                "nora": {"dags": [], "xcoms": True},
+                "anna": {"dags": [DAG_A], "not": ""},
+                "ben": {"dags": [DAG_A], "not": "XCOM"},
+                "nora": {"dags": [], "not": ""},
+                "tim": {"dags": [DAG_A], "not": "TASK_INSTANCE"},
             }
         ),
         **settings,

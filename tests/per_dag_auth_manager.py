@@ -6,11 +6,10 @@ import json
 import os
 from typing import Any
 
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 
 GRANTS = "CODEGATEWAY_TEST_GRANTS"
-"""Names the environment variable: for each user the DAGs that they may read, and whether their XComs too."""
+"""Names the environment variable: for each user the DAGs that they may read, and what of them they may not."""
 
 
 class PerDagAuthManager(SimpleAuthManager):
@@ -23,7 +22,7 @@ class PerDagAuthManager(SimpleAuthManager):
         if grants is not None:
             if method != "GET" or details is None or details.id not in grants["dags"]:
                 return False
-            if access_entity is DagAccessEntity.XCOM and not grants["xcoms"]:
+            if access_entity and access_entity.name == grants["not"]:
                 return False
         return super().is_authorized_dag(
             method=method, user=user, access_entity=access_entity, details=details

@@ -185,6 +185,94 @@ def test_theme_follows_the_system(browser: Browser, world: World, scheme: Any) -
         assert page.locator("html").get_attribute("data-theme") == scheme
 
 
+# The text nodes that one sees: their colour, and what is painted under them.
+CONTRASTS = """() => {
+    const parse = (color) => {
+        const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+        context.fillStyle = color;
+        context.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
+        return { rgb: [r, g, b], alpha: a / 255 };
+    };
+    const luminance = (rgb) => {
+        const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        const [r, g, b] = rgb.map((byte) => linear(byte / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const { rgb, alpha } = parse(getComputedStyle(at).backgroundColor);
+            if (alpha === 1) return rgb;
+            if (alpha > 0) throw new Error(`half transparent: ${at.className}`);
+        }
+        return [255, 255, 255];
+    };
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    const found = [];
+    while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("noscript")) continue;
+        const [text, under] = [parse(getComputedStyle(element).color).rgb, ground(element)].map(luminance);
+        const ratio = (Math.max(text, under) + 0.05) / (Math.min(text, under) + 0.05);
+        found.push([walker.currentNode.data.trim(), ratio]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_legible(browser: Browser, world: World, scheme: Any) -> None:
+    """Every text on both pages has the contrast to its ground that WCAG asks for (AA, 4.5:1), light and dark."""
+    states = ["success", "failed", "running", "skipped"]
+    clip = {**world.clips[DAG_A], "key": "gone.mp4"}
+    copy_tasks(
+        DAG_A,
+        [Copy(map_index=910 + n, clip=..., task={"state": state}) for n, state in enumerate(states)]
+        + [Copy(map_index=920, clip=clip, rendered={"s3_key": "gone.mp4"})],
+    )
+    with browsing(browser, world, "anna", color_scheme=scheme) as page:
+        for map_index in ("-1", "910", "911", "912", "913", "920"):
+            page.goto(f"{world.page(DAG_A).removesuffix('-1')}{map_index}")
+            page.locator("#tries .state").wait_for()
+            if map_index == "920":
+                page.get_by_role("button", name="Play the clip").click()
+                page.get_by_role("alert").get_by_text("The clip is no longer in S3").wait_for()
+            require_contrast(page)
+        page.goto("/codegateway/clips")
+        page.locator(".tile").first.wait_for()
+        require_contrast(page)
+
+
+def require_contrast(page: Page) -> None:
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 5
+    assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
+
+
+@pytest.mark.usefixtures("copies")
+def test_waiting_page_keeps_the_focus_and_ends_with_the_login(browser: Browser, world: World) -> None:
+    """A page that waits for its clip takes no focus away, and asks no more once its viewer is logged out."""
+    copy_tasks(DAG_A, [Copy(map_index=930, clip=..., task={"state": "running"})])
+    with browsing(browser, world, "anna") as page:
+        page.clock.install()
+        page.goto(f"{world.page(DAG_A).removesuffix('-1')}930")
+        link = page.get_by_role("link", name="render", exact=True)
+        link.focus()
+        with page.expect_response("**/api/clip?*"):
+            page.clock.run_for(5_000)
+        page.wait_for_function("document.activeElement.textContent === 'render'")
+        page.context.clear_cookies()
+        with page.expect_response("**/api/clip?*") as refused:
+            page.clock.run_for(5_000)
+        assert refused.value.status == 401
+        page.get_by_role("heading", name="You are logged out").wait_for()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.clock.run_for(60_000)
+        assert asked == []
+
+
 def test_gallery_in_airflow(browser: Browser, world: World) -> None:
     """Under Browse in Airflow's own UI: the gallery, the clip, which plays there, its theme, and the way back."""
     with browsing(browser, world, "anna", color_scheme="light") as page:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
+import secrets
+import socket
 import subprocess
 import sys
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import httpx
 import pytest
 from airflow_run import AIRFLOW
@@ -20,6 +27,8 @@ if AIRFLOW < (3, 1):
 from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks, cursor_at
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from clip_pages import World
     from mypy_boto3_s3.client import S3Client
 
@@ -157,6 +166,143 @@ def test_edited_xcom_opens_no_other_object(world: World, s3: S3Client) -> None:
 
 
 @pytest.mark.usefixtures("copies")
+def test_reused_clip_is_shown_to_who_may_see_its_maker(world: World) -> None:
+    """A clip that another DAG's task made plays for who may read that DAG, whatever place the arguments name."""
+    theirs = {**world.clips[DAG_B], "reused": True}
+    copy_tasks(DAG_A, [Copy(map_index=0, clip=theirs, rendered={"s3_key": theirs["key"]})])
+    assert link_problem(world, 0) == (409, "NOT_THE_CLIP")
+    assert ask(world, "admin", "api/link", **copied(world, 0)).status_code == 200
+
+
+@pytest.mark.parametrize("code", ["403", "404", "NoSuchBucket"])
+def test_refusal_tells_nothing_of_what_is_there(code: str) -> None:
+    """At a place that the task's arguments do not name, S3's answers are all the same to the viewer."""
+    from botocore.exceptions import ClientError
+
+    from airflow_provider_codegateway.plugins import storage
+
+    refused = ClientError({"Error": {"Code": code}}, "HeadObject")
+    problem = storage._no_link(refused, place_is_known=False)
+    assert (problem.problem, problem.words) == (storage.Problem.NOT_THE_CLIP, "")
+
+
+@pytest.fixture
+def aws() -> Iterator[None]:
+    """moto in place of the calls to AWS. Its server may be in this process, so nothing is reset."""
+    moto = pytest.importorskip("moto").mock_aws()
+    moto.start(reset=False)
+    yield
+    moto.stop(remove_data=False)
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize("region", [None, "us-east-1", "eu-south-1"])
+@pytest.mark.parametrize("separator", ["-", "."])
+def test_link_and_policy_name_the_buckets_own_region(
+    monkeypatch: pytest.MonkeyPatch, region: str | None, separator: str
+) -> None:
+    """Whatever region the connection has, the link is signed for the bucket's, and leads where the policy says."""
+    from airflow_provider_codegateway.plugins import storage
+    from airflow_provider_codegateway.plugins.clips import Details, TaskRef
+
+    extra = {"region_name": region} if region else {}
+    connection = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_ANYWHERE", json.dumps(connection))
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    task = TaskRef("d", "r", "t")
+    metadata = {"codegateway-fingerprint": "f" * 64, "codegateway-run": storage.run_of(task)}
+    storage._make_client.cache_clear()
+    name = f"acme{separator}{secrets.token_hex(6)}"
+    s3 = boto3.client("s3", region_name="eu-south-1")
+    s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": "eu-south-1"})
+    s3.put_object(Bucket=name, Key="k", Metadata=metadata)
+    clip: Any = SimpleNamespace(bucket=name, key="k", fingerprint="f" * 64)
+    details = Details(task, "success", clip, None, None, [], "anywhere", None)
+    origin = storage.media_origin("anywhere", name)
+    url = httpx.URL(storage.link(details, lambda run: False))
+    host = f"{name}.s3.eu-south-1.amazonaws.com" if separator == "-" else "s3.eu-south-1.amazonaws.com"
+    assert (f"{url.scheme}://{url.host}", url.host) == (origin, host)
+    assert "/eu-south-1/s3/" in url.params["X-Amz-Credential"]
+
+
+def test_access_point_is_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip behind an access point is a clip, and its video comes from the access point's own host."""
+    from airflow_provider_codegateway.plugins import clips, storage
+
+    arn = "arn:aws:s3:eu-west-1:111122223333:accesspoint/clips"
+    connection = {"conn_type": "aws", "login": "a", "password": "b", "extra": {"region_name": "eu-west-1"}}
+    monkeypatch.setenv("AIRFLOW_CONN_ANYWHERE", json.dumps(connection))
+    facts = {
+        "bucket": arn,
+        "key": "k",
+        "uri": "",
+        "model": "m",
+        "bytes": 1,
+        "sha256": None,
+        "created": None,
+        "render_seconds": None,
+        "renders_bought": 1,
+        "fingerprint": "f" * 64,
+        "reused": False,
+    }
+    clip = clips.parse_clip(json.dumps(facts))
+    assert clip is not None
+    assert clip.bucket == arn
+    storage._make_client.cache_clear()
+    assert (
+        storage.media_origin("anywhere", arn)
+        == "https://clips-111122223333.s3-accesspoint.eu-west-1.amazonaws.com"
+    )
+
+
+@pytest.mark.usefixtures("copies")
+def test_links_that_wait_for_s3_hold_up_no_page(world: World) -> None:
+    """While an S3 that does not answer has every thread for links, pages come all the same."""
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(8) as viewers:
+        extra = {
+            "endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "region_name": "us-east-1",
+            "config_kwargs": {"read_timeout": 60},
+        }
+        with create_session() as session:
+            silent_s3 = Connection(
+                conn_id="silent", conn_type="aws", login="a", password="b", extra=json.dumps(extra)
+            )
+            session.add(silent_s3)
+        copy_tasks(DAG_A, [Copy(map_index=n, rendered={"aws_conn_id": "silent"}) for n in range(8)])
+        links = [viewers.submit(link_problem, world, n) for n in range(8)]
+        calls = [silent.accept()[0] for _ in range(4)]
+        page = ask(world, "anna", "clip", **world.task(DAG_A))
+        assert f"media-src {world.s3_endpoint};" in page.headers["Content-Security-Policy"]
+        assert not all(link.done() for link in links)
+        silent.close()
+        for call in calls:
+            call.close()
+        assert {link.result()[0] for link in links} == {503}
+
+
+def test_page_does_not_wait_for_an_s3_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is sent with the origins that are known in time."""
+    from airflow_provider_codegateway.plugins import app, storage
+
+    answered = threading.Event()
+
+    def origin(conn_id: str | None, bucket: str) -> str:
+        if bucket == "silent":
+            answered.wait(30)
+        return f"https://{bucket}"
+
+    monkeypatch.setattr(storage, "media_origin", origin)
+    monkeypatch.setattr(app, "_PAGE_PATIENCE", 1)
+    origins = asyncio.run(app._origins([(None, "silent"), (None, "quick")]))
+    answered.set()
+    assert origins == ["https://quick"]
+
+
+@pytest.mark.usefixtures("copies")
 def test_object_that_replaced_the_clip_is_not_shown(world: World) -> None:
     """What lies at the clip's place must have its fingerprint."""
     clip = {**world.clips[DAG_A], "fingerprint": "0" * 64}
@@ -180,6 +326,9 @@ def test_object_that_replaced_the_clip_is_not_shown(world: World) -> None:
         {"bytes": -1},
         {"bytes": "12"},
         {"bytes": True},
+        {"bytes": 10**400},
+        {"renders_bought": 2**53},
+        {"created": 1e300},
         {"created": float("nan")},
         {"render_seconds": float("inf")},
         {"reused": "no"},
@@ -240,12 +389,13 @@ def test_reader_of_one_dag_sees_that_one(world: World) -> None:
     assert ask(world, "anna", "api/filters").json() == {"dags": [DAG_A], "models": ["google/veo-3.1-fast"]}
 
 
-def test_reader_of_a_dag_without_its_xcoms_sees_nothing(world: World) -> None:
-    """Reading the DAG is not enough: a clip is an XCom."""
-    assert ask(world, "ben", "api/clip", **world.task(DAG_A)).status_code == 403
-    assert ask(world, "ben", "api/link", **world.task(DAG_A)).status_code == 403
-    assert ask(world, "ben", "api/clips").json() == {"clips": [], "next": None}
-    assert ask(world, "ben", "api/filters").json() == {"dags": [], "models": []}
+@pytest.mark.parametrize("user", ["ben", "tim"])
+def test_reader_of_a_part_of_a_dag_sees_nothing(world: World, user: str) -> None:
+    """Reading the DAG is not enough: a clip is an XCom, and its page tells of its task instance."""
+    assert ask(world, user, "api/clip", **world.task(DAG_A)).status_code == 403
+    assert ask(world, user, "api/link", **world.task(DAG_A)).status_code == 403
+    assert ask(world, user, "api/clips").json() == {"clips": [], "next": None}
+    assert ask(world, user, "api/filters").json() == {"dags": [], "models": []}
 
 
 @pytest.mark.parametrize("page", ["clip", "clips"])
@@ -277,6 +427,25 @@ def test_two_dags_in_one_question(world: World) -> None:
         for first, second in ((DAG_A, DAG_B), (DAG_B, DAG_A)):
             task = {**world.task(second), "dag_id": [first, second]}
             assert SECRET not in client.get("/codegateway/api/clip", params=task).text
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        [1e999, 1, "t", 0],
+        ["2026-01-01T00:00:00+00:00", 1e999, "t", 0],
+        ["2026-01-01T00:00:00", 1, "t", 0],
+        ["9999-12-31T23:59:59-14:00", 1, "t", 0],
+        ["2026-01-01T00:00:00+00:00", 1, "\ud800", 0],
+        "[" * 1200,
+    ],
+    ids=lambda position: str(position)[:40].encode(errors="replace").decode(),
+)
+def test_cursor_that_somebody_wrote_starts_anew(world: World, position: Any) -> None:
+    """A cursor that is none of ours is passed over."""
+    written = position if isinstance(position, str) else json.dumps(position)
+    cursor = base64.urlsafe_b64encode(written.encode()).decode()
+    assert len(ask(world, "anna", "api/clips", before=cursor).json()["clips"]) == 1
 
 
 @pytest.mark.parametrize("strange", ["\0", "~", "%00", "' OR 1=1 --", "a" * 251])
@@ -365,6 +534,7 @@ def test_gallery_is_narrowed_by_dag_and_model(world: World) -> None:
 def test_gallery_of_ten_thousand_clips_loads_a_page(world: World) -> None:
     """Of 10,000 clips the gallery holds one page in memory, first or last; the others are passed over unread."""
     from airflow.utils.session import create_session
+    from sqlalchemy import event
 
     from airflow_provider_codegateway.plugins import clips
 
@@ -388,6 +558,12 @@ def test_gallery_of_ten_thousand_clips_loads_a_page(world: World) -> None:
             assert len(page.cards) == clips.PAGE_SIZE
             assert most < 2_000_000
         assert clips.models_of(session, [DAG_A]) == [clip["model"]]
+        statements: list[str] = []
+        event.listen(session.get_bind(), "after_cursor_execute", lambda *run: statements.append(run[2]))
+        page = clips.recent(session, [DAG_A])
+        clips.places(session, page.cards)
+        # Keys; values; arguments; for the places: arguments, versions, the one version of the DAG.
+        assert len(statements) == 6
     assert len(ask(world, "anna", "api/clips").json()["clips"]) == clips.PAGE_SIZE
 
 

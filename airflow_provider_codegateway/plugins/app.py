@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import quote
 
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from airflow_provider_codegateway.links import URL_PREFIX
 from airflow_provider_codegateway.plugins import access, clips, storage
 from airflow_provider_codegateway.plugins.clips import Card, Details, Page, TaskRef
+
+if TYPE_CHECKING:
+    from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
+    from sqlalchemy.orm import Session
+
+Result = TypeVar("Result")
 
 _PAGES = Path(__file__).parent / "pages"
 _HEADERS = {
@@ -36,8 +43,13 @@ _HEADERS = {
 }
 _NOTHING_TO_SEE = "There is no such clip, or you may not see it."
 
-# S3 may be slow to fail: in these few threads it holds up nobody but our viewers.
-_s3_threads = ThreadPoolExecutor(4, thread_name_prefix="codegateway-pages")
+# S3, or whatever gives the credentials for it, may be slow to fail. In these few threads it holds up nobody but our
+# viewers, and no page waits for links.
+_link_threads = ThreadPoolExecutor(4, thread_name_prefix="codegateway-links")
+_origin_threads = ThreadPoolExecutor(4, thread_name_prefix="codegateway-origins")
+_LINK_PATIENCE = 20.0
+_PAGE_PATIENCE = 10.0
+"""Seconds. A page that is sent without the origin of its video says, when asked to play, to reload it."""
 
 
 def create_app() -> FastAPI:
@@ -56,6 +68,22 @@ def create_app() -> FastAPI:
 
 
 # Who asks for what.
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which clips of the gallery somebody asks for."""
+
+    user: BaseUser
+    dag_id: str
+    model: str
+    before: str
+
+    def page(self, session: Session) -> Page:
+        """Those of them that the user may see."""
+        dag_ids = access.readable_dags(self.user, clips.dags_with_clips(session), session)
+        chosen = [known for known in dag_ids if known == self.dag_id] if self.dag_id else dag_ids
+        return clips.recent(session, chosen, model=self.model, before=self.before)
 
 
 def _task(
@@ -78,39 +106,38 @@ def _details(user: GetUserDep, task: Annotated[TaskRef, Depends(_task)]) -> Deta
     return details
 
 
-def _page(
+def _choice(
     user: GetUserDep,
     dag_id: Annotated[str, Query(max_length=250)] = "",
     model: Annotated[str, Query(max_length=250)] = "",
     before: Annotated[str, Query(max_length=2000)] = "",
-) -> Page:
-    with create_session(scoped=False) as session:
-        dag_ids = access.readable_dags(user, clips.dags_with_clips(session), session)
-        chosen = [known for known in dag_ids if known == dag_id] if dag_id else dag_ids
-        return clips.recent(session, chosen, model=model.replace("\0", ""), before=before)
+) -> Choice:
+    return Choice(user, dag_id, model.replace("\0", ""), before)
 
 
 DetailsDep = Annotated[Details, Depends(_details)]
-PageDep = Annotated[Page, Depends(_page)]
+ChoiceDep = Annotated[Choice, Depends(_choice)]
 
 
 # The routes.
 
 
-async def gallery_page(page: PageDep, stills: bool = False) -> Response:
+async def gallery_page(choice: ChoiceDep, stills: bool = False) -> Response:
     """The gallery. With ``stills``, its policy names the places that the frames of this page come from."""
-    places = {(card.aws_conn_id, card.clip.bucket) for card in page.cards} if stills else set()
-    return _html("gallery.html", media=await _in_s3_thread(_origins, places))
+    places = await run_in_threadpool(_places, choice) if stills else ()
+    return _html("gallery.html", media=await _origins(places))
 
 
 async def clip_page(details: DetailsDep) -> Response:
     """The page of one clip. Its policy names the one place that its video comes from."""
-    places = {(details.aws_conn_id, details.clip.bucket)} if details.clip else set()
-    return _html("clip.html", media=await _in_s3_thread(_origins, places))
+    places = [(details.aws_conn_id, details.clip.bucket)] if details.clip else ()
+    return _html("clip.html", media=await _origins(places))
 
 
-def gallery(page: PageDep) -> Response:
+def gallery(choice: ChoiceDep) -> Response:
     """The facts of some clips, newest first."""
+    with create_session(scoped=False) as session:
+        page = choice.page(session)
     return _json({"clips": [_card(card) for card in page.cards], "next": page.next})
 
 
@@ -138,13 +165,34 @@ def clip(details: DetailsDep) -> Response:
     )
 
 
-async def link(details: DetailsDep) -> Response:
+async def link(user: GetUserDep, details: DetailsDep) -> Response:
     """A link to the video, for a few minutes; or why there is none."""
+
+    def may_see_work_of(run: str) -> bool:
+        fingerprint = details.clip.fingerprint if details.clip else ""
+        with create_session(scoped=False) as session:
+            tasks = clips.tasks_with_clip(session, fingerprint)
+            makers = {task.dag_id for task in tasks if storage.run_of(task) == run}
+            return bool(access.readable_dags(user, makers, session))
+
     try:
-        url = await _in_s3_thread(storage.link, details)
+        url = await asyncio.wait_for(
+            _in_thread(_link_threads, storage.link, details, may_see_work_of), _LINK_PATIENCE
+        )
+    except TimeoutError:
+        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE, "TimeoutError"))
     except storage.NoLink as error:
-        return _json({"problem": error.problem.name, "words": error.words}, status=error.problem.value)
+        return _no_link(error)
     return _json({"url": url, "seconds": storage.LINK_SECONDS})
+
+
+def _no_link(error: storage.NoLink) -> Response:
+    return _json({"problem": error.problem.name, "words": error.words}, status=error.problem.value)
+
+
+def _places(choice: Choice) -> Collection[tuple[str | None, str]]:
+    with create_session(scoped=False) as session:
+        return clips.places(session, choice.page(session).cards)
 
 
 def _card(card: Card) -> dict[str, Any]:
@@ -167,12 +215,21 @@ def _iso(time: datetime | None) -> str | None:
 # S3.
 
 
-async def _in_s3_thread(function: Callable[..., Any], *args: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(_s3_threads, function, *args)
+def _in_thread(
+    threads: ThreadPoolExecutor, function: Callable[..., Result], *args: Any
+) -> asyncio.Future[Result]:
+    return asyncio.get_running_loop().run_in_executor(threads, function, *args)
 
 
-def _origins(places: Iterable[tuple[str | None, str]]) -> list[str]:
-    return sorted({origin for place in places if (origin := storage.media_origin(*place))})
+async def _origins(places: Collection[tuple[str | None, str]]) -> list[str]:
+    """The origins of links into these places, as far as they can be told in time."""
+    if not places:
+        return []
+    asked = [_in_thread(_origin_threads, storage.media_origin, *place) for place in places]
+    told, late = await asyncio.wait(asked, timeout=_PAGE_PATIENCE)
+    for each in late:
+        each.cancel()
+    return sorted({origin for each in told if (origin := each.result())})
 
 
 # Answers.

@@ -7,13 +7,11 @@ value is checked for its form here, and against the object itself before the obj
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.models.renderedtifields import RenderedTaskInstanceFields as Rendered
@@ -38,7 +36,9 @@ MAX_VALUE_CHARACTERS = 16_384
 MAX_MODELS = 100
 _OPERATOR = "GenerateVideoOperator"
 _REQUEST_FIELDS = ("prompt", "image", "aspect_ratio", "duration", "resolution", "generate_audio", "seed")
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_BUCKET = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint[:/][a-z0-9-]{1,63}"
+)
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _CLIP = TypeAdapter(Clip)
 
@@ -62,7 +62,6 @@ class Card:
     stored: datetime
     prompt: str | None
     aspect_ratio: str | None
-    aws_conn_id: str | None
 
 
 @dataclass(frozen=True)
@@ -111,13 +110,14 @@ def parse_clip(value: str) -> Clip | None:
         clip = _CLIP.validate_json(value, strict=True)
     except ValidationError:
         return None
-    numbers = [clip.bytes, clip.created or 0, clip.render_seconds or 0, clip.renders_bought]
+    numbers = [clip.bytes, clip.render_seconds or 0, clip.renders_bought]
     if (
         _BUCKET.fullmatch(clip.bucket) is None
         or not 1 <= len(clip.key.encode(errors="surrogatepass")) <= MAX_KEY_BYTES
         or _FINGERPRINT.fullmatch(clip.fingerprint) is None
         or not (clip.model and clip.model.isprintable())
-        or not all(math.isfinite(number) and number >= 0 for number in numbers)
+        or not all(0 <= number < 2**53 for number in numbers)  # what a browser can count
+        or not 0 <= (clip.created or 0) < 1e11
     ):
         return None
     return Clip(**{**asdict(clip), "uri": S3Location(clip.bucket, clip.key).uri})
@@ -184,8 +184,24 @@ def _card(ref: TaskRef, clip: Clip, stored: datetime, fields: dict[str, Any]) ->
         stored=stored,
         prompt=_text(fields, "prompt"),
         aspect_ratio=_text(fields, "aspect_ratio"),
-        aws_conn_id=_text(fields, "aws_conn_id") if "aws_conn_id" in fields else "aws_default",
     )
+
+
+def places(session: Session, cards: Sequence[Card]) -> set[tuple[str | None, str]]:
+    """Where the videos of these cards are: their connections to S3, and buckets."""
+    refs = [card.task for card in cards]
+    conn_ids = _aws_conn_ids(session, refs, _rendered_of(session, refs))
+    return {(conn_ids[card.task], card.clip.bucket) for card in cards}
+
+
+def tasks_with_clip(session: Session, fingerprint: str) -> Iterator[TaskRef]:
+    """The task instances of all DAGs that made or reused a clip of this fingerprint."""
+    rows = session.execute(
+        select(*_identity(XComModel)).where(
+            XComModel.key == "clip", _fact("fingerprint", session) == fingerprint
+        )
+    )
+    return (TaskRef(*row) for row in rows)
 
 
 def _are_clips(session: Session, dag_ids: Collection[str]) -> list[ColumnElement[bool]]:
@@ -225,12 +241,12 @@ def _to_cursor(position: tuple[Any, ...]) -> str:
 def _from_cursor(cursor: str | None) -> tuple[datetime, int, str, int] | None:
     try:
         timestamp, dag_run_id, task_id, map_index = json.loads(base64.urlsafe_b64decode(cursor or ""))
-        position = datetime.fromisoformat(timestamp), int(dag_run_id), str(task_id), int(map_index)
-    except (ValueError, TypeError, binascii.Error):
+        moment = datetime.fromisoformat(timestamp)
+        position = moment.astimezone(UTC), int(dag_run_id), str(task_id), int(map_index)
+        position[2].encode()  # half a surrogate is no text to a database
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
-    fits = position[0].tzinfo is not None and all(
-        abs(number) < 2**31 for number in (position[1], position[3])
-    )
+    fits = moment.tzinfo is not None and all(abs(number) < 2**31 for number in (position[1], position[3]))
     return position if fits and "\0" not in position[2] else None
 
 
@@ -290,7 +306,8 @@ def details(session: Session, ref: TaskRef) -> Details | None:
     if row is None:
         return None
     clip = _clips_of(session, [ref]).get(ref)
-    fields = _rendered_of(session, [ref]).get(ref)
+    rendered = _rendered_of(session, [ref])
+    fields = rendered.get(ref)
     if clip is None and not _is_ours(row.operator, fields):
         return None
     return Details(
@@ -304,7 +321,7 @@ def details(session: Session, ref: TaskRef) -> Details | None:
         else None,
         request=None if fields is None else _request(fields),
         tries=_tries(session, ref, row),
-        aws_conn_id=_aws_conn_id(session, ref, fields),
+        aws_conn_id=_aws_conn_ids(session, [ref], rendered)[ref],
         target=_target(fields or {}),
     )
 
@@ -343,20 +360,40 @@ def _tries(session: Session, ref: TaskRef, current: Any) -> list[Try]:
     return [attempt for attempt in begun if attempt.number > 0] + earlier
 
 
-def _aws_conn_id(session: Session, ref: TaskRef, fields: dict[str, Any] | None) -> str | None:
-    if fields is not None and "aws_conn_id" in fields:
-        return _text(fields, "aws_conn_id")  # None means boto3's own credentials, to the operator too
-    written = _as_written(session, ref)
-    return written if isinstance(written, str) and "{" not in written else "aws_default"
+def _aws_conn_ids(
+    session: Session, refs: Sequence[TaskRef], rendered: dict[TaskRef, dict[str, Any]]
+) -> dict[TaskRef, str | None]:
+    """The connection to S3 of each task: as it was rendered, or as its version of the DAG has it."""
+    # None means boto3's own credentials, to the operator too.
+    conn_ids = {
+        ref: _text(fields, "aws_conn_id") for ref, fields in rendered.items() if "aws_conn_id" in fields
+    }
+    if unknown := [ref for ref in refs if ref not in conn_ids]:
+        rows = session.execute(
+            select(*_identity(TaskInstance), TaskInstance.dag_version_id).where(
+                _is_one_of(TaskInstance, unknown)
+            )
+        ).all()
+        versions = {row.dag_version_id for row in rows}
+        written = {version: _conn_ids_as_written(session, version) for version in versions}
+        for row in rows:
+            conn_ids[TaskRef(*row[:4])] = written[row.dag_version_id].get(row.task_id, "aws_default")
+    return {ref: conn_ids.get(ref, "aws_default") for ref in refs}
 
 
-def _as_written(session: Session, ref: TaskRef) -> Any:
-    """What the DAG's file says of ``aws_conn_id``, for runs whose rendered arguments Airflow has deleted."""
-    stored = SerializedDagModel.get(ref.dag_id, session=session)
-    if stored is None or ref.task_id not in stored.dag.task_dict:
-        return None
-    task = stored.dag.task_dict[ref.task_id]
-    return getattr(task, "partial_kwargs", {}).get("aws_conn_id") or getattr(task, "aws_conn_id", None)
+def _conn_ids_as_written(session: Session, dag_version_id: Any) -> dict[str, str]:
+    """For each task of a DAG's version what its file says of ``aws_conn_id``, unless that is a template."""
+    stored = session.scalar(
+        select(SerializedDagModel).where(SerializedDagModel.dag_version_id == dag_version_id)
+    )
+    # Read as JSON: to build the whole DAG of it would take long.
+    tasks = [task["__var"] for task in ((stored and stored.data) or {"dag": {"tasks": []}})["dag"]["tasks"]]
+    conn_ids = {task["task_id"]: task.get("partial_kwargs", task).get("aws_conn_id") for task in tasks}
+    return {
+        task_id: written
+        for task_id, written in conn_ids.items()
+        if isinstance(written, str) and "{" not in written
+    }
 
 
 def _target(fields: dict[str, Any]) -> S3Location | None:

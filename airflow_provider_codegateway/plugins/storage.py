@@ -1,13 +1,16 @@
 """Links to clips in S3, by the task's own connection.
 
-Whoever may edit an XCom could name any object in it. So a link is made only for an object that proves to be
-the clip: its metadata has the fingerprint, and the place is known from the task itself.
+Whoever may edit an XCom could name any object in it, with a fingerprint that they saw elsewhere. So a link is made
+only for an object whose own metadata, which the operator wrote, says that the viewer may see it: it has the
+fingerprint, and the task instance that stored it is this one, or one of a DAG whose clips the viewer may read.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import time
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,14 +21,15 @@ from airflow_provider_codegateway.operators.video import _run_id
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-    from airflow_provider_codegateway.plugins.clips import Details
-    from airflow_provider_codegateway.render import Clip
+    from airflow_provider_codegateway.plugins.clips import Details, TaskRef
 
 LINK_SECONDS = 300
 """How long a link can be used."""
 
 # A viewer waits, in a thread of the API server.
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 3, 6, 2
+# Where S3 itself is asked, rather than a server that speaks its protocol.
+_AWS = re.compile(r"s3[.-]([a-z0-9.-]+\.)?amazonaws\.[a-z.]+")
 # A client takes a tenth of a second to build, and a page of still frames wants two dozen links. A connection
 # that is changed is heeded after this time.
 _CLIENT_SECONDS = 60
@@ -53,76 +57,109 @@ class NoLink(Exception):
         self.words = words
 
 
-def link(details: Details) -> str:
+def link(details: Details, may_see_work_of: Callable[[str], bool]) -> str:
     """A URL that shows the clip for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log.
 
+    :param may_see_work_of: whether the viewer may see the clips of another task instance, given its ``run_of``.
     :raises NoLink: S3 does not answer, or what is there is not the clip of this task.
     """
     clip = details.clip
     if clip is None:
         raise NoLink(Problem.GONE)
     try:
-        s3 = _client(details.aws_conn_id)
+        s3 = _client(details.aws_conn_id, clip.bucket)
         head = s3.head_object(Bucket=clip.bucket, Key=clip.key)
         metadata = head["Metadata"]
     except Exception as error:
-        raise _no_link(error, place_is_known=_place_is_known(details, clip)) from None
+        place_is_known = details.target == S3Location(clip.bucket, clip.key)
+        raise _no_link(error, place_is_known=place_is_known) from None
     if metadata.get("codegateway-fingerprint") != clip.fingerprint:
         raise NoLink(Problem.NOT_THE_CLIP)
-    if not _place_is_known(details, clip) and metadata.get("codegateway-run") != _own_run(details):
+    run = metadata.get("codegateway-run", "")
+    if run != run_of(details.task) and not may_see_work_of(run):
         raise NoLink(Problem.NOT_THE_CLIP)
     return _sign(s3, S3Location(clip.bucket, clip.key))
 
 
 def media_origin(aws_conn_id: str | None, bucket: str) -> str | None:
-    """Scheme, host and port of links into a bucket, found without a call; None if that cannot be said."""
+    """Scheme, host and port of links into a bucket; None if that cannot be said."""
     try:
-        url = urlsplit(_sign(_client(aws_conn_id), S3Location(bucket, "any")))
+        url = urlsplit(_sign(_client(aws_conn_id, bucket), S3Location(bucket, "any")))
     except Exception:
         return None  # the link, when asked for, will say why
     return f"{url.scheme}://{url.netloc}"
 
 
-def _place_is_known(details: Details, clip: Clip) -> bool:
-    return details.target == S3Location(clip.bucket, clip.key)
-
-
-def _own_run(details: Details) -> str:
-    identity: Any = {"ti": details.task}  # it reads no more of a context than that
+def run_of(task: TaskRef) -> str:
+    """What the metadata of the clips of a task instance says of it: a hash."""
+    identity: Any = {"ti": task}  # it reads no more of a context than that
     return _run_id(identity)
 
 
 def _no_link(error: Exception, *, place_is_known: bool) -> NoLink:
     code = error_code(error)
-    if code in NOT_FOUND or code == "NoSuchBucket":
-        # Nobody shall learn from an edited XCom which objects exist.
-        return NoLink(Problem.GONE if place_is_known else Problem.NOT_THE_CLIP)
-    refused = code or type(error).__name__ in _UNKNOWN_CONNECTION
     is_server_error = code.startswith("5") or code in {"SlowDown", "InternalError", "ServiceUnavailable"}
+    if code and not is_server_error and not place_is_known:
+        # Nobody shall learn from an edited XCom which objects exist: S3 refuses what is there and may not be read,
+        # and, to who may not list the bucket, what is not there.
+        return NoLink(Problem.NOT_THE_CLIP)
+    if code in NOT_FOUND or code == "NoSuchBucket":
+        return NoLink(Problem.GONE)
+    refused = code or type(error).__name__ in _UNKNOWN_CONNECTION
     problem = Problem.DENIED if refused and not is_server_error else Problem.UNREACHABLE
     return NoLink(problem, error_words(error))
 
 
-def _client(aws_conn_id: str | None) -> S3Client:
-    return _make_client(aws_conn_id, int(time.monotonic() // _CLIENT_SECONDS))
+def _client(aws_conn_id: str | None, bucket: str) -> S3Client:
+    return _client_for(aws_conn_id, bucket, int(time.monotonic() // _CLIENT_SECONDS))
 
 
-@functools.lru_cache(maxsize=8)
-def _make_client(aws_conn_id: str | None, period: int) -> S3Client:
+@functools.lru_cache(maxsize=64)
+def _client_for(aws_conn_id: str | None, bucket: str, period: int) -> S3Client:
+    """A client for a bucket, in the bucket's own region: botocore follows a bucket, but not when it signs a link."""
+    s3 = _make_client(aws_conn_id, None, period)
+    if not _is_aws(s3) or bucket.startswith("arn:"):  # an ARN names its region
+        return s3
+    region = _region_of(s3, bucket)
+    return s3 if region in (None, s3.meta.region_name) else _make_client(aws_conn_id, region, period)
+
+
+def _region_of(s3: S3Client, bucket: str) -> str | None:
+    try:
+        answer: Any = s3.head_bucket(Bucket=bucket)
+    except Exception as error:
+        answer = getattr(error, "response", None)
+        if answer is None:
+            raise
+    region: str | None = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    return region
+
+
+def _is_aws(s3: S3Client) -> bool:
+    return _AWS.fullmatch(urlsplit(s3.meta.endpoint_url).hostname or "") is not None
+
+
+@functools.lru_cache(maxsize=16)
+def _make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3Client:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 
-    hook = S3Hook(aws_conn_id=aws_conn_id)
-    config = hook.config.merge(
+    config = S3Hook(aws_conn_id=aws_conn_id).config.merge(
         Config(
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
             retries={"total_max_attempts": _ATTEMPTS},
         )
     )
+    hook = S3Hook(aws_conn_id=aws_conn_id, config=config)  # the limits hold for asking STS for a role, too
     if getattr(config, "signature_version", None) is None:  # boto3 would sign links with version 2
         config = config.merge(Config(signature_version="s3v4"))
-    client: S3Client = hook.get_client_type(config=config)
+    client: S3Client = hook.get_client_type(region_name=region, config=config)
+    if _is_aws(client):
+        # Else botocore signs links for the global host, which does not serve the regions of 2019 and later.
+        options: Any = {**(getattr(config, "s3", None) or {}), "addressing_style": "virtual"}
+        style = Config(s3=options)
+        client = hook.get_client_type(region_name=region, config=config.merge(style))
     return client
 
 

@@ -20,7 +20,7 @@ const WAITING = "Nothing has been rendered yet: the task has not begun.";
 const NOT_ENDED = ["running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule", "restarting", null];
 const PROBLEMS = {
   GONE: ["The clip is no longer in S3", "Somebody deleted or moved it. Clear the task to render it again; that buys a render."],
-  NOT_THE_CLIP: ["This is not the clip that the task made", "Another object is at its place in S3 by now, or the XCom was edited. It is not shown."],
+  NOT_THE_CLIP: ["This is not a clip that can be shown here", "Another object is at its place in S3 by now, it was made by a task that you may not see or that Airflow no longer knows, or the XCom was edited."],
   DENIED: ["Airflow may not read this clip", "S3 refused the task's AWS connection. The connection needs s3:GetObject on the clip."],
   UNREACHABLE: ["S3 did not answer", "The clip may well be there. Try again in a moment."],
 };
@@ -149,7 +149,6 @@ function showTask() {
     window.parent.history.pushState(null, "", link.href);
     window.parent.dispatchEvent(new PopStateEvent("popstate"));
   });
-  byId("task").replaceChildren();
   fact(byId("task"), "Task", link);
   fact(byId("task"), "DAG", task.dag_id);
   fact(byId("task"), "Run", task.run_id);
@@ -234,7 +233,6 @@ async function show() {
   showVideo(facts);
   showFacts(facts);
   showRequest(facts.request);
-  showTask();
   showTries(facts.tries);
   byId("clip").hidden = false;
   byId("status").textContent = facts.clip ? "The clip is ready to play." : byId("absent").textContent;
@@ -248,12 +246,18 @@ async function refresh() {
     await show();
     // The page's policy names S3 only once there is a clip.
     if (!byId("play").hidden) location.reload();
-  } catch {
-    setTimeout(refresh, POLL_MILLISECONDS);
+  } catch (error) {
+    if (error.status !== 401 && error.status !== 403) {
+      setTimeout(refresh, POLL_MILLISECONDS);
+      return;
+    }
+    byId("clip").hidden = true;
+    showFailure(error);
   }
 }
 
 byId("play").addEventListener("click", play);
 byId("video").addEventListener("loadedmetadata", () => fit(byId("screen"), byId("video")));
 byId("video").addEventListener("error", revive);
+showTask();
 show().catch(showFailure);
