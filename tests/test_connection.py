@@ -156,7 +156,9 @@ def serving(answer: bytes | None, tls: ssl.SSLContext | None = None) -> Iterator
                 connection.recv(65536)
                 if answer is not None:
                     connection.sendall(answer)
-                    connection.shutdown(socket.SHUT_WR)  # closed, it may reset what is not read of the request
+                    connection.shutdown(
+                        socket.SHUT_WR
+                    )  # closed, it may reset what is not read of the request
             except OSError:  # a client that does not trust us, or the end
                 if listener.fileno() < 0:
                     return
