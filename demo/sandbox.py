@@ -32,7 +32,7 @@ START_SECONDS = 60
 STOP_SECONDS = 20
 """How long a process may take to stop before it is killed."""
 
-SET_UP = ("db migrate", "pools set codegateway 2 'CodeGateway renders'")
+SET_UP = ("db migrate", "pools set codegateway 2 'CodeGateway renders' --include-deferred")
 """The commands that make Airflow's database, and the pool of the marketing pipeline."""
 
 # So that a browser shows a clip by its plain URL.

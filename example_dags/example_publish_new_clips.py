@@ -28,13 +28,12 @@ with DAG(
         """Copy each new clip to where the web site reads, and return the copies' keys."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        published = []
         # On Airflow 2 the events are in context["triggering_dataset_events"].
-        for events in context["triggering_asset_events"].values():
-            for event in events:
-                bucket, key = event.extra["bucket"], event.extra["key"]
-                S3Hook().copy_object(key, f"published/{key}", bucket, bucket)
-                published.append(f"published/{key}")
-        return published
+        events = [event for some in context["triggering_asset_events"].values() for event in some]
+        # Each clip once: an event is there for the alias, and again for the asset that it became.
+        clips = sorted({(event.extra["bucket"], event.extra["key"]) for event in events})
+        for bucket, key in clips:
+            S3Hook().copy_object(key, f"published/{key}", bucket, bucket)
+        return [f"published/{key}" for _, key in clips]
 
     publish()

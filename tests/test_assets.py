@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
 MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
 SECRET_QUERY = "X-Amz-Signature=5ecre7516na7ure"
+KEY_OF_NO_ASSET = "灯" * 333 + ".mp4"
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections")
 
@@ -129,21 +130,21 @@ def test_an_alias_becomes_the_real_uri_of_each_clip(s3: S3Client, bucket: str, d
 def test_a_key_that_airflow_takes_for_no_asset_is_refused_before_the_purchase(
     gateway: Emulator, s3: S3Client, bucket: str, deferrable: bool
 ) -> None:
-    """S3 takes a key of 1,024 bytes; Airflow a URI of 1,500 characters, where each byte of it may need three."""
+    """S3 takes a key of 1,024 bytes; Airflow a URI of 1,500 characters (2: 3,000), where a byte may need three."""
     with DAG("assets", schedule=None) as dag:
         GenerateVideoOperator(
             task_id="clip",
             model=HAILUO,
             s3_bucket=bucket,
-            s3_key="灯" * 170 + ".mp4",
+            s3_key=KEY_OF_NO_ASSET,
             deferrable=deferrable,
             outlets=[AssetAlias("test-clips")],
         )
     assert run(dag)["clip"].state == "failed"
     assert gateway.ledger == ()
     assert s3.list_objects_v2(Bucket=bucket).get("Contents", []) == []
-    with pytest.raises(InvalidRequest, match=r"1\d{3} characters long, is refused .* or no AssetAlias"):
-        lineage.require_assets([AssetAlias("a")], S3Location(bucket, "灯" * 170 + ".mp4"))
+    with pytest.raises(InvalidRequest, match=r"3\d{3} characters long, is refused .* or no AssetAlias"):
+        lineage.require_assets([AssetAlias("a")], S3Location(bucket, KEY_OF_NO_ASSET))
 
 
 def test_a_dag_that_waits_for_the_alias_is_due_when_a_clip_is_made(bucket: str, deferrable: bool) -> None:

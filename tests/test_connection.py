@@ -407,7 +407,9 @@ def test_what_means_nothing_is_named(connection: str, words: str, monkeypatch: p
 def test_an_extra_that_is_no_json_object_is_no_silence(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Airflow 3's core says so itself, elsewhere it is dropped: a deadline that nobody heeds."""
     connection = {"conn_type": "codegateway", "password": KEY, "extra": extra}
-    with pytest.raises((InvalidConnection, ValueError), match="extra"):
+    # Airflow 3.0 and 3.1 take a connection that they cannot read for none.
+    words = "no connection 'tested'" if (3, 0) <= AIRFLOW < (3, 2) else "extra"
+    with pytest.raises((InvalidConnection, ValueError), match=words):
         settings_of(monkeypatch, connection)
 
 
@@ -487,25 +489,13 @@ LocalExecutor.run_workload(workload, server=sys.argv[2] + "/execution/")
 """
 
 
-@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Before Airflow 3.3 no worker tests a connection")
-@pytest.mark.parametrize(
-    ("changes", "state", "words"),
-    [
-        ({}, "success", "accepts the API key"),
-        ({"host": "https://gw.invalid"}, "failed", "DNS does not know gw.invalid here"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-def test_the_form_can_be_tested_on_a_worker(
-    changes: dict[str, Any], state: str, words: str, server: tuple[httpx.Client, str], gateway: Emulator
-) -> None:
-    """As the scheduler hands it to an executor that says so: the worker asks, and reports to the API server."""
+def asked_on_a_worker(client: httpx.Client, secret: str, form: dict[str, Any]) -> dict[str, Any]:
+    """What came of one test of a form."""
     from airflow.models.connection_test import ConnectionTestRequest
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    client, secret = server
-    enqueued = client.post("/api/v2/connections/enqueue-test", json=form(gateway, **changes))
+    enqueued = client.post("/api/v2/connections/enqueue-test", json=form)
     assert enqueued.status_code == 202, enqueued.text
     token = enqueued.json()["token"]
     with create_session() as session:
@@ -519,6 +509,28 @@ def test_the_form_can_be_tested_on_a_worker(
         capture_output=True,
     )
     headers = {"Airflow-Connection-Test-Token": token}
-    result = client.get("/api/v2/connections/enqueue-test", headers=headers).json()
+    result: dict[str, Any] = client.get("/api/v2/connections/enqueue-test", headers=headers).json()
+    return result
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Before Airflow 3.3 no worker tests a connection")
+@pytest.mark.parametrize(
+    ("changes", "state", "words"),
+    [
+        ({}, "success", "accepts the API key"),
+        ({"host": "https://gw.invalid"}, "failed", "DNS does not know gw.invalid here"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_the_form_can_be_tested_on_a_worker(
+    changes: dict[str, Any], state: str, words: str, server: tuple[httpx.Client, str], gateway: Emulator
+) -> None:
+    """As the scheduler hands it to an executor that says so: the worker asks, and reports to the API server."""
+    client, secret = server
+    for _ in range(3):
+        result = asked_on_a_worker(client, secret, form(gateway, **changes))
+        # A database of SQLite that is locked for a moment fails a call that Airflow's worker does not repeat.
+        if "ServerResponseError" not in result["result_message"]:
+            break
     assert (result["state"], words in result["result_message"]) == (state, True), result
     assert gateway.billed == 0

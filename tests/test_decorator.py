@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, TaskDeferred, task
-from airflow_run import RunResult, run_dag
+from airflow_run import AIRFLOW, RunResult, run_dag
 from media_samples import png, png_base64
 
 from airflow_provider_codegateway.decorators.video import RETURNABLE, generate_video_task
@@ -326,6 +326,8 @@ def test_a_new_idea_does_not_lose_a_clip_that_is_paid(
 
 def test_retries_are_airflows_own(gateway: Emulator, bucket: str, deferrable: bool) -> None:
     """The task's next try runs the function anew, and renders within ``max_renders``."""
+    if deferrable and AIRFLOW == (3, 0):
+        pytest.skip("Airflow 3.0 resumes a retry with the event of the try before")
     gateway.fail_next(Fault.reset_after())
     tries: list[int] = []
 

@@ -772,10 +772,11 @@ def test_hidden_media_in_rendered_templates() -> None:
     url = f"https://example.com/a.png?{SECRET}"
     shown = "https://example.com/a.png"
     assert serialize_template_field(media.hide(url), "image") == shown
-    assert serialize_template_field(media.hide({"image": url, "list": [(url,)]}), "parameters") == {
-        "image": shown,
-        "list": [[shown]],
-    }
+    container = serialize_template_field(media.hide({"image": url, "list": [(url,)]}), "parameters")
+    if AIRFLOW >= (3, 2):
+        assert container == {"image": shown, "list": [[shown]]}
+    else:  # its str, as Airflow 2 does
+        assert container == f"{{'image': {shown}, 'list': [({shown},)]}}"
 
 
 def test_hidden_media_in_rendered_templates_of_airflow_2() -> None:

@@ -88,7 +88,7 @@ def test_memory_of_a_transfer_goes_with_it(s3: S3Client, bucket: str, size: int)
     try:
         with ClipServer(make_clip(size)) as server:
             bring(server, s3, bucket)
-        views = [view for view in gc.get_objects() if isinstance(view, memoryview)]
+        views = [view for view in gc.get_objects() if type(view) is memoryview]  # proxies answer `isinstance`
     finally:
         gc.enable()
     assert _upload.BLOCK_SIZE not in map(bytes_behind, views)

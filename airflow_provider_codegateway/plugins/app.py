@@ -180,7 +180,7 @@ async def link(user: GetUserDep, details: DetailsDep) -> Response:
             _in_thread(_link_threads, storage.link, details, may_see_work_of), _LINK_PATIENCE
         )
     except TimeoutError:
-        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE, "TimeoutError"))
+        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
     except storage.NoLink as error:
         return _no_link(error)
     return _json({"url": url, "seconds": storage.LINK_SECONDS})
