@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks
 
 if TYPE_CHECKING:
     from clip_pages import World
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, Route
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None:
@@ -49,8 +51,13 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def browsing(browser: Browser, world: World, user: str, **options: Any) -> Iterator[Page]:
-    """A page of a browser in which the user is logged in. It must reach for nothing but Airflow and S3."""
+def browsing(
+    browser: Browser, world: World, user: str, *, refused_media: bool = False, **options: Any
+) -> Iterator[Page]:
+    """A page of a browser in which the user is logged in. It must reach for nothing but Airflow and S3.
+
+    :param refused_media: whether it may reach for videos that the page's policy does not name yet.
+    """
     context = browser.new_context(base_url=world.url, **options)
     context.set_default_timeout(PATIENCE)
     context.add_cookies([{"name": "_token", "value": world.tokens[user], "url": world.url}])
@@ -61,6 +68,8 @@ def browsing(browser: Browser, world: World, user: str, **options: Any) -> Itera
     page.on("console", lambda message: violations.append(message.text) if "Policy" in message.text else None)
     yield page
     context.close()
+    if refused_media:
+        violations = [words for words in violations if "media-src" not in words]
     assert (page_errors, violations) == ([], [])
 
 
@@ -142,7 +151,7 @@ def test_gallery_is_filtered(browser: Browser, world: World) -> None:
 
 def test_still_frames_on_demand(browser: Browser, world: World) -> None:
     """Still frames are shown only if asked for, and do not play."""
-    with browsing(browser, world, "anna") as page:
+    with browsing(browser, world, "anna", refused_media=True) as page:
         page.goto("/codegateway/clips")
         page.locator(".tile").wait_for()
         assert page.locator("video").count() == 0
@@ -150,6 +159,30 @@ def test_still_frames_on_demand(browser: Browser, world: World) -> None:
         page.get_by_role("button", name="Show").click()
         page.locator(".has-still video").wait_for()
         assert page.locator("video").evaluate("video => video.paused")
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_gallery_sent_before_its_origins_reloads_once(browser: Browser, world: World, times: int) -> None:
+    """A gallery whose policy names no S3 yet is asked for once more, and shows its frames if that knows better."""
+
+    def send_early(route: Route) -> None:
+        answer = route.fetch()
+        policy = re.sub("media-src [^;]+", "media-src 'none'", answer.headers["content-security-policy"])
+        route.fulfill(response=answer, headers={**answer.headers, "content-security-policy": policy})
+
+    with browsing(browser, world, "anna", refused_media=True) as page:
+        asked: list[str] = []
+        page.on("request", lambda it: asked.append(it.url) if it.is_navigation_request() else None)
+        page.route("**/clips?stills=true", send_early, times=times)
+        refused = itertools.count(1)
+        if times == 1:
+            page.goto("/codegateway/clips?stills=true")
+            page.locator(".has-still video").wait_for()
+        else:
+            with page.expect_console_message(lambda it: "media-src" in it.text and next(refused) == 2):
+                page.goto("/codegateway/clips?stills=true")
+            page.wait_for_load_state("networkidle")
+        assert len(asked) == 2
 
 
 @pytest.mark.usefixtures("copies")

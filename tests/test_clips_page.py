@@ -296,8 +296,7 @@ def test_page_does_not_wait_for_an_s3_that_is_silent(monkeypatch: pytest.MonkeyP
         return f"https://{bucket}"
 
     monkeypatch.setattr(storage, "media_origin", origin)
-    monkeypatch.setattr(app, "_PAGE_PATIENCE", 1)
-    origins = asyncio.run(app._origins([(None, "silent"), (None, "quick")]))
+    origins = asyncio.run(app._origins([(None, "silent"), (None, "quick")], patience=1))
     answered.set()
     assert origins == ["https://quick"]
 

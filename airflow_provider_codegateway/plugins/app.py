@@ -50,6 +50,8 @@ _origin_threads = ThreadPoolExecutor(4, thread_name_prefix="codegateway-origins"
 _LINK_PATIENCE = 20.0
 _PAGE_PATIENCE = 10.0
 """Seconds. A page that is sent without the origin of its video says, when asked to play, to reload it."""
+_GALLERY_PATIENCE = 0.5
+"""Seconds: a new process has boto3 to load first. A gallery that misses an origin reloads itself, once."""
 
 
 def create_app() -> FastAPI:
@@ -125,13 +127,13 @@ ChoiceDep = Annotated[Choice, Depends(_choice)]
 async def gallery_page(choice: ChoiceDep, stills: bool = False) -> Response:
     """The gallery. With ``stills``, its policy names the places that the frames of this page come from."""
     places = await run_in_threadpool(_places, choice) if stills else ()
-    return _html("gallery.html", media=await _origins(places))
+    return _html("gallery.html", media=await _origins(places, _GALLERY_PATIENCE))
 
 
 async def clip_page(details: DetailsDep) -> Response:
     """The page of one clip. Its policy names the one place that its video comes from."""
     places = [(details.aws_conn_id, details.clip.bucket)] if details.clip else ()
-    return _html("clip.html", media=await _origins(places))
+    return _html("clip.html", media=await _origins(places, _PAGE_PATIENCE))
 
 
 def gallery(choice: ChoiceDep) -> Response:
@@ -221,12 +223,12 @@ def _in_thread(
     return asyncio.get_running_loop().run_in_executor(threads, function, *args)
 
 
-async def _origins(places: Collection[tuple[str | None, str]]) -> list[str]:
-    """The origins of links into these places, as far as they can be told in time."""
+async def _origins(places: Collection[tuple[str | None, str]], patience: float) -> list[str]:
+    """The origins of links into these places, as far as they can be told in ``patience`` seconds."""
     if not places:
         return []
     asked = [_in_thread(_origin_threads, storage.media_origin, *place) for place in places]
-    told, late = await asyncio.wait(asked, timeout=_PAGE_PATIENCE)
+    told, late = await asyncio.wait(asked, timeout=patience)
     for each in late:
         each.cancel()
     return sorted({origin for each in told if (origin := each.result())})
