@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from airflow_provider_codegateway import _download, ledger
 from airflow_provider_codegateway.emulator import Emulator
 from demo.s3_server import s3_server
 
@@ -108,6 +109,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + made.public_bytes(serialization.Encoding.PEM)
     )
     return path
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the world is the test's own: a broken download, and a paid clip, are taken up again at once."""
+    monkeypatch.setattr(_download, "BACKOFF", 0.0)
+    monkeypatch.setattr(_download, "MAX_BACKOFF", 0.0)
+    monkeypatch.setattr(ledger, "SETTLE_GRACE", 0.0)
 
 
 @pytest.fixture(scope="session")

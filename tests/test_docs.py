@@ -212,7 +212,7 @@ CHECKS: dict[str, Callable[[list[str]], object]] = {
 }
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_a_command_exists_and_takes_its_arguments(words: list[str]) -> None:
     """Each is parsed by the program's own parser."""
     CHECKS[words[0]](words[1:])
@@ -269,7 +269,7 @@ def public_names() -> Iterator[Any]:
                 yield pytest.param(name, PROJECT / "docs" / source, id=f"{table.page} {name}")
 
 
-@pytest.mark.parametrize(("name", "source"), public_names())
+@pytest.mark.parametrize(("name", "source"), list(public_names()))
 def test_a_public_name_is_in_the_file_that_is_named(name: str, source: Path) -> None:
     """As a class, a function, or a value of the manifest."""
     assert re.search(rf"(?m)^(class|def) {name}\b|^[A-Z_]+ = \"{name}\"", source.read_text())
@@ -330,7 +330,7 @@ def links() -> Iterator[Any]:
                 yield pytest.param(page, target, id=f"{page.name} {target}")
 
 
-@pytest.mark.parametrize(("page", "target"), links())
+@pytest.mark.parametrize(("page", "target"), list(links()))
 def test_a_link_leads_somewhere(page: Path, target: str) -> None:
     """To a file that exists, and in it to a heading that exists."""
     path, _, anchor = target.partition("#")
@@ -611,7 +611,7 @@ def account() -> Iterator[Account]:
 
 
 @pytest.fixture
-def clip(account: Account, gateway: Emulator, monkeypatch: pytest.MonkeyPatch) -> Any:
+def clip(account: Account, gateway: Emulator, monkeypatch: pytest.MonkeyPatch, no_pauses: None) -> Any:
     """Makes a clip as the user whom only the policy allows anything."""
     gateway.serve_clip(b"\0\0\0\x18ftypmp42" + bytes(9 * 1024 * 1024))
     codegateway = {"conn_type": "codegateway", "host": gateway.url, "password": gateway.api_key}

@@ -200,6 +200,7 @@ def test_a_render_without_a_clip_is_counted_as_the_bill_may_have_it(
     assert received[-2].endswith(":0|g")
 
 
+@pytest.mark.usefixtures("no_pauses")
 def test_a_failed_transfer_is_not_refused_and_its_retry_is_not_bought(
     stats: StatsServer, gateway: Emulator, bucket: str, deferrable: bool
 ) -> None:

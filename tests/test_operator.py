@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
 MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
 
-pytestmark = pytest.mark.usefixtures("airflow_database", "connections")
+pytestmark = pytest.mark.usefixtures("airflow_database", "connections", "no_pauses")
 
 
 @pytest.fixture(params=["blocking", "deferrable"], autouse=True)
@@ -50,7 +50,6 @@ def deferrable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     # Airflow wraps __init__; the default is read from its configuration when the module is imported.
     defaults = GenerateVideoOperator.__init__.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
     monkeypatch.setitem(defaults, "deferrable", deferrable)
-    monkeypatch.setattr("airflow_provider_codegateway.ledger.SETTLE_GRACE", 0.0)  # nobody else is at it here
     return deferrable
 
 

@@ -28,10 +28,7 @@ KEY = "out/clip.mp4"
 ODD_WRITES = (1, 700_001, 7, 65_536, 99_991)
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_download, "BACKOFF", 0.0)
-    monkeypatch.setattr(_download, "MAX_BACKOFF", 0.0)
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def bring(server: ClipServer, s3: S3Client, bucket: str, **options: Any) -> StoredClip:

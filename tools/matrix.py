@@ -84,8 +84,8 @@ NEAR_AIRFLOW = (
 )
 """All that ``--core`` runs: what most often breaks when a version changes."""
 
-SLOW = "no_key_query and Fault or failed_transfer or bought_nothing_leaves"
-"""Left out of these, as pytest's ``-k`` has it: they wait for the pauses between attempts, or vary one theme."""
+VARIATIONS = "no_key_query and Fault or bought_nothing_leaves"
+"""Left out of these, as pytest's ``-k`` has it: they vary one theme."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.quick:
         to_pytest += [f"--ignore=tests/{name}" for name in SAME_EVERYWHERE]
     if chosen.core:
-        to_pytest += [*(f"tests/{name}" for name in NEAR_AIRFLOW), "-k", f"not ({SLOW})"]
+        to_pytest += [*(f"tests/{name}" for name in NEAR_AIRFLOW), "-k", f"not ({VARIATIONS})"]
     names = chosen.cells or (oldest_cells() if chosen.core else CELLS)
     return run_cells([Cell(name) for name in names], to_pytest, skip_missing=not chosen.cells)
 
