@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
+from stats_server import StatsServer
 
+from airflow_provider_codegateway import metrics
 from airflow_provider_codegateway.emulator import RemoteEmulator
 from demo.airflow_server import AirflowServer
 from demo.postgres import postgres
@@ -47,8 +51,11 @@ MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(300_000)
 class Cluster:
     """A running Airflow with its emulator, its S3 and its database."""
 
-    def __init__(self, airflow: AirflowServer, emulator: RemoteEmulator, database: str, busy: Path) -> None:
+    def __init__(
+        self, airflow: AirflowServer, emulator: RemoteEmulator, stats: StatsServer, database: str, busy: Path
+    ) -> None:
         self.airflow = airflow
+        self.stats = stats
         self.emulator = emulator
         self.s3 = airflow.sandbox.s3
         self._database = database.replace("postgresql+psycopg2", "postgresql")
@@ -113,8 +120,10 @@ class Cluster:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     home = tmp_path_factory.mktemp("airflow")
     busy = tmp_path_factory.mktemp("busy")
-    with postgres() as database:
+    with postgres() as database, closing(StatsServer()) as stats:
         settings = {
+            **stats.settings,
+            "AIRFLOW__METRICS__METRICS_ALLOW_LIST": "codegateway",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
             "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "tests" / "e2e_dags"),
             "AIRFLOW__CORE__PARALLELISM": str(SLOTS),
@@ -139,7 +148,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             )
             with server as airflow, closing(RemoteEmulator(sandbox.emulator_url)) as emulator:
                 try:
-                    yield Cluster(airflow, emulator, database, busy)
+                    yield Cluster(airflow, emulator, stats, database, busy)
                 except BaseException:
                     print(sandbox.log_tail(200), file=sys.stderr)
                     raise
@@ -150,6 +159,7 @@ def cluster(running: Cluster) -> Iterator[Cluster]:
     """Airflow without a triggerer; the emulator without a past, and with small clips."""
     running.emulator.reset()
     running.emulator.serve_clip(MP4)
+    running.stats.forget()
     yield running
     for name in [name for name in running.airflow.processes if name.startswith("triggerer")]:
         running.airflow.stop_triggerer(name)
@@ -182,6 +192,29 @@ def test_renders_of_a_mapped_task_are_all_under_way_at_once_without_a_worker_slo
     assert "Asking for render 1" in log
     assert "its receipt is kept" in log
     assert "The clip is at s3://" in log
+
+
+def test_metrics_come_from_where_the_call_is_made_and_from_where_the_task_ends(cluster: Cluster) -> None:
+    """The triggerer counts what it asks for, buys and has in flight; the workers count what they hand over."""
+    cluster.airflow.start_triggerer("triggerer")
+    with cluster.emulator.holding():
+        run_id = cluster.start("deferrable")
+        cluster.emulator.wait_for(rendering=CLIPS, timeout=300)
+    counts: Counter[str] = Counter()
+    most_in_flight = 0
+    while counts[metrics.CLIP_BYTES] < CLIPS * len(MP4) or counts[metrics.BOUGHT] < CLIPS:
+        name, number = re.fullmatch(r"([\w.]+)(?:,[^:]+)?:([\d.]+)\|.+", cluster.stats.next()).groups()  # type: ignore[union-attr]
+        if name == metrics.IN_FLIGHT:
+            most_in_flight = max(most_in_flight, int(number))
+        elif name != metrics.DURATION:
+            counts[name] += int(number)
+    assert cluster.airflow.wait_for_run("deferrable", run_id) == "success"
+    assert most_in_flight == CLIPS
+    assert counts == {
+        metrics.BEGUN: CLIPS,
+        metrics.BOUGHT: CLIPS,
+        metrics.CLIP_BYTES: CLIPS * len(MP4),
+    }
 
 
 @pytest.fixture

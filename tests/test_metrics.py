@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import re
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import Stats, TaskDeferred
 from airflow_run import AIRFLOW
+from stats_server import StatsServer
 
 from airflow_provider_codegateway import metrics
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
@@ -39,36 +39,13 @@ PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections")
 
 
-class StatsServer:
-    """Takes StatsD's datagrams, each of which has one metric."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self._socket.settimeout(30)
-        self.port: int = self._socket.getsockname()[1]
-
-    def receive(self, *names: str) -> list[str]:
-        """Our metrics, until there is one of each of these names: ``name,tag=value:number|kind``."""
-        received: list[str] = []
-        while not all(any(re.match(rf"{name}[,:]", metric) for metric in received) for name in names):
-            metric = self._socket.recv(2000).decode().removeprefix("airflow.")
-            if metric.startswith("codegateway."):
-                received.append(metric)
-        return received
-
-    def close(self) -> None:
-        self._socket.close()
-
-
 @pytest.fixture
 def stats(monkeypatch: pytest.MonkeyPatch) -> Iterator[StatsServer]:
-    """A server to which this process sends its metrics, tagged in InfluxDB's way."""
+    """A server to which this process sends its metrics."""
     server = StatsServer()
     with monkeypatch.context() as settings:
-        for name, value in {"on": "True", "port": str(server.port), "influxdb_enabled": "True"}.items():
-            settings.setenv(f"AIRFLOW__METRICS__STATSD_{name.upper()}", value)
-        settings.setenv("AIRFLOW__METRICS__STATSD_HOST", "127.0.0.1")
+        for name, value in server.settings.items():
+            settings.setenv(name, value)
         connect_airflow()
         yield server
     connect_airflow()
