@@ -132,7 +132,7 @@ class Receipt:
 class Buyer(Protocol):
     """Whatever can buy one render, such as a ``Gateway``."""
 
-    async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Receipt:
         """Buy one render."""
 
 
@@ -141,7 +141,7 @@ class Gateway:
 
     ::
 
-        receipt = await Gateway(settings).generate(request.body())
+        receipt = await Gateway(settings).generate(request.content)
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -158,21 +158,20 @@ class Gateway:
         if self.proxy is not None:
             self._require_usable_proxy(self.proxy)
 
-    async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Receipt:
         """Buy one render.
 
-        :param body: the JSON body, see ``models.build_request``; or what loads it, encoded, each time that
-            it is to be sent, so that an image is not kept in memory for the two minutes of a render.
+        :param content: loads the encoded JSON body each time that it is to be sent, as
+            ``VideoRequest.content`` does: it is not kept in memory for the two minutes of a render.
         :raises RequestRejected: the gateway refused it; nothing was bought.
         :raises GatewayUnavailable: not reached or busy, also after the retries; nothing was bought.
         :raises RenderOutcomeUnknown: sent, and no whole, usable answer; perhaps bought.
         """
-        load = body if callable(body) else _encoded(body)
         deadline = time.monotonic() + self.settings.deadline
         attempt = 1
         while True:
             try:
-                return await self._post([await load()], deadline)
+                return await self._post([await content()], deadline)
             except GatewayUnavailable as error:
                 left = deadline - time.monotonic()
                 delay = retry_delay(attempt, error.retry_after, left, self.settings)
@@ -288,15 +287,6 @@ class Gateway:
                 f"The proxy of the environment, {redact_url(proxy)}, cannot be used ({why}): give HTTPS_PROXY, "
                 "HTTP_PROXY or ALL_PROXY an http:// URL, or name the gateway's host in NO_PROXY."
             ) from None
-
-
-def _encoded(body: Mapping[str, Any]) -> LoadContent:
-    content = json.dumps(body, allow_nan=False).encode()
-
-    async def load() -> bytes:
-        return content
-
-    return load
 
 
 Result = TypeVar("Result")

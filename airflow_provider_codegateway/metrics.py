@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -47,12 +47,12 @@ class MeteredBuyer:
         self._buyer = buyer
         self._model = model
 
-    async def generate(self, body: Mapping[str, Any] | LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Receipt:
         """Buy one render."""
         _aside(_begin, self._model)
         bought, seconds = Bought.PERHAPS, None  # also when we are cancelled, or something of ours breaks
         try:
-            receipt = await self._buyer.generate(body)
+            receipt = await self._buyer.generate(content)
             bought, seconds = Bought.YES, receipt.render_seconds
             return receipt
         except CodeGatewayError as error:

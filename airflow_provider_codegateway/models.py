@@ -94,9 +94,17 @@ class VideoRequest(BaseModel):
             if isinstance(item, MediaField)
         }
 
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        # Requests are local variables of whatever fails, and error trackers show those.
+        return list(media.hide(self.body()).items())
+
     def body(self) -> dict[str, Any]:
         """What is sent, and nothing that the author did not set."""
         return self.model_dump(exclude_none=True)
+
+    async def content(self) -> bytes:
+        """The body, encoded: see ``Gateway.generate``."""
+        return json.dumps(self.body(), allow_nan=False).encode()
 
     def with_media(self, resolve: Callable[[str, MediaField], str]) -> Self:
         """The same request with every media reference replaced by what goes over the wire.

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
+    from airflow_provider_codegateway.models import VideoRequest
+
 log = logging.getLogger(__name__)
 
 MAX_KEY_BYTES = 1024
@@ -177,26 +179,26 @@ def clip_target(s3_key: str, s3_bucket: str | None) -> S3Location:
 
 
 async def render(
-    order: Order, body: Mapping[str, Any], *, s3: S3Client, gateway: Buyer, claim_seconds: float
+    order: Order, request: VideoRequest, *, s3: S3Client, gateway: Buyer, claim_seconds: float
 ) -> Clip:
     """The clip of ``order``, bought at most once by this call.
 
-    :param body: the request, with its media resolved.
+    :param request: what is to be rendered, its media resolved.
     :param claim_seconds: how long one call of ``gateway`` may take at the very most.
     """
     while True:
-        opened = await to_the_end("ledger", open_entry, order, body, s3=s3)
+        opened = await to_the_end("ledger", open_entry, order, request, s3=s3)
         if isinstance(opened, Clip):
             return opened
         clip = await render_open_entry(
-            order, s3=s3, gateway=gateway, claim_seconds=claim_seconds, body=body, fresh=opened
+            order, s3=s3, gateway=gateway, claim_seconds=claim_seconds, request=request, fresh=opened
         )
         if clip is not None:
             return clip
         # Somebody else settled it: have a new look at the key.
 
 
-def open_entry(order: Order, body: Mapping[str, Any], *, s3: S3Client) -> Clip | bool:
+def open_entry(order: Order, request: VideoRequest, *, s3: S3Client) -> Clip | bool:
     """Refuse for free; then write the request to the ledger, which is where every render starts from.
 
     :return: the clip, if it is in place already; else whether this call opened the entry.
@@ -210,13 +212,13 @@ def open_entry(order: Order, body: Mapping[str, Any], *, s3: S3Client) -> Clip |
     if clip is not None:
         return clip
     # The first write: it proves bucket and permission before anything is bought.
-    if ledger.open(body):
+    if ledger.open(request.body()):
         return True
     entry = ledger.read()
     if entry.open and not entry.attempts and entry.fingerprint != order.fingerprint:
         log.info("Nothing was begun for the request that the ledger held: it gives way to this one.")
         ledger.withdraw()
-        return ledger.open(body)
+        return ledger.open(request.body())
     return False
 
 
@@ -226,13 +228,13 @@ async def render_open_entry(
     s3: S3Client,
     gateway: Buyer,
     claim_seconds: float,
-    body: Mapping[str, Any] | None = None,
+    request: VideoRequest | None = None,
     fresh: bool = False,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Clip | None:
     """The clip of an order whose request is in the ledger. None if it is not, or no longer.
 
-    :param body: the request; read from the ledger when it is to be sent, if not given.
+    :param request: what is to be rendered; read from the ledger when it is to be sent, if not given.
     :param fresh: whether the entry was just opened, so that there is nothing else in it.
     :param wanted: whether the clip is still waited for. If not, no render is asked for any more; one that is
         under way or paid is brought to its end, as that costs nothing.
@@ -242,7 +244,7 @@ async def render_open_entry(
         acquired = await acquire(
             ledger,
             MeteredBuyer(gateway, order.model),
-            body=body,
+            request=request,
             max_renders=order.max_renders,
             claim_seconds=claim_seconds,
             in_place=lambda: clip_in_place(order, ledger, s3=s3) is not None,
@@ -360,7 +362,7 @@ async def acquire(
     ledger: Ledger,
     gateway: Buyer,
     *,
-    body: Mapping[str, Any] | None,
+    request: VideoRequest | None,
     max_renders: int,
     claim_seconds: float,
     in_place: Callable[[], bool],
@@ -369,7 +371,7 @@ async def acquire(
 ) -> Acquired | None:
     """A receipt for the clip of ``ledger``: an earlier one, another run's, or one bought now.
 
-    :param body: the request; None: read it from the ledger.
+    :param request: what is to be rendered; None: read it from the ledger.
     :param in_place: looks whether the clip is in S3 by now.
     :param fresh: whether the ledger entry was just opened, so that there is nothing to read in it.
     :param wanted: see ``render_open_entry``.
@@ -424,7 +426,8 @@ async def acquire(
                     if settled:
                         return None
                     continue
-                receipt = await _buy(ledger, number, gateway, body or _load_from(ledger, wanted))
+                content = request.content if request else _load_from(ledger, wanted)
+                receipt = await _buy(ledger, number, gateway, content)
                 return Acquired(number, receipt, bought_here=True)
 
 
@@ -456,10 +459,10 @@ def _load_from(ledger: Ledger, wanted: Callable[[], bool]) -> LoadContent:
     return load_if_wanted
 
 
-async def _buy(ledger: Ledger, number: int, gateway: Buyer, body: Mapping[str, Any] | LoadContent) -> Receipt:
+async def _buy(ledger: Ledger, number: int, gateway: Buyer, content: LoadContent) -> Receipt:
     log.info("Asking for render %d; it takes about two minutes.", number)
     try:
-        receipt = await gateway.generate(body)
+        receipt = await gateway.generate(content)
     except CodeGatewayError as error:
         if error.bought is Bought.NO:
             # A failure that provably bought nothing leaves no trace and does not count.

@@ -64,8 +64,10 @@ def transfer_clip(
     :raises ClipExpired: the clip's host refused the link, which has run out.
     :raises ClipTransferError: anything else. Nothing was left in the bucket, unless the message says so.
     """
+    download = Download(url, expires_at=expires_at)
+    del url  # error trackers show the local variables of whatever fails
     return _transfer(
-        Download(url, expires_at=expires_at),
+        download,
         upload_target(s3, bucket, key, metadata, extra_args),
         verify=require_mp4,
         cancelled=cancelled,

@@ -29,7 +29,7 @@ class ReceiptTrigger(RenderTrigger):
             acquired = await render.acquire(
                 ledger,
                 gateway,
-                body=None,
+                request=None,
                 max_renders=self.order.max_renders,
                 claim_seconds=gateway.settings.deadline,
                 in_place=lambda: render.clip_in_place(self.order, ledger, s3=s3) is not None,

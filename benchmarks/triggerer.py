@@ -58,7 +58,7 @@ def ours(url: str, s3: S3Client, number: int) -> BaseTrigger:
         target=S3Location(BUCKET, f"{uuid.uuid4().hex}/{number}.mp4"),
         run=str(number),
     )
-    open_entry(order, request.body(), s3=s3)
+    open_entry(order, request, s3=s3)
     return RenderTrigger.for_order(
         order, codegateway_conn_id="codegateway_default", aws_conn_id="aws_default"
     )

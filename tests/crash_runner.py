@@ -270,7 +270,7 @@ def render_blocking(job: Job, s3: S3Client) -> Clip:
 
     path = render(
         job.order(),
-        job.request().body(),
+        job.request(),
         s3=s3,
         gateway=Gateway(settings),
         claim_seconds=job.claim_seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class Said:
 
     @property
     def data(self) -> Any:
-        return json.loads(self.out)
+        # Airflow 3.0 prints what it logs, and today's Alembic logs each of its own plugins.
+        return json.loads(re.sub(r"(?m)^\[.+ INFO - setup plugin alembic.+\n", "", self.out))
 
     @property
     def words(self) -> str:

@@ -36,8 +36,9 @@ from airflow_provider_codegateway.gateway import (
     classify_error,
     retry_delay,
 )
+from airflow_provider_codegateway.models import build_request
 
-BODY = {"model": "google/veo-3.1-fast", "prompt": "a lighthouse"}
+REQUEST = build_request("google/veo-3.1-fast", prompt="a lighthouse")
 SETTINGS = GatewaySettings(base_url="https://api.example.com", api_key="sk-cg-secret")
 
 
@@ -50,8 +51,8 @@ def settings_for(gateway: Emulator, **changes: Any) -> GatewaySettings:
     return replace(GatewaySettings(base_url=gateway.url, api_key=gateway.api_key, retries=0), **changes)
 
 
-def generate(settings: GatewaySettings, body: dict[str, Any] = BODY) -> Receipt:
-    return BlockingCall().run(Gateway(settings).generate(body))
+def generate(settings: GatewaySettings) -> Receipt:
+    return BlockingCall().run(Gateway(settings).generate(REQUEST.content))
 
 
 # The table.
@@ -160,7 +161,7 @@ def test_the_gateways_words_are_stripped_of_secrets() -> None:
 def test_a_render_is_answered_with_a_receipt(gateway: Emulator) -> None:
     """The answer's fields arrive; the link is in no repr."""
     receipt = generate(settings_for(gateway))
-    assert receipt.model == BODY["model"]
+    assert receipt.model == REQUEST.model
     assert receipt.expires_at is not None
     assert receipt.created is not None
     assert receipt.render_seconds > 0
@@ -386,7 +387,7 @@ def test_cancelling_closes_the_connection(gateway: Emulator) -> None:
     stopper = threading.Thread(target=stop)
     stopper.start()
     with pytest.raises(asyncio.CancelledError):
-        call.run(Gateway(settings_for(gateway)).generate(BODY))
+        call.run(Gateway(settings_for(gateway)).generate(REQUEST.content))
     stopper.join()
     gateway.wait_for(hung_up=1)
     assert not call.cancel()

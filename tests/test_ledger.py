@@ -670,7 +670,7 @@ def test_a_run_that_is_stopped_while_it_claims_has_bought_nothing(
     async def stopped() -> None:
         settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
         path = renders.render(
-            job.order(), job.request().body(), s3=client, gateway=Gateway(settings), claim_seconds=300
+            job.order(), job.request(), s3=client, gateway=Gateway(settings), claim_seconds=300
         )
         task = asyncio.ensure_future(path)
         await asyncio.to_thread(claiming.wait)

@@ -28,11 +28,13 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
 )
 from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.models import build_request
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
 pytest.importorskip("statsd")
 
 HAILUO = "minimax/hailuo-2.3-fast"
+REQUEST = build_request(HAILUO, prompt="p")
 MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -226,7 +228,7 @@ class CalmGateway:
     def __init__(self, at_once: int) -> None:
         self._barrier = asyncio.Barrier(at_once)
 
-    async def generate(self, body: Any) -> Receipt:
+    async def generate(self, content: Any) -> Receipt:
         await self._barrier.wait()
         return Receipt(url="https://clips.example.com/1.mp4", model=HAILUO, render_seconds=1.0)
 
@@ -240,7 +242,7 @@ def test_a_slow_backend_holds_up_no_event_loop(monkeypatch: pytest.MonkeyPatch) 
         gateway = metrics.MeteredBuyer(CalmGateway(20), HAILUO)
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             for _ in range(20):
-                group.create_task(gateway.generate({}))
+                group.create_task(gateway.generate(REQUEST.content))
 
     asyncio.run(renders())
     assert slow.sent == []

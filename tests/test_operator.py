@@ -8,6 +8,7 @@ import io
 import json
 import pkgutil
 import threading
+from traceback import TracebackException
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -533,3 +534,45 @@ def test_no_key_query_or_image_is_in_any_log_xcom_template_or_metadata(
     assert "one_clip" in everything
     for secret in (gateway.api_key, "Signature=", "5ecre7516na7ure", image[:24], image[-24:]):
         assert secret not in everything
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.status(401),
+        Fault.status(500),
+        ClipFault.status(403),
+        ClipFault.redirect("http://127.0.0.1:9/clip.mp4?" + SECRET_QUERY),
+    ],
+)
+def test_local_variables_of_a_failure_show_no_key_query_or_image(
+    fault: Fault | ClipFault, gateway: Emulator, bucket: str
+) -> None:
+    """Error trackers report them, and so does ``airflow dags test`` of Airflow 3.0."""
+    gateway.serve_clip(MP4)
+    gateway.fail_next(fault, times=20)
+    image = png_base64()
+    operator = GenerateVideoOperator(
+        task_id="clip",
+        model=SEEDANCE,
+        prompt="p",
+        image=f"https://cdn.example.com/a.png?{SECRET_QUERY}",
+        parameters={"last_frame_image": image, "reference_images": [image]},
+        s3_bucket=bucket,
+        s3_key="x.mp4",
+        deferrable=False,
+    )
+    context: Any = {"ti": SimpleNamespace(dag_id="d", task_id="clip", run_id="r", map_index=-1)}
+    with pytest.raises(CodeGatewayError) as failed:
+        operator.execute(context)
+    report = TracebackException.from_exception(failed.value, capture_locals=True)
+    ours = "".join(
+        f"{frame.name} {frame.locals}"
+        for part in (report, report.__cause__, report.__context__)
+        for frame in (part.stack if part else [])
+        if "airflow_provider_codegateway" in frame.filename
+    )
+    assert "render_open_entry" in ours
+    assert "a.png" in ours
+    for secret in (gateway.api_key, "Signature=", "5ecre7516na7ure", image[:24], image[-24:]):
+        assert secret not in ours

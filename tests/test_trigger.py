@@ -33,7 +33,7 @@ def trigger(gateway: Emulator, s3: S3Client, bucket: str) -> RenderTrigger:
     order = Order(
         model=request.model, fingerprint=request.fingerprint(), target=S3Location(bucket, KEY), run="run"
     )
-    assert open_entry(order, request.body(), s3=s3) is True
+    assert open_entry(order, request, s3=s3) is True
     return RenderTrigger.for_order(
         order, codegateway_conn_id="codegateway_default", aws_conn_id="aws_default"
     )

@@ -78,11 +78,11 @@ class CodeGatewayVideoHook(BaseHook):
 
         connection = await get_async_connection(self.codegateway_conn_id)
         settings = settings_of(connection, f"connection {self.codegateway_conn_id!r}")
-        return await Gateway(settings).generate(request.body())
+        return await Gateway(settings).generate(request.content)
 
     def generate(self, request: VideoRequest) -> Receipt:
         """Buy one render, and block for the two minutes that it takes. Otherwise as ``agenerate``."""
-        return BlockingCall().run(self.get_conn().generate(request.body()))
+        return BlockingCall().run(self.get_conn().generate(request.content))
 
     def test_connection(self) -> tuple[bool, str]:
         """Prove key and reachability without spending; see ``probe``.

@@ -197,7 +197,7 @@ class GenerateVideoOperator(BaseOperator):
         lineage.require_assets(self.outlets, order.target)
         s3 = self.s3_hook.get_conn()
         if self.deferrable:
-            opened = open_entry(order, request.body(), s3=s3)
+            opened = open_entry(order, request, s3=s3)
             if not isinstance(opened, Clip):
                 self._require_not_killed(order)
                 self._defer(order)
@@ -209,7 +209,7 @@ class GenerateVideoOperator(BaseOperator):
             clip = self._call.run(
                 render(
                     order,
-                    request.body(),
+                    request,
                     s3=s3,
                     gateway=Gateway(settings),
                     claim_seconds=settings.deadline,
