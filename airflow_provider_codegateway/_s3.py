@@ -12,6 +12,7 @@ from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidTar
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 DEFAULT_LEDGER_PREFIX = "_codegateway/"
 """Where the ledger is kept in the clip's bucket."""
@@ -42,6 +43,11 @@ def split_uri(uri: str) -> S3Location | None:
         return None
     bucket, _, key = rest.partition("/")
     return S3Location(bucket, key)
+
+
+def metadata_of(head: HeadObjectOutputTypeDef) -> dict[str, str]:
+    """An object's metadata. Their names are headers, which some servers write with capitals."""
+    return {name.lower(): value for name, value in head["Metadata"].items()}
 
 
 def error_code(error: Exception) -> str:

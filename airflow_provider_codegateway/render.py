@@ -26,6 +26,7 @@ from airflow_provider_codegateway._s3 import (
     NOT_FOUND,
     S3Location,
     error_code,
+    metadata_of,
     split_uri,
     storage_error,
 )
@@ -279,7 +280,7 @@ def clip_in_place(order: Order, ledger: Ledger, *, s3: S3Client) -> Clip | None:
     head = _head(s3, order.target)
     if head is None:
         return None
-    metadata = head["Metadata"]
+    metadata = metadata_of(head)
     facts = {fact: metadata.get(_METADATA_PREFIX + fact) for fact in _FACTS}
     same_request = facts["fingerprint"] == ledger.fingerprint
     # Another try of this very task instance stored it: its own work is in nobody's way.

@@ -96,6 +96,47 @@ def test_clip_plays(browser: Browser, world: World) -> None:
         assert {f"http://{host}" for host in hosts} == {world.url, world.s3_endpoint}
 
 
+def test_focus_is_seen_on_the_button(browser: Browser, world: World) -> None:
+    """The ring is over the picture, not below it."""
+    with browsing(browser, world, "anna") as page:
+        page.goto(world.page(DAG_A))
+        button = page.get_by_role("button", name="Play the clip")
+        button.wait_for()
+        before = button.screenshot()
+        while page.evaluate("document.activeElement.id") != "play":
+            page.keyboard.press("Tab")
+        assert button.screenshot() != before
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(None, "Airflow did not answer"), (401, "You are logged out"), (403, "Nothing to see here")],
+)
+def test_play_without_an_answer_says_why(
+    browser: Browser, world: World, status: int | None, words: str
+) -> None:
+    """A click is never without effect: also if Airflow cannot be reached, or the login has ended."""
+    with browsing(browser, world, "anna") as page:
+        page.goto(world.page(DAG_A))
+        page.route(
+            "**/api/link?*", lambda it: it.abort() if status is None else it.fulfill(status=status, json={})
+        )
+        page.get_by_role("button", name="Play the clip").click()
+        page.get_by_role("alert").get_by_text(words).wait_for()
+
+
+def test_filter_stays_when_its_choices_do_not_come(browser: Browser, world: World) -> None:
+    """What the list is narrowed to can be seen, and is kept by the button, also without an answer."""
+    with browsing(browser, world, "anna") as page:
+        page.route("**/api/filters?*", lambda it: it.abort())
+        page.goto(f"/codegateway/clips?dag_id={DAG_A}")
+        page.get_by_role("link", name=PROMPT_A).wait_for()
+        assert page.get_by_label("DAG").input_value() == DAG_A
+        page.get_by_label("Still frames").check()
+        page.get_by_role("button", name="Show").click()
+        page.wait_for_url(f"**/codegateway/clips?dag_id={DAG_A}&stills=true")
+
+
 def test_keyboard_suffices(browser: Browser, world: World) -> None:
     """Tab and Enter start the clip, Space stops it, and the focus is where one sees it."""
     with browsing(browser, world, "anna") as page:
@@ -105,7 +146,6 @@ def test_keyboard_suffices(browser: Browser, world: World) -> None:
             page.keyboard.press("Tab")
             if page.evaluate("document.activeElement.id") == "play":
                 break
-        assert page.locator("#play").evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
         page.keyboard.press("Enter")
         video = page.locator("video")
         wait_until_it_plays(video)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import secrets
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 import boto3
 import httpx
@@ -24,7 +26,7 @@ from airflow_run import AIRFLOW
 if AIRFLOW < (3, 1):
     pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
 
-from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks, cursor_at
+from clip_pages import CONNECTION, DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks, cursor_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +102,23 @@ def test_every_try_is_listed(world: World) -> None:
 
 
 @pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("state", [None, "up_for_retry"])
+def test_finished_try_is_listed_while_the_next_has_not_begun(world: World, state: str | None) -> None:
+    """Until then the task's own row has the number of the finished one, whose end only the history knows."""
+    from airflow.models.taskinstancehistory import TaskInstanceHistory
+    from airflow.utils.session import create_session
+    from sqlalchemy import insert
+
+    copy_tasks(DAG_A, [Copy(map_index=0, task={"try_number": 1, "state": state})])
+    history = TaskInstanceHistory.__table__
+    with create_session() as session:
+        row = {**world.task_row(DAG_A, history), "map_index": 0, "try_number": 1, "state": "failed"}
+        session.execute(insert(history), row)
+    tries = ask(world, "anna", "api/clip", **copied(world, 0)).json()["tries"]
+    assert [(attempt["number"], attempt["state"]) for attempt in tries] == [(1, "failed")]
+
+
+@pytest.mark.usefixtures("copies")
 def test_page_lives_on_when_airflow_has_deleted_the_arguments(world: World) -> None:
     """Without rendered arguments the connection is read from the DAG, and the clip plays: it names its task."""
     from airflow.models.renderedtifields import RenderedTaskInstanceFields as Rendered
@@ -116,6 +135,71 @@ def test_page_lives_on_when_airflow_has_deleted_the_arguments(world: World) -> N
     finally:
         with create_session() as session:
             session.execute(insert(table), row)
+
+
+def test_connection_is_read_from_the_dag_as_far_as_it_says() -> None:
+    """Without rendered arguments: written, by default or by the DAG's defaults, also mapped; else it is not known."""
+    from airflow.sdk import DAG
+
+    from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+    from airflow_provider_codegateway.plugins import clips
+
+    same: dict[str, Any] = {"model": "google/veo-3.1-fast", "s3_key": "k"}
+    partial = GenerateVideoOperator.partial
+    with DAG("with_defaults", schedule=None, default_args={"aws_conn_id": "of_dag"}) as with_defaults:
+        GenerateVideoOperator(task_id="of_dag", prompt="p", **same)
+        partial(task_id="of_dag_mapped", **same).expand(prompt=["p"])
+        partial(task_id="own_mapped", aws_conn_id="own", **same).expand(prompt=["p"])
+        partial(task_id="unknown_mapped", **same).expand_kwargs([{"prompt": "p", "aws_conn_id": "x"}])
+    with DAG("without", schedule=None) as without:
+        GenerateVideoOperator(task_id="aws_default", prompt="p", **same)
+        GenerateVideoOperator(task_id="boto3s", prompt="p", aws_conn_id=None, **same)
+        GenerateVideoOperator(task_id="unknown", prompt="p", aws_conn_id="{{ params.c }}", **same)
+        partial(task_id="aws_default_mapped", **same).expand(prompt=["p"])
+    told: dict[str, Any] = {}
+    for dag in (with_defaults, without):
+        stored = serialized(dag)
+        told |= {
+            it["__var"]["task_id"]: clips._conn_id_as_written(it["__var"], stored) for it in stored["tasks"]
+        }
+    assert told == {
+        "of_dag": "of_dag",
+        "of_dag_mapped": "of_dag",
+        "own_mapped": "own",
+        "unknown_mapped": clips.UNKNOWN,
+        "aws_default": "aws_default",
+        "boto3s": None,
+        "unknown": clips.UNKNOWN,
+        "aws_default_mapped": "aws_default",
+    }
+
+
+def serialized(dag: Any) -> dict[str, Any]:
+    from airflow.serialization import serialized_objects
+
+    how: Any = getattr(serialized_objects, "DagSerialization" if AIRFLOW >= (3, 2) else "SerializedDAG")
+    stored: dict[str, Any] = json.loads(json.dumps(how.to_dict(dag)))["dag"]
+    return stored
+
+
+@pytest.mark.usefixtures("copies")
+def test_connection_that_nobody_knows_any_more_is_not_guessed(world: World) -> None:
+    """A connection that was a template, of a run whose arguments Airflow has deleted: the page says so."""
+    from airflow.models.serialized_dag import SerializedDagModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    copy_tasks(DAG_A, [Copy(map_index=0, rendered=None)])
+    with create_session() as session:
+        stored = session.scalars(select(SerializedDagModel).where(SerializedDagModel.dag_id == DAG_A)).one()
+        kept = stored._data
+        stored._data = json.loads(json.dumps(kept).replace(f'"{CONNECTION}"', '"{{ params.connection }}"'))
+    try:
+        assert link_problem(world, 0) == (404, "FORGOTTEN")
+        assert ask(world, "anna", "clip", **copied(world, 0)).status_code == 200
+    finally:
+        with create_session() as session:
+            session.get_one(SerializedDagModel, stored.id)._data = kept
 
 
 # S3.
@@ -402,7 +486,26 @@ def test_stranger_is_sent_to_log_in(world: World, page: str) -> None:
     """Without a login a page leads to Airflow's, and back."""
     answer = ask(world, None, page, **world.task(DAG_A))
     assert answer.status_code == 307
-    assert answer.headers["Location"].startswith("/api/v2/auth/login?next=http%3A%2F%2F127.0.0.1")
+    query = urlencode(world.task(DAG_A))
+    assert (
+        answer.headers["Location"]
+        == f"/api/v2/auth/login?next={quote(f'/codegateway/{page}?{query}', safe='')}"
+    )
+
+
+def test_pages_are_known_wherever_airflow_is_served() -> None:
+    """Below a path, whatever it is called, a stranger is sent to the login there; a script gets JSON."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from airflow_provider_codegateway.plugins.app import create_app
+
+    airflow = FastAPI()
+    airflow.mount("/api/airflow/codegateway", create_app())
+    client = TestClient(airflow, follow_redirects=False)
+    login = "/api/airflow/api/v2/auth/login?next=%2Fapi%2Fairflow%2Fcodegateway%2Fclips%3Fmodel%3Dm"
+    assert client.get("/api/airflow/codegateway/clips?model=m").headers["Location"] == login
+    assert client.get("/api/airflow/codegateway/api/clips").json() == {"detail": "Not authenticated"}
 
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.startswith("api/")])
@@ -483,6 +586,26 @@ def test_video_may_come_from_the_clips_s3_only(world: World, s3_endpoint: str) -
     assert f"media-src {s3_endpoint};" in stills
 
 
+def test_signing_is_in_no_log_either(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At level DEBUG botocore logs what it signs, token and signature included; not when it signs links."""
+    from airflow_provider_codegateway._s3 import S3Location
+    from airflow_provider_codegateway.plugins import storage
+
+    extra = {"endpoint_url": s3_endpoint, "region_name": "us-east-1", "aws_session_token": "T0kenOfASession"}
+    connection = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_ANYWHERE", json.dumps(connection))
+    caplog.set_level(logging.DEBUG)
+    s3 = storage._client("anywhere", "any")
+    s3.list_buckets()
+    assert "Calculating signature" in caplog.text
+    caplog.clear()
+    signature = httpx.URL(storage._sign(s3, S3Location("any", "k"))).params["X-Amz-Signature"]
+    assert signature not in caplog.text
+    assert "T0kenOfASession" not in caplog.text
+
+
 def test_signed_links_are_in_no_log(world: World) -> None:
     """The server's log knows of the request for a link, and not of the link."""
     ask(world, "anna", "api/link", **world.task(DAG_A))
@@ -527,6 +650,17 @@ def test_gallery_is_narrowed_by_dag_and_model(world: World) -> None:
     by_dag = ask(world, "admin", "api/clips", dag_id=DAG_B).json()["clips"]
     assert [card["task"]["map_index"] for card in by_model] == [0]
     assert [card["task"]["dag_id"] for card in by_dag] == [DAG_B]
+
+
+@pytest.mark.usefixtures("copies")
+def test_gallery_reads_on_past_what_is_no_clip(world: World) -> None:
+    """A page is not empty because the newest XComs are malformed; nor are their models offered."""
+    malformed = {**world.clips[DAG_A], "model": "two\nlines"}
+    later = NEWEST + timedelta(days=365 * 100)
+    copy_tasks(DAG_A, [Copy(map_index=n, clip=malformed, stored=later) for n in range(60)])
+    page = ask(world, "anna", "api/clips").json()
+    assert ([card["task"]["map_index"] for card in page["clips"]], page["next"]) == ([-1], None)
+    assert ask(world, "anna", "api/filters").json()["models"] == [world.clips[DAG_A]["model"]]
 
 
 @pytest.mark.usefixtures("copies")

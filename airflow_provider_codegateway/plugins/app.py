@@ -26,7 +26,7 @@ from fastapi.staticfiles import StaticFiles
 
 from airflow_provider_codegateway.links import URL_PREFIX
 from airflow_provider_codegateway.plugins import access, clips, storage
-from airflow_provider_codegateway.plugins.clips import Card, Details, Page, TaskRef
+from airflow_provider_codegateway.plugins.clips import Card, ConnId, Details, Page, TaskRef
 
 if TYPE_CHECKING:
     from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
@@ -83,9 +83,9 @@ class Choice:
 
     def page(self, session: Session) -> Page:
         """Those of them that the user may see."""
-        dag_ids = access.readable_dags(self.user, clips.dags_with_clips(session), session)
-        chosen = [known for known in dag_ids if known == self.dag_id] if self.dag_id else dag_ids
-        return clips.recent(session, chosen, model=self.model, before=self.before)
+        wanted = [self.dag_id] if self.dag_id else clips.dags_with_clips(session)
+        dag_ids = access.readable_dags(self.user, wanted, session)
+        return clips.recent(session, dag_ids, model=self.model, before=self.before)
 
 
 def _task(
@@ -114,7 +114,8 @@ def _choice(
     model: Annotated[str, Query(max_length=250)] = "",
     before: Annotated[str, Query(max_length=2000)] = "",
 ) -> Choice:
-    return Choice(user, dag_id, model.replace("\0", ""), before)
+    # No database takes a zero byte.
+    return Choice(user, dag_id.replace("\0", ""), model.replace("\0", ""), before)
 
 
 DetailsDep = Annotated[Details, Depends(_details)]
@@ -192,7 +193,7 @@ def _no_link(error: storage.NoLink) -> Response:
     return _json({"problem": error.problem.name, "words": error.words}, status=error.problem.value)
 
 
-def _places(choice: Choice) -> Collection[tuple[str | None, str]]:
+def _places(choice: Choice) -> Collection[tuple[ConnId, str]]:
     with create_session(scoped=False) as session:
         return clips.places(session, choice.page(session).cards)
 
@@ -223,7 +224,7 @@ def _in_thread(
     return asyncio.get_running_loop().run_in_executor(threads, function, *args)
 
 
-async def _origins(places: Collection[tuple[str | None, str]], patience: float) -> list[str]:
+async def _origins(places: Collection[tuple[ConnId, str]], patience: float) -> list[str]:
     """The origins of links into these places, as far as they can be told in ``patience`` seconds."""
     if not places:
         return []
@@ -259,12 +260,13 @@ def _policy(media: Iterable[str] = ()) -> str:
 
 async def _refuse(request: Request, error: HTTPException) -> Response:
     """To a script the status in JSON; to a person a page, or the way to log in."""
-    if not request.url.path.endswith(("/clip", "/clips")) or "/api/" in request.url.path:
+    path = request.url.path
+    if path.removeprefix(request.scope["root_path"]) not in ("/clip", "/clips"):
         return _json({"detail": error.detail}, status=error.status_code)
     if error.status_code == 401:
-        return RedirectResponse(
-            f"{_airflow_root(request)}/api/v2/auth/login?next={quote(str(request.url), safe='')}"
-        )
+        # Relative: behind a proxy, nobody here knows under which name the viewer came.
+        here = quote(f"{path}?{request.url.query}", safe="")
+        return RedirectResponse(f"{_airflow_root(request)}/api/v2/auth/login?next={here}")
     return _html("refused.html", status=error.status_code)
 
 

@@ -12,7 +12,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.models.renderedtifields import RenderedTaskInstanceFields as Rendered
 from airflow.models.serialized_dag import SerializedDagModel
@@ -34,6 +35,9 @@ PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
 """A longer XCom is no clip of ours, and is not loaded."""
 MAX_MODELS = 100
+MAX_MODEL_CHARACTERS = 250
+MAX_BATCHES = 5
+"""A page is read in so many batches at most, should much of what is there be no clips."""
 _OPERATOR = "GenerateVideoOperator"
 _REQUEST_FIELDS = ("prompt", "image", "aspect_ratio", "duration", "resolution", "generate_audio", "seed")
 _BUCKET = re.compile(
@@ -41,6 +45,17 @@ _BUCKET = re.compile(
 )
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _CLIP = TypeAdapter(Clip)
+
+
+class Unknown(Enum):
+    """What nobody can tell any more."""
+
+    UNKNOWN = "unknown"
+
+
+UNKNOWN = Unknown.UNKNOWN
+ConnId = str | None | Literal[Unknown.UNKNOWN]
+"""A task's connection to S3. None: boto3's own credentials."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,6 @@ class Details:
     :param clip: None while there is none.
     :param request: the task's rendered arguments, media hidden and secrets masked by whoever stored them; None
         if Airflow keeps them no more.
-    :param aws_conn_id: the task's connection to S3.
     :param target: where the task's own arguments put its clip, if they are still known.
     """
 
@@ -100,7 +114,7 @@ class Details:
     stored: datetime | None
     request: dict[str, str] | None
     tries: Sequence[Try]
-    aws_conn_id: str | None
+    aws_conn_id: ConnId
     target: S3Location | None
 
 
@@ -134,10 +148,14 @@ def dags_with_clips(session: Session) -> list[str]:
 def models_of(session: Session, dag_ids: Collection[str]) -> list[str]:
     """The models of the clips of these DAGs."""
     model = _fact("model", session)
-    statement = (
-        select(model).where(*_are_clips(session, dag_ids), model.is_not(None)).distinct().limit(MAX_MODELS)
+    names = (
+        select(model)
+        .where(*_are_clips(session, dag_ids), func.length(model) <= MAX_MODEL_CHARACTERS)
+        .distinct()
+        .order_by(model)
+        .limit(MAX_MODELS)
     )
-    return sorted(session.scalars(statement))
+    return [name for name in session.scalars(names) if name and name.isprintable()]
 
 
 def recent(
@@ -155,26 +173,30 @@ def recent(
     :param before: the ``next`` of the page before; one that is none of ours starts anew.
     """
     key = (XComModel.timestamp, XComModel.dag_run_id, XComModel.task_id, XComModel.map_index)
-    conditions = _are_clips(session, dag_ids)
+    are_wanted = _are_clips(session, dag_ids)
     if model:
-        conditions.append(_fact("model", session) == model)
-    if (position := _from_cursor(before)) is not None:
-        conditions.append(_is_before(key, position))
-    rows = session.execute(
-        select(*key, XComModel.dag_id, XComModel.run_id)
-        .where(*conditions)
-        .order_by(*(column.desc() for column in key))
-        .limit(limit + 1)
-    ).all()
-    shown = rows[:limit]
-    refs = [TaskRef(row.dag_id, row.run_id, row.task_id, row.map_index) for row in shown]
-    clips, requests = _clips_of(session, refs), _rendered_of(session, refs)
-    cards = [
-        _card(ref, clip, row.timestamp, requests.get(ref, {}))
-        for ref, row in zip(refs, shown, strict=True)
-        if (clip := clips.get(ref))
-    ]
-    return Page(cards, _to_cursor(tuple(shown[-1][:4])) if len(rows) > limit else None)
+        are_wanted.append(_fact("model", session) == model)
+    cards: list[Card] = []
+    position = _from_cursor(before)
+    for _ in range(MAX_BATCHES):
+        are_next = [] if position is None else [_is_before(key, position)]
+        rows = session.execute(
+            select(*key, XComModel.dag_id, XComModel.run_id)
+            .where(*are_wanted, *are_next)
+            .order_by(*(column.desc() for column in key))
+            .limit(limit + 1)
+        ).all()
+        refs = [TaskRef(row.dag_id, row.run_id, row.task_id, row.map_index) for row in rows]
+        clips, requests = _clips_of(session, refs), _rendered_of(session, refs)
+        for ref, row in zip(refs, rows, strict=True):
+            if len(cards) == limit:
+                return Page(cards, _to_cursor(position))
+            position = row.timestamp, row.dag_run_id, row.task_id, row.map_index
+            if clip := clips.get(ref):
+                cards.append(_card(ref, clip, row.timestamp, requests.get(ref, {})))
+        if len(rows) <= limit:
+            return Page(cards, None)
+    return Page(cards, _to_cursor(position))
 
 
 def _card(ref: TaskRef, clip: Clip, stored: datetime, fields: dict[str, Any]) -> Card:
@@ -187,7 +209,7 @@ def _card(ref: TaskRef, clip: Clip, stored: datetime, fields: dict[str, Any]) ->
     )
 
 
-def places(session: Session, cards: Sequence[Card]) -> set[tuple[str | None, str]]:
+def places(session: Session, cards: Sequence[Card]) -> set[tuple[ConnId, str]]:
     """Where the videos of these cards are: their connections to S3, and buckets."""
     refs = [card.task for card in cards]
     conn_ids = _aws_conn_ids(session, refs, _rendered_of(session, refs))
@@ -233,7 +255,9 @@ def _is_before(key: Sequence[Any], position: Sequence[Any]) -> ColumnElement[boo
     )
 
 
-def _to_cursor(position: tuple[Any, ...]) -> str:
+def _to_cursor(position: tuple[datetime, int, str, int] | None) -> str | None:
+    if position is None:
+        return None
     timestamp, *rest = position
     return base64.urlsafe_b64encode(json.dumps([timestamp.isoformat(), *rest]).encode()).decode()
 
@@ -355,45 +379,64 @@ def _tries(session: Session, ref: TaskRef, current: Any) -> list[Try]:
         .order_by(history.try_number.desc())
         .limit(100)
     ).all()
-    begun = [Try(current.try_number, current.state, current.start_date, current.end_date, current.duration)]
-    earlier = [Try(*row) for row in rows if row.try_number != current.try_number]
-    return [attempt for attempt in begun if attempt.number > 0] + earlier
+    earlier = [Try(*row) for row in rows]
+    # Until the next try is scheduled, its row has the number of the one before, which is in the history.
+    if current.try_number < 1 or any(attempt.number == current.try_number for attempt in earlier):
+        return earlier
+    return [
+        Try(current.try_number, current.state, current.start_date, current.end_date, current.duration),
+        *earlier,
+    ]
 
 
 def _aws_conn_ids(
     session: Session, refs: Sequence[TaskRef], rendered: dict[TaskRef, dict[str, Any]]
-) -> dict[TaskRef, str | None]:
+) -> dict[TaskRef, ConnId]:
     """The connection to S3 of each task: as it was rendered, or as its version of the DAG has it."""
-    # None means boto3's own credentials, to the operator too.
-    conn_ids = {
+    conn_ids: dict[TaskRef, ConnId] = {
         ref: _text(fields, "aws_conn_id") for ref, fields in rendered.items() if "aws_conn_id" in fields
     }
-    if unknown := [ref for ref in refs if ref not in conn_ids]:
+    if forgotten := [ref for ref in refs if ref not in conn_ids]:
         rows = session.execute(
             select(*_identity(TaskInstance), TaskInstance.dag_version_id).where(
-                _is_one_of(TaskInstance, unknown)
+                _is_one_of(TaskInstance, forgotten)
             )
         ).all()
         versions = {row.dag_version_id for row in rows}
         written = {version: _conn_ids_as_written(session, version) for version in versions}
         for row in rows:
-            conn_ids[TaskRef(*row[:4])] = written[row.dag_version_id].get(row.task_id, "aws_default")
-    return {ref: conn_ids.get(ref, "aws_default") for ref in refs}
+            conn_ids[TaskRef(*row[:4])] = written[row.dag_version_id].get(row.task_id, UNKNOWN)
+    return {ref: conn_ids.get(ref, UNKNOWN) for ref in refs}
 
 
-def _conn_ids_as_written(session: Session, dag_version_id: Any) -> dict[str, str]:
-    """For each task of a DAG's version what its file says of ``aws_conn_id``, unless that is a template."""
+def _conn_ids_as_written(session: Session, dag_version_id: Any) -> dict[str, ConnId]:
+    """The ``aws_conn_id`` of each task of a DAG's version, as far as its file says."""
     stored = session.scalar(
         select(SerializedDagModel).where(SerializedDagModel.dag_version_id == dag_version_id)
     )
     # Read as JSON: to build the whole DAG of it would take long.
-    tasks = [task["__var"] for task in ((stored and stored.data) or {"dag": {"tasks": []}})["dag"]["tasks"]]
-    conn_ids = {task["task_id"]: task.get("partial_kwargs", task).get("aws_conn_id") for task in tasks}
-    return {
-        task_id: written
-        for task_id, written in conn_ids.items()
-        if isinstance(written, str) and "{" not in written
-    }
+    dag = stored.data["dag"] if stored and stored.data else {}
+    tasks = [task["__var"] for task in dag.get("tasks", [])]
+    return {task["task_id"]: _conn_id_as_written(task, dag) for task in tasks}
+
+
+def _conn_id_as_written(task: dict[str, Any], dag: dict[str, Any]) -> ConnId:
+    if "partial_kwargs" not in task:
+        written = task.get("aws_conn_id")  # None is left out
+    elif "aws_conn_id" in (arguments := _plain(task["partial_kwargs"])):
+        written = arguments["aws_conn_id"]
+    elif "aws_conn_id" in json.dumps(task.get("expand_input")):
+        return UNKNOWN
+    else:
+        # Defaults are added when a mapped task is unmapped.
+        written = _plain(dag.get("default_args")).get("aws_conn_id", "aws_default")
+    return UNKNOWN if isinstance(written, str) and "{" in written else written
+
+
+def _plain(serialized: Any) -> dict[str, Any]:
+    """A dict as Airflow serializes it, or none."""
+    value = serialized.get("__var", serialized) if isinstance(serialized, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _target(fields: dict[str, Any]) -> S3Location | None:

@@ -8,15 +8,18 @@ fingerprint, and the task instance that stored it is this one, or one of a DAG w
 from __future__ import annotations
 
 import functools
+import logging
 import re
+import threading
 import time
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_codegateway._s3 import NOT_FOUND, S3Location, error_code, error_words
+from airflow_provider_codegateway._s3 import NOT_FOUND, S3Location, error_code, error_words, metadata_of
 from airflow_provider_codegateway.operators.video import _run_id
+from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -33,12 +36,17 @@ _AWS = re.compile(r"s3[.-]([a-z0-9.-]+\.)?amazonaws\.[a-z.]+")
 # A client takes a tenth of a second to build, and a page of still frames wants two dozen links. A connection
 # that is changed is heeded after this time.
 _CLIENT_SECONDS = 60
-_UNKNOWN_CONNECTION = frozenset({"AirflowNotFoundException", "NoCredentialsError", "PartialCredentialsError"})
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError"})
+
+_signing = threading.local()
+# At level DEBUG, botocore logs all that a signed link is made of.
+logging.getLogger("botocore.auth").addFilter(lambda record: not getattr(_signing, "link", False))
 
 
 class Problem(Enum):
     """Why there is no link. The value is the HTTP status."""
 
+    FORGOTTEN = 404
     GONE = 410
     NOT_THE_CLIP = 409
     DENIED = 424
@@ -66,10 +74,11 @@ def link(details: Details, may_see_work_of: Callable[[str], bool]) -> str:
     clip = details.clip
     if clip is None:
         raise NoLink(Problem.GONE)
+    if details.aws_conn_id is UNKNOWN:
+        raise NoLink(Problem.FORGOTTEN)
     try:
         s3 = _client(details.aws_conn_id, clip.bucket)
-        head = s3.head_object(Bucket=clip.bucket, Key=clip.key)
-        metadata = head["Metadata"]
+        metadata = metadata_of(s3.head_object(Bucket=clip.bucket, Key=clip.key))
     except Exception as error:
         place_is_known = details.target == S3Location(clip.bucket, clip.key)
         raise _no_link(error, place_is_known=place_is_known) from None
@@ -81,8 +90,14 @@ def link(details: Details, may_see_work_of: Callable[[str], bool]) -> str:
     return _sign(s3, S3Location(clip.bucket, clip.key))
 
 
-def media_origin(aws_conn_id: str | None, bucket: str) -> str | None:
+def media_origin(aws_conn_id: ConnId, bucket: str) -> str | None:
     """Scheme, host and port of links into a bucket; None if that cannot be said."""
+    return None if aws_conn_id is UNKNOWN else _media_origin(aws_conn_id, bucket, _period())
+
+
+@functools.lru_cache(maxsize=256)
+def _media_origin(aws_conn_id: str | None, bucket: str, period: int) -> str | None:
+    """Also that it cannot be said is remembered: not every view of a page shall wait for an S3 that is down."""
     try:
         url = urlsplit(_sign(_client(aws_conn_id, bucket), S3Location(bucket, "any")))
     except Exception:
@@ -105,13 +120,17 @@ def _no_link(error: Exception, *, place_is_known: bool) -> NoLink:
         return NoLink(Problem.NOT_THE_CLIP)
     if code in NOT_FOUND or code == "NoSuchBucket":
         return NoLink(Problem.GONE)
-    refused = code or type(error).__name__ in _UNKNOWN_CONNECTION
+    refused = code or type(error).__name__ in _NO_CREDENTIALS
     problem = Problem.DENIED if refused and not is_server_error else Problem.UNREACHABLE
     return NoLink(problem, error_words(error))
 
 
 def _client(aws_conn_id: str | None, bucket: str) -> S3Client:
-    return _client_for(aws_conn_id, bucket, int(time.monotonic() // _CLIENT_SECONDS))
+    return _client_for(aws_conn_id, bucket, _period())
+
+
+def _period() -> int:
+    return int(time.monotonic() // _CLIENT_SECONDS)
 
 
 @functools.lru_cache(maxsize=64)
@@ -164,15 +183,19 @@ def _make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3
 
 
 def _sign(s3: S3Client, at: S3Location) -> str:
-    return s3.generate_presigned_url(
-        "get_object",
-        Params={
-            "Bucket": at.bucket,
-            "Key": at.key,
-            # Whatever the object says of itself, the browser shall take it for a video.
-            "ResponseContentType": "video/mp4",
-            "ResponseContentDisposition": "inline",
-            "ResponseCacheControl": "private, no-store",
-        },
-        ExpiresIn=LINK_SECONDS,
-    )
+    _signing.link = True
+    try:
+        return s3.generate_presigned_url(
+            "get_object",
+            Params={
+                "Bucket": at.bucket,
+                "Key": at.key,
+                # Whatever the object says of itself, the browser shall take it for a video.
+                "ResponseContentType": "video/mp4",
+                "ResponseContentDisposition": "inline",
+                "ResponseCacheControl": "private, no-store",
+            },
+            ExpiresIn=LINK_SECONDS,
+        )
+    finally:
+        _signing.link = False

@@ -1,4 +1,4 @@
-import { Refused, byId, element, fit, get, moment, paint, seconds, shape, showFailure, size } from "./common.js";
+import { byId, element, fit, get, moment, paint, reason, seconds, shape, showFailure, size } from "./common.js";
 
 const query = new URLSearchParams(location.search);
 const task = Object.fromEntries(
@@ -22,6 +22,7 @@ const PROBLEMS = {
   GONE: ["The clip is no longer in S3", "Somebody deleted or moved it. Clear the task to render it again; that buys a render."],
   NOT_THE_CLIP: ["This is not a clip that can be shown here", "Another object is at its place in S3 by now, it was made by a task that you may not see or that Airflow no longer knows, or the XCom was edited."],
   DENIED: ["Airflow may not read this clip", "S3 refused the task's AWS connection. The connection needs s3:GetObject on the clip."],
+  FORGOTTEN: ["Airflow no longer knows where to ask", "The task's AWS connection was a template, and Airflow keeps rendered arguments of the last runs only. The clip may well be in S3."],
   UNREACHABLE: ["S3 did not answer", "The clip may well be there. Try again in a moment."],
 };
 const LABELS = {
@@ -172,8 +173,7 @@ function showTries(tries) {
   );
 }
 
-function showProblem(problem, detail) {
-  const [title, text] = PROBLEMS[problem] ?? ["The clip cannot be played", "Reload this page in a moment."];
+function showProblem([title, text], detail) {
   byId("problem").replaceChildren(
     element("strong", {}, title),
     element("p", {}, text),
@@ -184,28 +184,36 @@ function showProblem(problem, detail) {
 
 let linkEndsAt = 0;
 
+/** Whether the video has a link now; if not, the page says why. */
 async function load() {
-  const { url, seconds: life } = await get("api/link", task);
-  linkEndsAt = performance.now() + life * 1000;
-  byId("video").src = url;
+  try {
+    const { url, seconds: life } = await get("api/link", task);
+    linkEndsAt = performance.now() + life * 1000;
+    byId("video").src = url;
+    return true;
+  } catch (error) {
+    const { problem, words } = error.answer ?? {};
+    showProblem(PROBLEMS[problem] ?? reason(error), words);
+    return false;
+  }
+}
+
+/** The browser may not start by itself, and the video reports its own errors: its controls are there. */
+function start(video) {
+  return video.play().catch(() => {});
 }
 
 async function play() {
   const [video, button] = [byId("video"), byId("play")];
   button.setAttribute("aria-busy", "true");
   byId("problem").hidden = true;
-  try {
-    await load();
+  if (await load()) {
     video.hidden = false;
     button.hidden = true;
     video.focus();
-    await video.play();
-  } catch (error) {
-    if (error instanceof Refused) showProblem(error.answer.problem, error.answer.words);
-    // Else the browser would not start by itself, or the video reports an error: its controls are there.
-  } finally {
-    button.removeAttribute("aria-busy");
+    await start(video);
   }
+  button.removeAttribute("aria-busy");
 }
 
 /** A link lives for minutes: who comes back later gets a new one, at the same place in the clip. */
@@ -214,16 +222,13 @@ async function revive() {
   if (performance.now() < linkEndsAt) {
     video.hidden = true;
     byId("play").hidden = false;
-    showProblem(null, "");
+    showProblem(["The clip cannot be played", "Reload this page in a moment."]);
     return;
   }
   const at = video.currentTime;
-  try {
-    await load();
+  if (await load()) {
     video.currentTime = at;
-    await video.play();
-  } catch (error) {
-    if (error instanceof Refused) showProblem(error.answer.problem, error.answer.words);
+    await start(video);
   }
 }
 

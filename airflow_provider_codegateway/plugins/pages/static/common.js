@@ -30,14 +30,16 @@ export async function get(path, parameters) {
   return answer;
 }
 
+/** A title and a text that say why there was no answer. */
+export function reason(error) {
+  if (error.status === 401) return ["You are logged out", "Log in to Airflow, then reload this page."];
+  if (error.status === 403) return ["Nothing to see here", "There is no such clip, or you may not see it."];
+  return ["Airflow did not answer", "Reload this page in a moment."];
+}
+
 /** Say why there is nothing on the page. */
 export function showFailure(error) {
-  const [title, text] =
-    error.status === 401
-      ? ["You are logged out", "Log in to Airflow, then reload this page."]
-      : error.status === 403
-        ? ["Nothing to see here", "There is no such clip, or you may not see it."]
-        : ["Airflow did not answer", "Reload this page in a moment."];
+  const [title, text] = reason(error);
   byId("failure").replaceChildren(element("h1", {}, title), element("p", {}, text));
   byId("failure").hidden = false;
   byId("status").textContent = title;

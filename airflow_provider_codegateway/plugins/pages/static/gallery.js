@@ -88,21 +88,30 @@ async function showClips() {
   showPages(next);
   byId("status").textContent = `${clips.length} clips on this page.`;
   if (!clips.length) {
-    const [title, text] = chosen.dag_id || chosen.model || chosen.before
-      ? ["No clips here", "Choose another DAG or model."]
-      : ["No clips yet", "When a task of a DAG that you may read has made a clip, it is here."];
+    const [title, text] = next
+      ? ["No clips on this page", "What Airflow has here are no clips of this provider. Older clips follow."]
+      : chosen.dag_id || chosen.model || chosen.before
+        ? ["No clips here", "Choose another DAG or model."]
+        : ["No clips yet", "When a task of a DAG that you may read has made a clip, it is here."];
     byId("failure").replaceChildren(element("h2", {}, title), element("p", {}, text));
     byId("failure").hidden = false;
   }
   if (stills) showStillsInView(cards);
 }
 
+/** What is chosen can be chosen, also before there is an answer, or where there is none. */
+function showChoices(id, names) {
+  const others = names.filter((name) => name !== chosen[id]);
+  const all = chosen[id] ? [chosen[id], ...others].sort() : others;
+  byId(id).replaceChildren(byId(id).options[0], ...all.map((name) => element("option", { value: name }, name)));
+  byId(id).value = chosen[id];
+}
+
 async function showFilters() {
+  for (const id of ["dag_id", "model"]) showChoices(id, []);
   const { dags, models } = await get("api/filters", {});
-  for (const [id, names] of [["dag_id", dags], ["model", models]]) {
-    byId(id).append(...names.map((name) => element("option", { value: name }, name)));
-    byId(id).value = names.includes(chosen[id]) ? chosen[id] : "";
-  }
+  showChoices("dag_id", dags);
+  showChoices("model", models);
 }
 
 // A field that is empty says nothing in the address.
