@@ -6,7 +6,7 @@ Nothing here holds the query of a URL, a user in it, or inline media.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -58,7 +58,7 @@ def require_assets(outlets: Iterable[Any], target: S3Location) -> None:
             ) from None
 
 
-def add_asset_events(outlets: Iterable[Any], context: Context, clip: Clip) -> None:
+def add_asset_events(outlets: Collection[Any], context: Context, clip: Clip) -> None:
     """Give the events of the task's outlets the clip's facts, and resolve its aliases to the clip's URI.
 
     Airflow emits an event for each asset among the outlets when the task succeeds. What somebody else
@@ -66,6 +66,9 @@ def add_asset_events(outlets: Iterable[Any], context: Context, clip: Clip) -> No
     """
     from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
+    if outlets and "outlet_events" not in context:
+        log.warning("There are no asset events for %s: this task does not run in Airflow.", clip.uri)
+        return
     for outlet in outlets:
         if isinstance(outlet, AssetAlias):
             uri = asset_uri(S3Location(clip.bucket, clip.key))

@@ -157,18 +157,22 @@ class HiddenMedia:
         return hash(self._value)
 
 
-def hide(value: Any, *, keep_templates: bool = False) -> Any:
-    """``value`` with every string that must not be shown wrapped, in dicts, lists and tuples at any depth.
+def hide(value: Any, *, keep_templates: bool = False, copies: dict[int, int] | None = None) -> Any:
+    """``value`` with every string that must not be shown wrapped, in dicts, lists, tuples and sets at any depth.
 
     Those are inline media, long runs of base64, and URLs with a query or a user.
 
     :param keep_templates: leave strings with Jinja in them alone, so that Airflow still renders them.
         For use before rendering; hide again afterwards.
+    :param copies: takes the ``id`` of each container that is made, with that of the one it stands for.
     """
     if isinstance(value, str):
         is_kept = keep_templates and _JINJA.search(value)
         return HiddenMedia(value) if not is_kept and _must_hide(value) else value
-    return _map(value, lambda item: hide(item, keep_templates=keep_templates))
+    hidden = _map(value, lambda item: hide(item, keep_templates=keep_templates, copies=copies))
+    if copies is not None and hidden is not value:
+        copies[id(hidden)] = id(value)
+    return hidden
 
 
 def reveal(value: Any) -> Any:
@@ -590,10 +594,10 @@ def _must_hide(text: str) -> bool:
 
 
 def _map(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of a dict, list or tuple with its items changed; anything else as it is."""
+    """A copy of a dict, list, tuple or set with its items changed; anything else as it is."""
     if isinstance(value, dict):
         return {key: change(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple, set, frozenset):
         return type(value)(change(item) for item in value)
     return value
 

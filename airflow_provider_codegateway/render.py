@@ -22,7 +22,10 @@ from urllib.parse import quote
 
 from airflow_provider_codegateway import ledger as ledgers
 from airflow_provider_codegateway._s3 import (
+    ACCESS_DENIED,
+    CREDENTIALS,
     DEFAULT_LEDGER_PREFIX,
+    NO_SUCH_BUCKET,
     NOT_FOUND,
     S3Location,
     error_code,
@@ -31,10 +34,11 @@ from airflow_provider_codegateway._s3 import (
     storage_error,
 )
 from airflow_provider_codegateway._threads import to_the_end
-from airflow_provider_codegateway._upload import check_extra_args
+from airflow_provider_codegateway._upload import check_extra_args, upload_target
 from airflow_provider_codegateway.exceptions import (
     Bought,
     ClipExpired,
+    ClipTransferError,
     CodeGatewayError,
     InvalidRequest,
     InvalidTarget,
@@ -212,7 +216,9 @@ def open_entry(order: Order, request: VideoRequest, *, s3: S3Client) -> Clip | b
     clip = clip_in_place(order, ledger, s3=s3)
     if clip is not None:
         return clip
-    # The first write: it proves bucket and permission before anything is bought.
+    if order.extra_args or ledger.location.bucket != order.target.bucket:
+        _prove_upload(order, s3=s3)
+    # The first write: it proves bucket and permission before anything is bought, where the ledger is with the clip.
     if ledger.open(request.body()):
         return True
     entry = ledger.read()
@@ -322,12 +328,38 @@ def _head(s3: S3Client, target: S3Location) -> HeadObjectOutputTypeDef | None:
     try:
         return s3.head_object(Bucket=target.bucket, Key=target.key)
     except Exception as error:
-        # 404 may mean the bucket as well: writing the request to the ledger tells which.
+        # 404 may mean the bucket as well: what comes next tells which.
         if error_code(error) in NOT_FOUND:
             return None
         raise storage_error(
             error, doing="look for the clip", at=target, permission="s3:GetObject and s3:ListBucket"
         ) from error
+
+
+def _prove_upload(order: Order, *, s3: S3Client) -> None:
+    """Begin an upload of the clip, and abort it: for free, that tells whether S3 will take it on these terms.
+
+    :raises InvalidTarget: it will not.
+    :raises StorageUnavailable: S3 did not answer.
+    """
+    try:
+        target = upload_target(s3, order.target.bucket, order.target.key, {}, order.extra_args)
+        upload_id = target.create()
+    except ClipTransferError as error:
+        cause = error.__cause__
+        problem: CodeGatewayError = InvalidTarget(error.args[0])
+        if isinstance(cause, Exception) and not _is_refusal(cause):
+            problem = storage_error(
+                cause, doing="begin an upload", at=order.target, permission="s3:PutObject"
+            )
+        raise problem from cause
+    _abort_uploads(s3, order.target, [upload_id])
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether S3 itself refused a request for what is in it, by a code that has no words of ours."""
+    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return 400 <= status < 500 and error_code(error) not in ACCESS_DENIED | NO_SUCH_BUCKET | CREDENTIALS
 
 
 def _clear_what_a_crash_left(order: Order, ledger: Ledger, *, created: float | None, s3: S3Client) -> None:

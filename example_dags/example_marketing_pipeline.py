@@ -19,9 +19,7 @@ import io
 import json
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, AssetAlias, Param, XComArg, task
-
-from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from airflow.providers.common.compat.sdk import DAG, AssetAlias, Param, task
 
 with DAG(
     dag_id="codegateway_marketing_pipeline",
@@ -37,25 +35,14 @@ with DAG(
 ):
 
     @task
-    def read_products(bucket: str, products: str, campaign: str) -> list[dict[str, Any]]:
-        """The operator's arguments, for each product."""
+    def read_products(bucket: str, products: str) -> list[dict[str, str]]:
+        """The rows of the list."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        rows = csv.DictReader(io.StringIO(S3Hook().read_key(products, bucket)))
-        return [
-            {
-                "prompt": row["prompt"],
-                "image": f"s3://{bucket}/{row['image']}" if row.get("image") else None,
-                "aspect_ratio": row.get("aspect_ratio"),
-                "duration": row.get("duration"),
-                "generate_audio": row.get("generate_audio"),
-                "s3_key": f"{campaign}/{row['sku']}.mp4",
-            }
-            for row in rows
-        ]
+        return list(csv.DictReader(io.StringIO(S3Hook().read_key(products, bucket))))
 
-    clips = GenerateVideoOperator.partial(
-        task_id="render",
+    # A function, and not `expand_kwargs`: Airflow would render the cells of the list as templates.
+    @task.generate_video(
         model="bytedance/seedance-2.0",
         resolution="720p",
         s3_bucket="{{ params.bucket }}",
@@ -63,7 +50,20 @@ with DAG(
         max_active_tis_per_dagrun=3,
         outlets=[AssetAlias("codegateway-clips")],
         map_index_template="{{ task.s3_key }}",
-    ).expand_kwargs(read_products("{{ params.bucket }}", "{{ params.products }}", "{{ params.campaign }}"))
+    )
+    def render(product: dict[str, str], bucket: str, campaign: str) -> dict[str, Any]:
+        """The clip of one product."""
+        choices = {name: product.get(name) for name in ("aspect_ratio", "duration", "generate_audio")}
+        return {
+            **choices,
+            "prompt": product["prompt"],
+            "image": f"s3://{bucket}/{product['image']}" if product.get("image") else None,
+            "s3_key": f"{campaign}/{product['sku']}.mp4",
+        }
+
+    clips: Any = render.partial(bucket="{{ params.bucket }}", campaign="{{ params.campaign }}").expand(
+        product=read_products("{{ params.bucket }}", "{{ params.products }}")
+    )
 
     @task
     def write_manifest(clips: Any, bucket: str, campaign: str) -> str:
@@ -75,4 +75,4 @@ with DAG(
         S3Hook().load_string(json.dumps(manifest, indent=2), key, bucket, replace=True)
         return key
 
-    write_manifest(XComArg(clips, "clip"), "{{ params.bucket }}", "{{ params.campaign }}")
+    write_manifest(clips["clip"], "{{ params.bucket }}", "{{ params.campaign }}")

@@ -5,7 +5,6 @@ All that the tests must know of Airflow's versions is here.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,7 +60,6 @@ def _make_task_api_once() -> None:
     """As Airflow 3.3 does: older ones build the API that tasks call anew for each task, which takes seconds."""
     from airflow.sdk.execution_time import supervisor
 
-    os.environ.setdefault("AIRFLOW__API_AUTH__JWT_SECRET", "of-nobody-but-the-tests")
     supervisor.in_process_api_server = cache(supervisor.in_process_api_server)
 
 

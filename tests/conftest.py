@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("AIRFLOW_HOME", mkdtemp(prefix="codegateway-airflow-"))
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
+# Without a configuration file Airflow 3.2 has none, and runs no task; also in the processes that tests start.
+os.environ.setdefault("AIRFLOW__API_AUTH__JWT_SECRET", "of-nobody-but-the-tests")
 # Else Airflow 3.1 and later run a DAG as another test left it, if that had the same name less than 30 s ago.
 os.environ["AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL"] = "0"
 

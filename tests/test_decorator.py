@@ -215,6 +215,47 @@ def test_a_returned_template_is_data(gateway: Emulator, bucket: str, deferrable:
     assert gateway.ledger[0].prompt == "{{ conn.codegateway_default.password }} {{ no_such_name }}"
 
 
+@pytest.mark.parametrize(
+    "extra", [{}, {"image": f"https://cdn.example.com/a.png?{SECRET_QUERY}"}], ids=["", "link"]
+)
+def test_mapped_data_is_no_template(
+    extra: dict[str, str], gateway: Emulator, bucket: str, deferrable: bool
+) -> None:
+    """What an upstream task returned stays as it is at any depth, also where a link beside it is hidden."""
+    braces = "{{ conn.codegateway_default.password }} {% 50 off"
+
+    def paint(row: dict[str, Any], given: str) -> dict[str, Any]:
+        assert given == "decorated"
+        return {"prompt": row["deep"][0]["name"], "image": row.get("image")}
+
+    with DAG("decorated", schedule=None) as dag:
+
+        @task
+        def rows() -> list[dict[str, Any]]:
+            return [{"deep": [{"name": braces}], **extra}]
+
+        decorate = task.generate_video(
+            model=SEEDANCE, s3_bucket=bucket, s3_key="x.mp4", task_id="clip", deferrable=deferrable
+        )
+        decorate(paint).partial(given="{{ dag.dag_id }}").expand(row=rows())
+    assert run_dag(dag).state == "success"
+    assert [render.prompt for render in gateway.ledger] == [braces]
+
+
+def test_defaults_of_the_dag_hold(gateway: Emulator, bucket: str, deferrable: bool) -> None:
+    """``default_args`` may have what the function does not return, the model and the key too."""
+    defaults = {"model": VEO, "s3_bucket": bucket, "s3_key": "x.mp4", "duration": 4, "deferrable": deferrable}
+    with DAG("decorated", schedule=None, default_args=defaults) as dag:
+
+        @task.generate_video(task_id="clip")
+        def paint(what: str) -> str:
+            return f"A {what}"
+
+        paint.expand(what=["kite"])
+    assert run_dag(dag).state == "success"
+    assert gateway.ledger[0].request == {"model": VEO, "prompt": "A kite", "duration": "4s"}
+
+
 def test_every_argument_of_the_request_can_be_returned() -> None:
     """What is templated in the operator can be returned, but for how it is stored and connected."""
     operator = set(GenerateVideoOperator.template_fields)

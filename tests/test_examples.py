@@ -100,6 +100,18 @@ def test_marketing_pipeline_buys_each_product_once(
 
 
 @pytest.mark.usefixtures("connections")
+def test_marketing_pipeline_takes_the_list_for_data(
+    bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator
+) -> None:
+    """Braces in a cell read no connection, and break nothing."""
+    prompt = "A mug {{ conn.codegateway_default.password }} {% 50 off"
+    s3.put_object(Bucket=bucket, Key="input/products.csv", Body=f"sku,prompt\nmug,{prompt}\n".encode())
+    run = run_dag(bag.dags["codegateway_marketing_pipeline"], run_conf={"bucket": bucket})
+    assert run.state == "success"
+    assert [render.prompt for render in gateway.ledger] == [prompt]
+
+
+@pytest.mark.usefixtures("connections")
 def test_decorator_renders_each_season(bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator) -> None:
     """What the function returns for a season is asked for, and stored at the key that it chose."""
     assert run_dag(bag.dags["codegateway_decorator"], run_conf={"bucket": bucket}).state == "success"

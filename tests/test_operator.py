@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import pytest
-from airflow.providers.common.compat.sdk import DAG, TaskDeferred
+from airflow.providers.common.compat.sdk import DAG, TaskDeferred, task
 from airflow_run import RunResult, run_dag
 from media_samples import png, png_base64
 
@@ -534,6 +534,49 @@ def test_no_key_query_or_image_is_in_any_log_xcom_template_or_metadata(
     assert "one_clip" in everything
     for secret in (gateway.api_key, "Signature=", "5ecre7516na7ure", image[:24], image[-24:]):
         assert secret not in everything
+
+
+def test_mapped_parameters_are_no_template(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An XCom that is expanded over is data, whatever it looks like."""
+    with Emulator(port=0, extra_models=("acme/next",)) as gateway:
+        gateway.serve_clip(MP4)
+        connection = {"conn_type": "codegateway", "host": gateway.url, "password": gateway.api_key}
+        monkeypatch.setenv("AIRFLOW_CONN_NEXT", json.dumps(connection))
+        with DAG("one_clip", schedule=None) as dag:
+
+            @task
+            def parameters() -> list[dict[str, Any]]:
+                return [{"words": ["{{ conn.codegateway_default.password }}"]}]
+
+            GenerateVideoOperator.partial(
+                task_id="clip",
+                model="acme/next",
+                prompt="{{ dag.dag_id }}",
+                s3_bucket=bucket,
+                s3_key="x.mp4",
+                codegateway_conn_id="next",
+            ).expand(parameters=parameters())
+        assert run_dag(dag).state == "success"
+        assert gateway.ledger[0].request["words"] == ["{{ conn.codegateway_default.password }}"]
+        assert gateway.ledger[0].prompt == "one_clip"
+
+
+def test_multiple_outputs_are_refused_when_the_dag_is_parsed() -> None:
+    """Airflow would fail the task after the purchase, on every try."""
+    with pytest.raises(InvalidRequest, match="multiple_outputs=True"):
+        GenerateVideoOperator(task_id="clip", model=VEO, prompt="p", s3_key="s3://b/k", multiple_outputs=True)
+
+
+def test_a_missing_bucket_is_refused_for_free_though_the_ledger_is_elsewhere(
+    gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """Writing the ledger proves its own bucket only."""
+    result = run(
+        model=VEO, prompt="p", s3_key="s3://no-such-bucket/x.mp4", ledger_prefix=f"s3://{bucket}/ledger"
+    )
+    assert result.state == "failed"
+    assert gateway.ledger == ()
+    assert keys(s3, bucket) == []
 
 
 @pytest.mark.parametrize(

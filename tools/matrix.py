@@ -168,7 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.core:
         to_pytest += [*(f"tests/{name}" for name in NEAR_AIRFLOW), "-k", f"not ({VARIATIONS})"]
     names = chosen.cells or (oldest_cells() if chosen.core else CELLS)
-    return run_cells([Cell(name) for name in names], to_pytest, skip_missing=not chosen.cells)
+    return run_cells(
+        [Cell(name) for name in names], to_pytest, skip_missing=not (chosen.cells or chosen.core)
+    )
 
 
 def oldest_cells() -> tuple[str, str]:
@@ -197,7 +199,7 @@ def run_cells(cells: Sequence[Cell], to_pytest: Sequence[str], *, skip_missing: 
         else:
             rows.append(run_cell(cell, interpreter, to_pytest))
     print("\n" + table(rows))
-    return 0 if all(row.is_good for row in rows) else 1
+    return 0 if rows and all(row.is_good for row in rows) else 1
 
 
 def run_cell(cell: Cell, interpreter: Path, to_pytest: Sequence[str]) -> Row:

@@ -80,7 +80,8 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
                 f"@task.generate_video takes a plain function, and {python_callable.__name__} is an async one."
             )
         for name in _SET_BY_FUNCTION:
-            kwargs.setdefault(name, SET_DURING_EXECUTION)
+            if name not in (kwargs.get("default_args") or {}):
+                kwargs.setdefault(name, SET_DURING_EXECUTION)
         self._given: dict[str, Any] = {}
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -53,7 +53,14 @@ class HidesMedia:
         return self if instance is None else getattr(instance, self.name)
 
     def __set__(self, instance: object, value: Any) -> None:
-        setattr(instance, self.name, media.hide(value, keep_templates=True))
+        copies: dict[int, int] = {}
+        setattr(instance, self.name, media.hide(value, keep_templates=True, copies=copies))
+        setattr(instance, f"{self.name}_copies", copies)
+
+    def copies(self, instance: object) -> dict[int, int]:
+        """The ``id`` of each container in the attribute, with that of the one that was assigned."""
+        copies: dict[int, int] = getattr(instance, f"{self.name}_copies", {})
+        return copies
 
 
 class GenerateVideoOperator(BaseOperator):
@@ -160,6 +167,11 @@ class GenerateVideoOperator(BaseOperator):
             raise InvalidRequest(f"if_exists={if_exists!r} means nothing: use 'reuse', 'replace' or 'fail'.")
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders={max_renders!r} buys nothing: use a whole number from 1 up.")
+        if getattr(self, "multiple_outputs", False):
+            raise InvalidRequest(
+                "multiple_outputs=True takes a task that returns a dict, and this one returns a key: leave it out. "
+                "The clip's facts are in the XCom 'clip'."
+            )
         self._call: BlockingCall | None = None
         self._inputs: list[str] = []
         self._clip: Clip | None = None
@@ -167,6 +179,21 @@ class GenerateVideoOperator(BaseOperator):
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
         if getattr(self, "retry_policy", None) is None:
             self.retry_policy = _default_retry_policy()
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: Any,
+        seen_oids: set[int],
+    ) -> None:
+        # Airflow knows by its id what came of mapping: data, whose braces are no template. So are our copies of it.
+        for name in template_fields:
+            if isinstance(hides := getattr(type(parent), name, None), HidesMedia):
+                copies = hides.copies(parent)
+                seen_oids |= {copy for copy, original in copies.items() if original in seen_oids}
+        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
 
     @cached_property
     def hook(self) -> CodeGatewayVideoHook:
