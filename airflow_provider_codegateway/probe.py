@@ -1,7 +1,8 @@
 """Whether a connection works, found out without spending.
 
-What is asked for is what the gateway must refuse: a Veo clip without a prompt. It refuses with 400, and does so
-only after it knows the API key. Never Hailuo, which takes a request without a prompt.
+What is asked for is what the gateway must refuse: a Veo clip without a prompt. It refuses with 400, and a wrong key
+with 401; that it looks at the key first is taken for granted, as its guide does not say. Never Hailuo, which takes a
+request without a prompt.
 """
 
 from __future__ import annotations

@@ -358,7 +358,8 @@ def _prove_upload(order: Order, *, s3: S3Client) -> None:
 
 def _is_refusal(error: Exception) -> bool:
     """Whether S3 itself refused a request for what is in it, by a code that has no words of ours."""
-    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    answer = getattr(error, "response", None) or {}
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return 400 <= status < 500 and error_code(error) not in ACCESS_DENIED | NO_SUCH_BUCKET | CREDENTIALS
 
 

@@ -23,6 +23,9 @@ def serve(sandbox: Sandbox, *, preferred_port: int) -> NoReturn:
         print(f"Clips       {sandbox.s3_endpoint}/{BUCKET}/<key>")
         print(f"Emulator    {sandbox.emulator_url}")
         print(f"DAGs        {PROJECT / 'example_dags'}: put yours there")
+        print(
+            "Connections codegateway_default and aws_default are environment variables: the UI does not list them"
+        )
         print("\nCtrl-C stops everything.", flush=True)
         while True:
             airflow.check_alive()

@@ -43,6 +43,8 @@ class Verdict(Enum):
     PASS = "pass"
     DENY = "deny"
     """Answer 403 AccessDenied, without asking the server."""
+    REFUSE = "refuse"
+    """Answer 400 InvalidStorageClass, without asking the server."""
     DROP = "drop"
     """Close the connection, without asking the server."""
     LOSE = "lose"
@@ -51,6 +53,7 @@ class Verdict(Enum):
 
 Rule = Callable[[S3Request], Verdict]
 _DENIED = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>'
+_REFUSED = b'<?xml version="1.0"?><Error><Code>InvalidStorageClass</Code><Message>Not valid</Message></Error>'
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length"})
 
 
@@ -133,6 +136,8 @@ def _handler(proxy: S3Proxy, endpoint: str, strip: str | None) -> type[BaseHTTPR
             verdict = proxy.rule(request)
             if verdict is Verdict.DENY:
                 self._answer(403, {"Content-Type": "application/xml"}, _DENIED)
+            elif verdict is Verdict.REFUSE:
+                self._answer(400, {"Content-Type": "application/xml"}, _REFUSED)
             elif verdict is Verdict.DROP:
                 self.close_connection = True
             else:

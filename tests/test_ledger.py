@@ -392,6 +392,27 @@ def test_the_happy_path_costs_at_most_eight_requests(
     assert gateway.billed == 2
 
 
+@pytest.mark.parametrize(
+    ("verdict", "error", "words"),
+    [
+        (Verdict.DENY, InvalidTarget, "the AWS connection needs s3:PutObject there"),
+        (Verdict.REFUSE, InvalidTarget, "InvalidStorageClass"),
+        (Verdict.DROP, StorageUnavailable, "S3 could not begin an upload"),
+    ],
+)
+def test_terms_that_s3_does_not_take_are_refused_for_free(
+    verdict: Verdict, error: type[CodeGatewayError], words: str, job: Job, proxy: S3Proxy, client: S3Client
+) -> None:
+    """An upload that is begun tells; where S3 takes it, nothing of it is left."""
+    order = replace(job.order(), extra_args={"StorageClass": "STANDARD-IA"})
+    begins = lambda request: request.operation == "CreateMultipartUpload"  # noqa: E731
+    with proxy.ruled(once(verdict, begins)), pytest.raises(error, match=words) as refusal:
+        renders.open_entry(order, job.request(), s3=client)
+    assert refusal.value.bought is Bought.NO
+    assert renders.open_entry(order, job.request(), s3=client) is True
+    assert client.list_multipart_uploads(Bucket=job.bucket).get("Uploads", []) == []
+
+
 def test_a_claim_whose_answer_was_lost_is_recognised_as_our_own(
     job: Job, gateway: Emulator, proxy: S3Proxy, s3: S3Client, s3_credentials: dict[str, str], bucket: str
 ) -> None:
