@@ -595,9 +595,9 @@ def test_signing_is_in_no_log_either(
 
     extra = {"endpoint_url": s3_endpoint, "region_name": "us-east-1", "aws_session_token": "T0kenOfASession"}
     connection = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_ANYWHERE", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_LOGGED", json.dumps(connection))
     caplog.set_level(logging.DEBUG)
-    s3 = storage._client("anywhere", "any")
+    s3 = storage._client("logged", "any")
     s3.list_buckets()
     assert "Calculating signature" in caplog.text
     caplog.clear()
