@@ -50,7 +50,7 @@ _origin_threads = ThreadPoolExecutor(4, thread_name_prefix="codegateway-origins"
 _LINK_PATIENCE = 20.0
 _PAGE_PATIENCE = 10.0
 """Seconds. A page that is sent without the origin of its video says, when asked to play, to reload it."""
-_GALLERY_PATIENCE = 0.5
+_GALLERY_PATIENCE = 0.3
 """Seconds: a new process has boto3 to load first. A gallery that misses an origin reloads itself, once."""
 
 
