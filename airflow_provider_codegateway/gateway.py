@@ -170,9 +170,11 @@ class Gateway:
         deadline = time.monotonic() + self.settings.deadline
         attempt = 1
         while True:
+            unsent = [await content()]
             try:
-                return await self._post([await content()], deadline)
+                return await self._post(unsent, deadline)
             except GatewayUnavailable as error:
+                unsent.clear()  # error trackers show the local variables of whatever fails
                 left = deadline - time.monotonic()
                 delay = retry_delay(attempt, error.retry_after, left, self.settings)
                 if delay is None:

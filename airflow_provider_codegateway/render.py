@@ -75,6 +75,7 @@ RECEIPT_PATIENCE = 60.0
 _FACTS = ("fingerprint", "run", "model", "created", "render-seconds", "renders-bought")
 _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
 _METADATA_PREFIX = "codegateway-"
+_PASSING = frozenset({"RequestTimeout", "RequestTimeTooSkewed"})
 _NO_SUCH_UPLOAD = frozenset({"NoSuchUpload", "404"})
 
 Result = TypeVar("Result")
@@ -216,7 +217,10 @@ def open_entry(order: Order, request: VideoRequest, *, s3: S3Client) -> Clip | b
     clip = clip_in_place(order, ledger, s3=s3)
     if clip is not None:
         return clip
-    if order.extra_args or ledger.location.bucket != order.target.bucket:
+    is_unproven = order.extra_args or ledger.location.bucket != order.target.bucket
+    if (
+        is_unproven and not ledger.read().attempts
+    ):  # else a clip may be paid already, and its transfer will tell
         _prove_upload(order, s3=s3)
     # The first write: it proves bucket and permission before anything is bought, where the ledger is with the clip.
     if ledger.open(request.body()):
@@ -353,14 +357,20 @@ def _prove_upload(order: Order, *, s3: S3Client) -> None:
                 cause, doing="begin an upload", at=order.target, permission="s3:PutObject"
             )
         raise problem from cause
-    _abort_uploads(s3, order.target, [upload_id])
+    try:
+        target.abort(upload_id)
+    except ClipTransferError as error:
+        log.warning("The upload that was begun as a proof remains: %s", error.args[0])
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether S3 itself refused a request for what is in it, by a code that has no words of ours."""
+    """Whether S3 refused a request for what is in it, and will again, by a code that has no words of ours."""
+    code = error_code(error)
+    if code in ACCESS_DENIED | NO_SUCH_BUCKET | CREDENTIALS | _PASSING or "Throttl" in code:
+        return False
     answer = getattr(error, "response", None) or {}
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return 400 <= status < 500 and error_code(error) not in ACCESS_DENIED | NO_SUCH_BUCKET | CREDENTIALS
+    return status in (400, 403, 404)
 
 
 def _clear_what_a_crash_left(order: Order, ledger: Ledger, *, created: float | None, s3: S3Client) -> None:

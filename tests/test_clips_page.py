@@ -139,6 +139,7 @@ def test_page_lives_on_when_airflow_has_deleted_the_arguments(world: World) -> N
 
 def test_connection_is_read_from_the_dag_as_far_as_it_says() -> None:
     """Without rendered arguments: written, by default or by the DAG's defaults, also mapped; else it is not known."""
+    from airflow.providers.standard.operators.empty import EmptyOperator
     from airflow.sdk import DAG
 
     from airflow_provider_codegateway.operators.video import GenerateVideoOperator
@@ -151,6 +152,9 @@ def test_connection_is_read_from_the_dag_as_far_as_it_says() -> None:
         partial(task_id="of_dag_mapped", **same).expand(prompt=["p"])
         partial(task_id="own_mapped", aws_conn_id="own", **same).expand(prompt=["p"])
         partial(task_id="unknown_mapped", **same).expand_kwargs([{"prompt": "p", "aws_conn_id": "x"}])
+        told_by_task = EmptyOperator(task_id="other").output
+        partial(task_id="unknown_of_task", aws_conn_id=told_by_task, **same).expand(prompt=["p"])
+        partial(task_id="unknown_kwargs", **same).expand_kwargs(told_by_task)
     with DAG("without", schedule=None) as without:
         GenerateVideoOperator(task_id="aws_default", prompt="p", **same)
         GenerateVideoOperator(task_id="boto3s", prompt="p", aws_conn_id=None, **same)
@@ -162,11 +166,14 @@ def test_connection_is_read_from_the_dag_as_far_as_it_says() -> None:
         told |= {
             it["__var"]["task_id"]: clips._conn_id_as_written(it["__var"], stored) for it in stored["tasks"]
         }
+    del told["other"]
     assert told == {
         "of_dag": "of_dag",
         "of_dag_mapped": "of_dag",
         "own_mapped": "own",
         "unknown_mapped": clips.UNKNOWN,
+        "unknown_of_task": clips.UNKNOWN,
+        "unknown_kwargs": clips.UNKNOWN,
         "aws_default": "aws_default",
         "boto3s": None,
         "unknown": clips.UNKNOWN,

@@ -35,7 +35,7 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import Gateway, GatewaySettings, Receipt
+from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings, Receipt
 from airflow_provider_codegateway.ledger import (
     SETTLE_GRACE,
     Attempt,
@@ -411,6 +411,27 @@ def test_terms_that_s3_does_not_take_are_refused_for_free(
     assert refusal.value.bought is Bought.NO
     assert renders.open_entry(order, job.request(), s3=client) is True
     assert client.list_multipart_uploads(Bucket=job.bucket).get("Uploads", []) == []
+
+
+def test_a_paid_clip_whose_upload_is_refused_stays_free_to_retry(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """Terms are proven where nothing is bought yet: later, each try is another transfer, until S3 takes it."""
+    order = replace(job.order(), extra_args={"StorageClass": "STANDARD_IA"})
+    settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
+
+    def attempt() -> Clip:
+        path = renders.render(order, job.request(), s3=client, gateway=Gateway(settings), claim_seconds=60)
+        return BlockingCall().run(path)
+
+    def denied(request: S3Request) -> Verdict:
+        return Verdict.DENY if request.key == KEY and request.operation == "PutObject" else Verdict.PASS
+
+    with proxy.ruled(denied):
+        for _ in range(2):
+            with pytest.raises(ClipTransferError):
+                attempt()
+    assert attempt().renders_bought == gateway.billed == 1
 
 
 def test_a_claim_whose_answer_was_lost_is_recognised_as_our_own(

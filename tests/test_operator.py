@@ -564,6 +564,8 @@ def test_mapped_parameters_are_no_template(bucket: str, monkeypatch: pytest.Monk
 def test_multiple_outputs_are_refused_when_the_dag_is_parsed() -> None:
     """Airflow would fail the task after the purchase, on every try."""
     with pytest.raises(InvalidRequest, match="multiple_outputs=True"):
+        task.generate_video(model=VEO, multiple_outputs=True)(str)
+    with pytest.raises(InvalidRequest, match="multiple_outputs=True"):
         GenerateVideoOperator(task_id="clip", model=VEO, prompt="p", s3_key="s3://b/k", multiple_outputs=True)
 
 
@@ -582,6 +584,7 @@ def test_a_missing_bucket_is_refused_for_free_though_the_ledger_is_elsewhere(
 @pytest.mark.parametrize(
     "fault",
     [
+        None,  # the gateway is not reached
         Fault.status(401),
         Fault.status(500),
         ClipFault.status(403),
@@ -589,11 +592,17 @@ def test_a_missing_bucket_is_refused_for_free_though_the_ledger_is_elsewhere(
     ],
 )
 def test_local_variables_of_a_failure_show_no_key_query_or_image(
-    fault: Fault | ClipFault, gateway: Emulator, bucket: str
+    fault: Fault | ClipFault | None, gateway: Emulator, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Error trackers report them, and so does ``airflow dags test`` of Airflow 3.0."""
     gateway.serve_clip(MP4)
-    gateway.fail_next(fault, times=20)
+    if fault is None:
+        nobody = {"conn_type": "codegateway", "host": "http://127.0.0.1:9", "password": gateway.api_key}
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps({**nobody, "extra": {"retries": 0}})
+        )
+    else:
+        gateway.fail_next(fault, times=20)
     image = png_base64()
     operator = GenerateVideoOperator(
         task_id="clip",

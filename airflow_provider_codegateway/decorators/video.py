@@ -19,7 +19,11 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, A
 
 from airflow_provider_codegateway import media
 from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown
-from airflow_provider_codegateway.operators.video import GenerateVideoOperator, HidesMedia
+from airflow_provider_codegateway.operators.video import (
+    GenerateVideoOperator,
+    HidesMedia,
+    refuse_multiple_outputs,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -167,6 +171,7 @@ def generate_video_task(python_callable: Callable[..., Any] | None = None, **kwa
     :param python_callable: the function. It runs in the worker, once for each try, before anything is bought.
     :param kwargs: arguments of ``GenerateVideoOperator`` and of Airflow's ``BaseOperator``.
     """
+    refuse_multiple_outputs(kwargs.pop("multiple_outputs", False))
     return task_decorator_factory(
         python_callable=python_callable,
         # A function annotated as returning a dict would else make Airflow expect a dict of the task.

@@ -167,11 +167,7 @@ class GenerateVideoOperator(BaseOperator):
             raise InvalidRequest(f"if_exists={if_exists!r} means nothing: use 'reuse', 'replace' or 'fail'.")
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders={max_renders!r} buys nothing: use a whole number from 1 up.")
-        if getattr(self, "multiple_outputs", False):
-            raise InvalidRequest(
-                "multiple_outputs=True takes a task that returns a dict, and this one returns a key: leave it out. "
-                "The clip's facts are in the XCom 'clip'."
-            )
+        refuse_multiple_outputs(getattr(self, "multiple_outputs", False))
         self._call: BlockingCall | None = None
         self._inputs: list[str] = []
         self._clip: Clip | None = None
@@ -416,6 +412,18 @@ class GenerateVideoOperator(BaseOperator):
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What the OpenLineage provider asks for when the task has succeeded."""
         return None if self._clip is None else lineage.openlineage(self._inputs, self._clip)
+
+
+def refuse_multiple_outputs(value: object) -> None:
+    """Airflow would fail the task after the purchase, on every try.
+
+    :raises InvalidRequest: it is wanted.
+    """
+    if value:
+        raise InvalidRequest(
+            "multiple_outputs=True takes a task that returns a dict, and this one returns a key: leave it out. "
+            "The clip's facts are in the XCom 'clip'."
+        )
 
 
 def _default_retry_policy() -> RetryPolicy | None:

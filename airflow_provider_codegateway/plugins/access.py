@@ -45,7 +45,7 @@ def readable_dags(user: BaseUser, dag_ids: Collection[str], session: Session) ->
             ]
             for dag_id in known
         }
-        # A manager that asks a server does so once for them all, and for each DAG only if the answer is no.
+        # All at once first: some managers ask a server, and then need one call.
         if auth_manager.batch_is_authorized_dag([*chain(*wanted.values())], user=user):
             readable += wanted
         else:

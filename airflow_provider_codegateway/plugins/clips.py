@@ -168,7 +168,7 @@ def recent(
 ) -> Page:
     """The clips of these DAGs, newest first.
 
-    Finds its page by narrow rows, in the order of (time, primary key), and loads the values of that page only.
+    Finds its page by narrow rows, in the order of (time, primary key), and loads the values of those only.
 
     :param before: the ``next`` of the page before; one that is none of ours starts anew.
     """
@@ -425,12 +425,15 @@ def _conn_id_as_written(task: dict[str, Any], dag: dict[str, Any]) -> ConnId:
         written = task.get("aws_conn_id")  # None is left out
     elif "aws_conn_id" in (arguments := _plain(task["partial_kwargs"])):
         written = arguments["aws_conn_id"]
-    elif "aws_conn_id" in json.dumps(task.get("expand_input")):
+    elif (expanded := task.get("expand_input") or {}).get(
+        "type"
+    ) == "list-of-dicts" or "aws_conn_id" in json.dumps(expanded):
         return UNKNOWN
     else:
-        # Defaults are added when a mapped task is unmapped.
+        # Defaults are added when a mapped task is unmapped. Those of a task group are not stored.
         written = _plain(dag.get("default_args")).get("aws_conn_id", "aws_default")
-    return UNKNOWN if isinstance(written, str) and "{" in written else written
+    is_plain = written is None or (isinstance(written, str) and "{" not in written)
+    return written if is_plain else UNKNOWN
 
 
 def _plain(serialized: Any) -> dict[str, Any]:

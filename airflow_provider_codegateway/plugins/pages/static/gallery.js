@@ -64,7 +64,8 @@ function showStillsInView(cards) {
 }
 
 /** A page whose policy does not name S3 was sent before the server knew where that is. By now it does: once is enough. */
-function reloadOnce() {
+function reloadOnce({ effectiveDirective }) {
+  if (effectiveDirective !== "media-src") return;
   const [{ type }] = performance.getEntriesByType("navigation");
   if (type !== "reload") location.reload();
 }
