@@ -185,6 +185,7 @@ class Sandbox:
             "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "example_dags"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW_CONN_CODEGATEWAY_DEFAULT": gateway_connection,
             "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws_connection),

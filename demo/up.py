@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,16 @@ from demo.airflow_server import AirflowServer
 from demo.sandbox import BUCKET, PROJECT, Sandbox
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import NoReturn
+
+
+def _settings_file(sandbox: Sandbox) -> Path:
+    """What a shell needs for commands of this Airflow."""
+    settings = {name: value for name, value in sandbox.environment.items() if name.startswith("AIRFLOW_")}
+    file = sandbox.home / "settings.sh"
+    file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()))
+    return file
 
 
 def serve(sandbox: Sandbox, *, preferred_port: int) -> NoReturn:
@@ -26,7 +36,10 @@ def serve(sandbox: Sandbox, *, preferred_port: int) -> NoReturn:
         print(
             "Connections codegateway_default and aws_default are environment variables: the UI does not list them"
         )
-        print("\nCtrl-C stops everything.", flush=True)
+        print(f"Commands    . {_settings_file(sandbox).relative_to(PROJECT)}; .venv/bin/airflow dags list")
+        print(
+            "\nThe next start begins from nothing: only the DAGs stay. Ctrl-C stops everything.", flush=True
+        )
         while True:
             airflow.check_alive()
             time.sleep(1)

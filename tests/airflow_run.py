@@ -64,10 +64,17 @@ def _make_task_api_once() -> None:
 
 
 def _log_as_workers_do() -> None:
-    """As Airflow 3.1 does: before, ``dag.test`` prints each debug message, of secrets to be masked with the secret."""
+    """As Airflow 3.1 does: before, ``dag.test`` prints debug messages, and the local variables of what fails."""
     import structlog
 
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
+    *processors, _ = structlog.get_config()["processors"]
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        processors=[
+            *processors,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ],
+    )
 
 
 def load_dags(folder: Path | str) -> DagBag:

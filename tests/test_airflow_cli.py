@@ -52,8 +52,8 @@ class Said:
 
     @property
     def data(self) -> Any:
-        # Airflow 3.0 prints what it logs, and today's Alembic logs each of its own plugins.
-        return json.loads(re.sub(r"(?m)^\[.+ INFO - setup plugin alembic.+\n", "", self.out))
+        # Airflow 3.0 prints what it logs, and with today's Alembic and providers that is something.
+        return json.loads(re.sub(r"(?m)^\[\d{4}-\d\d-\d\dT\S+\] \{.+\n", "", self.out))
 
     @property
     def words(self) -> str:

@@ -180,6 +180,7 @@ def test_model_and_key_may_come_from_the_function_alone(
         ("  ", "returned an empty prompt"),
         ({"promt": "p"}, "returned promt: use model, prompt, image"),
         ({"prompt": "p", "deferrable": True}, "returned deferrable: use"),
+        ({"prompt": "p", "camera_fixed": True}, "returned camera_fixed: use .+ goes into parameters"),
         ({"prompt": "p", f"https://x.example.com/?{SECRET_QUERY}": 1}, "returned https://x.example.com/"),
         ({"prompt": 7}, "prompt"),
         ({}, "prompt is required"),
@@ -222,6 +223,8 @@ def test_mapped_data_is_no_template(
     extra: dict[str, str], gateway: Emulator, bucket: str, deferrable: bool
 ) -> None:
     """What an upstream task returned stays as it is at any depth, also where a link beside it is hidden."""
+    if deferrable and AIRFLOW < (3, 0):
+        pytest.skip("There, dag.test resumes the same object, and renders what was rendered; workers do not.")
     braces = "{{ conn.codegateway_default.password }} {% 50 off"
 
     def paint(row: dict[str, Any], given: str) -> dict[str, Any]:

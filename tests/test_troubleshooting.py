@@ -44,6 +44,8 @@ NOT_IN_THE_PAGE = {
 """Templates that no user meets as such, with the reason."""
 
 OF_AIRFLOW = {
+    "because the dag is not serialized": "airflow.serialization.definitions.dag",
+    "Exception rendering Jinja template for task": "airflow.sdk.definitions._internal.templater",
     "Invalid arguments were passed to": "airflow.sdk.bases.operator",
     "missing keyword argument": "airflow.sdk.bases.operator",
     "Triggerer's async thread was blocked": "airflow.jobs.triggerer_job_runner",

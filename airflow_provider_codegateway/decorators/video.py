@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,10 +157,15 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
             )
         if unknown := [name for name in returned if name not in RETURNABLE]:
             raise InvalidRequest(
-                f"{function} returned {', '.join(map(media.describe, map(str, unknown)))}: "
+                f"{function} returned {', '.join(map(_shown, unknown))}: "
                 f"use {', '.join(RETURNABLE)}; anything else that the model has goes into parameters."
             )
         return dict(returned)
+
+
+def _shown(name: object) -> str:
+    """A name as it is, if it could be a parameter's."""
+    return str(name) if re.fullmatch(r"[a-z][a-z_]{0,39}", str(name)) else media.describe(str(name))
 
 
 def generate_video_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

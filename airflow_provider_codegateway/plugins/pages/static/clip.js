@@ -99,7 +99,7 @@ async function copy(text) {
 
 function showFacts({ clip, stored, request }) {
   byId("prompt").textContent =
-    request?.prompt ?? (request ? "No prompt: this clip was made from an image." : "Airflow no longer keeps the prompt of this run.");
+    request?.prompt ?? (request ? "No prompt: this clip was made from an image." : "The prompt was not rendered, or Airflow no longer keeps it.");
   byId("prompt").classList.toggle("muted", !request?.prompt);
   const headline = byId("headline");
   const facts = byId("facts");
@@ -130,7 +130,7 @@ function showRequest(request) {
     (value.length > 40 ? longFact : fact)(list, LABELS[name] ?? name, (WORDS[name] ?? String)(value));
   }
   if (!list.children.length) {
-    const text = request ? "Everything as the model does by default." : "Airflow no longer keeps the arguments of this run.";
+    const text = request ? "Everything as the model does by default." : "The arguments were not rendered, or Airflow no longer keeps them.";
     longFact(list, "Arguments", text);
   }
 }
