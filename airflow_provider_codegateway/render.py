@@ -217,12 +217,11 @@ def open_entry(order: Order, request: VideoRequest, *, s3: S3Client) -> Clip | b
     clip = clip_in_place(order, ledger, s3=s3)
     if clip is not None:
         return clip
+    # The ledger's first write proves bucket and permission before anything is bought, but for these; and once
+    # something was bought, its transfer tells.
     is_unproven = order.extra_args or ledger.location.bucket != order.target.bucket
-    if (
-        is_unproven and not ledger.read().attempts
-    ):  # else a clip may be paid already, and its transfer will tell
+    if is_unproven and not ledger.read().attempts:
         _prove_upload(order, s3=s3)
-    # The first write: it proves bucket and permission before anything is bought, where the ledger is with the clip.
     if ledger.open(request.body()):
         return True
     entry = ledger.read()
