@@ -174,7 +174,6 @@ class Gateway:
             try:
                 return await self._post(unsent, deadline)
             except GatewayUnavailable as error:
-                unsent.clear()  # error trackers show the local variables of whatever fails
                 left = deadline - time.monotonic()
                 delay = retry_delay(attempt, error.retry_after, left, self.settings)
                 if delay is None:
@@ -182,6 +181,8 @@ class Gateway:
                 log.warning(
                     "%s Trying again in %.1f s (%d of %d).", error, delay, attempt, self.settings.retries
                 )
+            finally:
+                unsent.clear()  # error trackers show the local variables of whatever fails
             await asyncio.sleep(delay)
             attempt += 1
 

@@ -421,13 +421,12 @@ def _conn_ids_as_written(session: Session, dag_version_id: Any) -> dict[str, Con
 
 
 def _conn_id_as_written(task: dict[str, Any], dag: dict[str, Any]) -> ConnId:
+    expanded = task.get("expand_input") or {}
     if "partial_kwargs" not in task:
         written = task.get("aws_conn_id")  # None is left out
     elif "aws_conn_id" in (arguments := _plain(task["partial_kwargs"])):
         written = arguments["aws_conn_id"]
-    elif (expanded := task.get("expand_input") or {}).get(
-        "type"
-    ) == "list-of-dicts" or "aws_conn_id" in json.dumps(expanded):
+    elif expanded.get("type") == "list-of-dicts" or "aws_conn_id" in json.dumps(expanded):
         return UNKNOWN
     else:
         # Defaults are added when a mapped task is unmapped. Those of a task group are not stored.

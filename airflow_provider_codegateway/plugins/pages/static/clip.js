@@ -22,7 +22,7 @@ const PROBLEMS = {
   GONE: ["The clip is no longer in S3", "Somebody deleted or moved it. Clear the task to render it again; that buys a render."],
   NOT_THE_CLIP: ["This is not a clip that can be shown here", "Another object is at its place in S3 by now, it was made by a task that you may not see or that Airflow no longer knows, or the XCom was edited."],
   DENIED: ["Airflow may not read this clip", "S3 refused the task's AWS connection. The connection needs s3:GetObject on the clip."],
-  FORGOTTEN: ["Airflow no longer knows where to ask", "The task's AWS connection was a template, and Airflow keeps rendered arguments of the last runs only. The clip may well be in S3."],
+  FORGOTTEN: ["Airflow no longer knows where to ask", "The task's AWS connection was a template or came from another task, and Airflow keeps rendered arguments of the last runs only. The clip may well be in S3."],
   UNREACHABLE: ["S3 did not answer", "The clip may well be there. Try again in a moment."],
 };
 const LABELS = {
