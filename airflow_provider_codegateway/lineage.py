@@ -10,15 +10,15 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_provider_codegateway import media
-from airflow_provider_codegateway._s3 import S3Location, split_uri
+from airflow_provider_codegateway.clip import S3Location, split_uri
 from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.inputs import describe
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_codegateway.render import Clip
+    from airflow_provider_codegateway.clip import Clip
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def input_uri(reference: str) -> str | None:
     """The URI of an input image or video, without query and user. None for inline media, which have none."""
     if location := split_uri(reference.strip()):
         return asset_uri(location)
-    shown = media.describe(reference)
+    shown = describe(reference)
     return quote(shown, safe=_KEPT + " ") if shown.startswith(("https://", "file://")) else None
 
 

@@ -46,7 +46,7 @@ REQUEST = {"model": "bytedance/seedance-2.0", "prompt": "a paper boat", "duratio
 
 def ours(url: str, s3: S3Client, number: int) -> BaseTrigger:
     """A trigger whose task has opened the ledger entry."""
-    from airflow_provider_codegateway._s3 import S3Location
+    from airflow_provider_codegateway.clip import S3Location
     from airflow_provider_codegateway.models import build_request
     from airflow_provider_codegateway.render import Order, open_entry
     from airflow_provider_codegateway.triggers.video import RenderTrigger

@@ -30,7 +30,7 @@ from botocore.config import Config
 
 from airflow_provider_codegateway import ledger as ledgers
 from airflow_provider_codegateway import render as renders
-from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings
 from airflow_provider_codegateway.ledger import Ledger
 from airflow_provider_codegateway.models import VideoRequest, build_request

@@ -18,7 +18,7 @@ from media_samples import png, png_base64
 from sqlalchemy import select
 
 from airflow_provider_codegateway import lineage
-from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
 from airflow_provider_codegateway.exceptions import ClipTransferError, InvalidRequest
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator

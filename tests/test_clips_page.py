@@ -597,7 +597,7 @@ def test_signing_is_in_no_log_either(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At level DEBUG botocore logs what it signs, token and signature included; not when it signs links."""
-    from airflow_provider_codegateway._s3 import S3Location
+    from airflow_provider_codegateway.clip import S3Location
     from airflow_provider_codegateway.plugins import storage
 
     extra = {"endpoint_url": s3_endpoint, "region_name": "us-east-1", "aws_session_token": "T0kenOfASession"}

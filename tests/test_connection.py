@@ -210,7 +210,7 @@ def test_no_whole_answer_is_worded_as_that(
 
 def test_a_render_is_waited_for_longer_than_a_test() -> None:
     """A person waits for the test, and a thread of the API server; Airflow ends one on a worker after 60 s."""
-    from airflow_provider_codegateway.probe import ANSWER_SECONDS, CONNECT_SECONDS
+    from airflow_provider_codegateway.gateway.probe import ANSWER_SECONDS, CONNECT_SECONDS
 
     assert CONNECT_SECONDS + ANSWER_SECONDS < 60
 

@@ -32,7 +32,7 @@ from moto.core.authorization import enable_iam_authentication
 from moto.server import ThreadedMotoServer
 
 from airflow_provider_codegateway import exceptions, gateway, ledger, ledger_cli, media, render
-from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidRequest
 from airflow_provider_codegateway.get_provider_info import CONNECTION_FIELDS

@@ -21,7 +21,7 @@ from s3_proxy import Rule, S3Proxy, S3Request, Verdict, deny, down, once
 
 from airflow_provider_codegateway import ledger as ledgers
 from airflow_provider_codegateway import render as renders
-from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
     Bought,
@@ -48,7 +48,7 @@ from airflow_provider_codegateway.ledger import (
     entry_location,
     next_step,
 )
-from airflow_provider_codegateway.render import Clip
+from airflow_provider_codegateway.clip import Clip
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_codegateway import media
 from airflow_provider_codegateway.exceptions import MediaUnavailable
-from airflow_provider_codegateway.media import Fetcher, HiddenMedia
+from airflow_provider_codegateway.inputs import Fetcher, HiddenMedia
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.emulator import Emulator, Fault
 from airflow_provider_codegateway.models import build_request
 from airflow_provider_codegateway.render import Order, open_entry

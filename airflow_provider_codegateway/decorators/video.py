@@ -18,8 +18,9 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_1_PLUS
 
-from airflow_provider_codegateway import media
 from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown
+from airflow_provider_codegateway.inputs import describe, hide, reveal, show
+from airflow_provider_codegateway.models import PORTABLE
 from airflow_provider_codegateway.operators.video import (
     GenerateVideoOperator,
     HidesMedia,
@@ -29,19 +30,7 @@ from airflow_provider_codegateway.operators.video import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
 
-RETURNABLE = (
-    "model",
-    "prompt",
-    "image",
-    "aspect_ratio",
-    "duration",
-    "resolution",
-    "generate_audio",
-    "seed",
-    "parameters",
-    "s3_key",
-    "s3_bucket",
-)
+RETURNABLE = ("model", *PORTABLE, "s3_key", "s3_bucket")
 """What the function may return, if it returns a dict: arguments of ``GenerateVideoOperator``."""
 
 _SET_BY_FUNCTION = ("model", "prompt", "s3_key")
@@ -117,10 +106,10 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
         for name, value in arguments.items():
             is_media = isinstance(getattr(type(self), name, None), HidesMedia)
             # Hidden here already: what a function returned is data and no template, whatever it looks like.
-            setattr(self, name, media.hide(value) if is_media else value)
+            setattr(self, name, hide(value) if is_media else value)
 
     def _to_remember(self) -> dict[str, Any]:
-        shown = {name: media.show(getattr(self, name)) for name in self._given}
+        shown = {name: show(getattr(self, name)) for name in self._given}
         return {**super()._to_remember(), "shown": shown}
 
     def _resume(self, deferred: dict[str, Any]) -> None:
@@ -142,7 +131,7 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
 
         :raises InvalidRequest: it returned something else than a prompt or arguments.
         """
-        args, kwargs = media.reveal(self.op_args), media.reveal(self.op_kwargs)
+        args, kwargs = reveal(self.op_args), reveal(self.op_kwargs)
         context_merge(context, kwargs)
         returned = self.python_callable(*args, **determine_kwargs(self.python_callable, args, context))
         function = f"{self.python_callable.__name__}()"
@@ -165,7 +154,7 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
 
 def _shown(name: object) -> str:
     """A name as it is, if it could be a parameter's."""
-    return str(name) if re.fullmatch(r"[a-z][a-z_]{0,39}", str(name)) else media.describe(str(name))
+    return str(name) if re.fullmatch(r"[a-z][a-z_]{0,39}", str(name)) else describe(str(name))
 
 
 def generate_video_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -1,9 +1,10 @@
-"""The hook: from an Airflow connection to the gateway."""
+"""The hook: the only way from an Airflow connection to the gateway."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 
 from airflow_provider_codegateway.exceptions import InvalidConnection
@@ -20,10 +21,16 @@ from airflow_provider_codegateway.get_provider_info import (
     CONNECTION_TYPE,
     DEFAULT_CONNECTION_ID,
 )
+from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.metrics import MeteredBuyer
+from airflow_provider_codegateway.purchase import Purchase
+from airflow_provider_codegateway.threads import to_the_end
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
+    from mypy_boto3_s3.client import S3Client
 
+    from airflow_provider_codegateway.clip import ClipSpec
     from airflow_provider_codegateway.models import VideoRequest
 
 
@@ -34,7 +41,7 @@ class CodeGatewayVideoHook(BaseHook):
     ``https://api.codegateway.dev``); the extra may hold ``deadline``, ``read_timeout``, ``connect_timeout``
     (seconds) and ``retries``.
 
-    The hook buys whenever it is asked to: it is the operator that never buys twice.
+    ``purchase`` never buys a clip twice; ``generate`` and ``agenerate`` buy a render at every call.
 
     :param codegateway_conn_id: id of the connection.
     """
@@ -43,6 +50,7 @@ class CodeGatewayVideoHook(BaseHook):
     default_conn_name = DEFAULT_CONNECTION_ID
     conn_type = CONNECTION_TYPE
     hook_name = "CodeGateway"
+    limits: Limits = LIMITS
 
     def __init__(self, codegateway_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -53,20 +61,58 @@ class CodeGatewayVideoHook(BaseHook):
 
         :raises InvalidConnection: no or malformed API key, base URL or extra, named.
         """
-        return settings_of(self._connection(), f"connection {self.codegateway_conn_id!r}")
+        return settings_of(self._connection(), self._where)
+
+    @property
+    def _where(self) -> str:
+        return f"connection {self.codegateway_conn_id!r}"
 
     def _connection(self) -> Connection:
         try:
             return self.get_connection(self.codegateway_conn_id)
         except AirflowNotFoundException:
-            raise InvalidConnection(
-                f"There is no connection {self.codegateway_conn_id!r}: make one of type {CONNECTION_TYPE!r} with "
-                "the API key as its password."
-            ) from None
+            raise self._missing() from None
+
+    def _missing(self) -> InvalidConnection:
+        return InvalidConnection(
+            f"The connection {self.codegateway_conn_id!r} does not exist. Create it with type {CONNECTION_TYPE!r} and "
+            "the API key as its password."
+        )
 
     def get_conn(self) -> Gateway:
-        """The gateway of the connection; nothing is open yet, so nothing need be closed."""
-        return Gateway(self.get_settings())
+        """The gateway of the connection; nothing is open yet, so nothing needs to be closed."""
+        return Gateway(self.get_settings(), limits=self.limits)
+
+    async def aget_conn(self) -> Gateway:
+        """As ``get_conn``, without holding up the event loop."""
+        try:
+            connection = await get_async_connection(self.codegateway_conn_id)
+        except AirflowNotFoundException:
+            raise self._missing() from None
+        # `extra_dejson` masks secrets with a call to the supervisor, which must not be made from the loop.
+        settings = await to_the_end("ledger", settings_of, connection, self._where)
+        return Gateway(settings, limits=self.limits)
+
+    def purchase(self, spec: ClipSpec, *, s3: S3Client) -> Purchase:
+        """The purchase of one clip: bought at most once, however often it is repeated.
+
+        :param s3: a boto3 client for the clip and its ledger.
+        :raises InvalidConnection: see ``get_settings``.
+        """
+        return self._purchase(spec, s3, self.get_conn())
+
+    async def apurchase(self, spec: ClipSpec, *, s3: S3Client) -> Purchase:
+        """As ``purchase``, without holding up the event loop."""
+        return self._purchase(spec, s3, await self.aget_conn())
+
+    def _purchase(self, spec: ClipSpec, s3: S3Client, gateway: Gateway) -> Purchase:
+        return Purchase(
+            spec,
+            s3=s3,
+            buyer=MeteredBuyer(gateway, spec.model),
+            claim_seconds=gateway.settings.deadline,
+            limits=self.limits,
+        )
 
     async def agenerate(self, request: VideoRequest) -> Receipt:
         """Buy one render.
@@ -74,11 +120,7 @@ class CodeGatewayVideoHook(BaseHook):
         :param request: see ``models.build_request``; its media as the model takes them.
         :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see ``Gateway.generate``.
         """
-        from airflow.providers.common.compat.connection import get_async_connection
-
-        connection = await get_async_connection(self.codegateway_conn_id)
-        settings = settings_of(connection, f"connection {self.codegateway_conn_id!r}")
-        return await Gateway(settings).generate(request.content)
+        return await (await self.aget_conn()).generate(request.content)
 
     def generate(self, request: VideoRequest) -> Receipt:
         """Buy one render, and block for the two minutes that it takes. Otherwise as ``agenerate``."""
@@ -89,7 +131,7 @@ class CodeGatewayVideoHook(BaseHook):
 
         :return: whether both are proven, and in words what was seen; never the key.
         """
-        from airflow_provider_codegateway.probe import probe
+        from airflow_provider_codegateway.gateway.probe import probe
 
         try:
             # Airflow's UI tests what is in the form, under an id that it makes up.

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
 
-from airflow_provider_codegateway import lineage, media, metrics
-from airflow_provider_codegateway._s3 import DEFAULT_LEDGER_PREFIX, S3Location, read_object
+from airflow_provider_codegateway import lineage, metrics
+from airflow_provider_codegateway.clip import (
+    DEFAULT_LEDGER_PREFIX,
+    Clip,
+    ClipSpec,
+    IfExists,
+    S3Location,
+    clip_location,
+    task_identity,
+)
 from airflow_provider_codegateway.exceptions import (
     Bought,
     CodeGatewayError,
@@ -20,7 +27,10 @@ from airflow_provider_codegateway.exceptions import (
     from_dict,
 )
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
+from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
+from airflow_provider_codegateway.models import PORTABLE, build_request
+from airflow_provider_codegateway.s3 import read_object
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
@@ -28,12 +38,11 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk.definitions.retry_policy import RetryPolicy
+    from mypy_boto3_s3.client import S3Client
 
     from airflow_provider_codegateway.gateway import BlockingCall
     from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
     from airflow_provider_codegateway.models import MediaField, VideoRequest
-    from airflow_provider_codegateway.render import Clip, IfExists, Order
-
 
 _FAILED_DEFERRAL = "__fail__"
 """What Airflow names as the method to resume with, when the trigger timed out or broke."""
@@ -54,7 +63,7 @@ class HidesMedia:
 
     def __set__(self, instance: object, value: Any) -> None:
         copies: dict[int, int] = {}
-        setattr(instance, self.name, media.hide(value, keep_templates=True, copies=copies))
+        setattr(instance, self.name, hide(value, keep_templates=True, copies=copies))
         setattr(instance, f"{self.name}_copies", copies)
 
     def copies(self, instance: object) -> dict[int, int]:
@@ -99,14 +108,7 @@ class GenerateVideoOperator(BaseOperator):
 
     template_fields: Sequence[str] = (
         "model",
-        "prompt",
-        "image",
-        "aspect_ratio",
-        "duration",
-        "resolution",
-        "generate_audio",
-        "seed",
-        "parameters",
+        *PORTABLE,
         "s3_key",
         "s3_bucket",
         "codegateway_conn_id",
@@ -164,9 +166,11 @@ class GenerateVideoOperator(BaseOperator):
         self.s3_extra_args = s3_extra_args
         self.deferrable = deferrable
         if if_exists not in ("reuse", "replace", "fail"):
-            raise InvalidRequest(f"if_exists={if_exists!r} means nothing: use 'reuse', 'replace' or 'fail'.")
+            raise InvalidRequest(
+                f"if_exists={if_exists!r} is not supported. Use 'reuse', 'replace' or 'fail'."
+            )
         if not isinstance(max_renders, int) or max_renders < 1:
-            raise InvalidRequest(f"max_renders={max_renders!r} buys nothing: use a whole number from 1 up.")
+            raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {max_renders!r}.")
         refuse_multiple_outputs(getattr(self, "multiple_outputs", False))
         self._call: BlockingCall | None = None
         self._inputs: list[str] = []
@@ -211,61 +215,50 @@ class GenerateVideoOperator(BaseOperator):
             return self._run(context)
 
     def _run(self, context: Context) -> str:
-        from airflow_provider_codegateway.gateway import BlockingCall, Gateway
-        from airflow_provider_codegateway.render import Clip, open_entry, render
+        from airflow_provider_codegateway.gateway import BlockingCall
 
-        settings = self.hook.get_settings()
+        self.hook.get_settings()  # before any image is fetched
         request = self._request()
-        order = self._order(request, context)
-        lineage.require_assets(self.outlets, order.target)
-        s3 = self.s3_hook.get_conn()
+        spec = self._spec(request, context)
+        lineage.require_assets(self.outlets, spec.target)
+        purchase = self.hook.purchase(spec, s3=self._s3)
         if self.deferrable:
-            opened = open_entry(order, request, s3=s3)
-            if not isinstance(opened, Clip):
-                self._require_not_killed(order)
-                self._defer(order)
-            return self._hand_over(opened, context)
+            clip = purchase.begin(request)
+            if clip is None:
+                self._require_not_killed(spec)
+                self._defer(spec)
+            return self._hand_over(clip, context)
 
         self._call = BlockingCall()
-        self._require_not_killed(order)
+        self._require_not_killed(spec)
         try:
-            clip = self._call.run(
-                render(
-                    order,
-                    request,
-                    s3=s3,
-                    gateway=Gateway(settings),
-                    claim_seconds=settings.deadline,
-                )
-            )
+            clip = self._call.run(purchase.complete(request))
         except asyncio.CancelledError:
             raise RenderOutcomeUnknown(
-                f"The task was stopped from outside, on its way to {order.target.uri}. "
-                f"The ledger at {order.ledger(s3).location.uri} says what was begun."
+                f"The task was stopped from outside while working on {spec.target.uri}. The ledger at "
+                f"{purchase.ledger.location.uri} says what was begun."
             ) from None
         return self._hand_over(clip, context)
 
     def execute_complete(
         self, context: Context, event: dict[str, Any], deferred: dict[str, Any] | None = None
     ) -> str:
-        """Take what the trigger brought.
+        """Take over what the trigger brought.
 
         :param deferred: what this task knew when it deferred, see ``_defer``.
         :raises CodeGatewayError: the very error that the trigger met.
-        :raises ValueError: the event is none of ours.
+        :raises ValueError: this version does not know the event.
         """
-        from airflow_provider_codegateway.render import Clip
-
         if deferred:
             self._resume(deferred)
         with metrics.counting_refusals(lambda: self.model):
             match event:
                 case {"status": "stored", "clip": dict(clip)}:
-                    return self._hand_over(Clip(**clip), context)
+                    return self._hand_over(Clip.from_dict(clip), context)
                 case {"status": "failed", "error": dict(error)}:
                     raise from_dict(error)
                 case {"status": "gone"}:
-                    self.log.info("The ledger entry is gone: somebody else settled it. Looking for the clip.")
+                    self.log.info("Another run settled the ledger entry. Looking for the clip.")
                     if deferred and (found := self._find(deferred)):
                         return self._hand_over(found, context)
                     return self._run(context)
@@ -285,34 +278,36 @@ class GenerateVideoOperator(BaseOperator):
 
     def _failed_deferral(self, error: AirflowException, context: Context) -> RenderOutcomeUnknown:
         """What became of a render whose trigger brought nothing: by the ledger, for nobody else can tell."""
-        from airflow_provider_codegateway import ledger as ledgers
-        from airflow_provider_codegateway.render import clip_target
+        from airflow_provider_codegateway.ledger import Ledger, describe_attempts, entry_location, money
 
         reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
         try:
-            at = ledgers.entry_location(clip_target(self.s3_key, self.s3_bucket), self.ledger_prefix)
-            entry = ledgers.Ledger(self.s3_hook.get_conn(), at, fingerprint="", run="").read()
+            at = entry_location(clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix)
+            entry = Ledger(self._s3, at).read()
         except Exception as unread:  # whatever it is, the deferral's end matters more
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
-            return RenderOutcomeUnknown(f"{reason} The ledger could not be asked: {why}")
+            return RenderOutcomeUnknown(f"{reason} The ledger could not be read: {why}")
         # What others began at this key is theirs.
-        if not any(attempt.run == _run_id(context) for attempt in entry.attempts):
+        if not any(attempt.requester == _requester(context) for attempt in entry.attempts):
             return RenderOutcomeUnknown(
-                f"{reason} No render of this task is in the ledger at {at.uri}: its clip is in S3, or at another "
-                "key, or none was begun."
+                f"{reason} The ledger at {at.uri} has no render of this task: its clip is in S3, or at another key, or "
+                "no render was begun."
             )
         return RenderOutcomeUnknown(
-            f"{reason} By the ledger at {at.uri}: {ledgers.describe_attempts(entry)} "
-            "Run the task again: it takes what was bought.",
-            bought=ledgers.money(entry),
+            f"{reason} The ledger at {at.uri} says: {describe_attempts(entry)} "
+            "Run the task again: it fetches what was bought.",
+            bought=money(entry),
         )
 
-    def _defer(self, order: Order) -> NoReturn:
+    def _defer(self, spec: ClipSpec) -> NoReturn:
         from airflow_provider_codegateway.triggers.video import RenderTrigger
 
-        trigger = RenderTrigger.for_order(
-            order, codegateway_conn_id=self.codegateway_conn_id, aws_conn_id=self.aws_conn_id
+        trigger = RenderTrigger(
+            codegateway_conn_id=self.codegateway_conn_id,
+            aws_conn_id=self.aws_conn_id,
+            **spec.as_arguments(),
         )
+        self.log.info("Rendering %s for %s. No worker slot is used.", spec.model, spec.target.uri)
         self.defer(
             trigger=trigger,
             method_name="execute_complete",
@@ -322,7 +317,7 @@ class GenerateVideoOperator(BaseOperator):
         raise AssertionError("defer does not return")
 
     def _to_remember(self) -> dict[str, Any]:
-        """Plain values for the process that resumes. Airflow stores them: nothing hidden may be in them."""
+        """Plain values for the process that resumes. Airflow stores them, so they must hold nothing secret."""
         return {"inputs": self._inputs}
 
     def _resume(self, deferred: dict[str, Any]) -> None:
@@ -330,17 +325,16 @@ class GenerateVideoOperator(BaseOperator):
 
     def _find(self, deferred: dict[str, Any]) -> Clip | None:
         """The clip that this task deferred for, if it is in place."""
-        from airflow_provider_codegateway.render import clip_in_place
         from airflow_provider_codegateway.triggers.video import RenderTrigger
 
-        order, s3 = RenderTrigger(**deferred["trigger"]).order, self.s3_hook.get_conn()
-        return clip_in_place(order, order.ledger(s3), s3=s3)
+        spec = RenderTrigger(**deferred["trigger"]).spec
+        return self.hook.purchase(spec, s3=self._s3).find()
 
-    def _require_not_killed(self, order: Order) -> None:
+    def _require_not_killed(self, spec: ClipSpec) -> None:
         # Airflow 3 calls `on_kill` in a signal handler and goes on, also while there is nothing to cancel.
         if self._is_killed:
             raise RenderOutcomeUnknown(
-                f"The task was stopped from outside before it bought a clip for {order.target.uri}.",
+                f"The task was stopped from outside before it bought a clip for {spec.target.uri}.",
                 bought=Bought.NO,
             )
 
@@ -354,50 +348,39 @@ class GenerateVideoOperator(BaseOperator):
 
     def _request(self) -> VideoRequest:
         """What is to be rendered: validated, and every image and video read. All of it for free."""
-        from airflow_provider_codegateway.models import build_request
-        from airflow_provider_codegateway.render import clip_target
-
-        request = build_request(
-            self.model,
-            prompt=self.prompt,
-            image=media.reveal(self.image),
-            aspect_ratio=self.aspect_ratio,
-            duration=self.duration,
-            resolution=self.resolution,
-            generate_audio=self.generate_audio,
-            seed=self.seed,
-            parameters=media.reveal(self.parameters),
-        )
-        clip_target(self.s3_key, self.s3_bucket)  # refused before an image is fetched for nothing
+        arguments = {name: reveal(getattr(self, name)) for name in PORTABLE}
+        request = build_request(self.model, **arguments)
+        clip_location(self.s3_key, self.s3_bucket)  # refused before an image is fetched in vain
         return self._with_media(request)
 
-    def _order(self, request: VideoRequest, context: Context) -> Order:
-        from airflow_provider_codegateway.render import Order, clip_target
-
-        return Order(
+    def _spec(self, request: VideoRequest, context: Context) -> ClipSpec:
+        return ClipSpec(
             model=request.model,
             fingerprint=request.fingerprint(),
-            target=clip_target(self.s3_key, self.s3_bucket),
-            run=_run_id(context),
+            target=clip_location(self.s3_key, self.s3_bucket),
+            requester=_requester(context),
             if_exists=self.if_exists,
             max_renders=self.max_renders,
             ledger_prefix=self.ledger_prefix,
-            extra_args=self.s3_extra_args or {},
+            upload_args=self.s3_extra_args or {},
         )
 
     def _with_media(self, request: VideoRequest) -> VideoRequest:
-        def resolve(reference: str, field: MediaField) -> str:
+        def read(reference: str, field: MediaField) -> str:
             if uri := lineage.input_uri(reference):
                 self._inputs.append(uri)
-            return media.resolve(
-                reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3
-            )
+            return resolve(reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3)
 
         self._inputs = []
-        return request.with_media(resolve)
+        return request.with_media(read)
 
     def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
-        return read_object(self.s3_hook.get_conn(), S3Location(bucket, key), limit)
+        return read_object(self._s3, S3Location(bucket, key), limit)
+
+    @property
+    def _s3(self) -> S3Client:
+        client: S3Client = self.s3_hook.get_conn()
+        return client
 
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
@@ -421,8 +404,8 @@ def refuse_multiple_outputs(value: object) -> None:
     """
     if value:
         raise InvalidRequest(
-            "multiple_outputs=True takes a task that returns a dict, and this one returns a key: leave it out. "
-            "The clip's facts are in the XCom 'clip'."
+            "multiple_outputs=True needs a task that returns a dict, and this one returns a key. Leave it out; the "
+            "clip's facts are in the XCom 'clip'."
         )
 
 
@@ -434,8 +417,6 @@ def _default_retry_policy() -> RetryPolicy | None:
     return CodeGatewayRetryPolicy()
 
 
-def _run_id(context: Context) -> str:
-    """The same for every try of one task instance, and for no other; in characters that S3 metadata takes."""
+def _requester(context: Context) -> str:
     instance = context["ti"]
-    identity = (instance.dag_id, instance.task_id, instance.run_id, instance.map_index)
-    return hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    return task_identity(instance.dag_id, instance.task_id, instance.run_id, instance.map_index)

@@ -23,9 +23,8 @@ from airflow.models.xcom import XComModel
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Text, and_, case, cast, false, func, or_, select
 
-from airflow_provider_codegateway._s3 import S3Location
+from airflow_provider_codegateway.clip import MAX_KEY_BYTES, Clip, S3Location, clip_location
 from airflow_provider_codegateway.exceptions import InvalidRequest
-from airflow_provider_codegateway.render import MAX_KEY_BYTES, Clip, clip_target
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -444,6 +443,6 @@ def _plain(serialized: Any) -> dict[str, Any]:
 def _target(fields: dict[str, Any]) -> S3Location | None:
     key, bucket = _text(fields, "s3_key"), _text(fields, "s3_bucket")
     try:
-        return None if key is None else clip_target(key, bucket)
+        return None if key is None else clip_location(key, bucket)
     except InvalidRequest:
         return None

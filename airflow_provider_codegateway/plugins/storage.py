@@ -17,9 +17,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_codegateway._s3 import NOT_FOUND, S3Location, error_code, error_words, metadata_of
-from airflow_provider_codegateway.operators.video import _run_id
+from airflow_provider_codegateway.clip import Marks, S3Location, task_identity
 from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId
+from airflow_provider_codegateway.s3 import Problem as S3Problem
+from airflow_provider_codegateway.s3 import error_code, error_words, problem_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -36,7 +37,6 @@ _AWS = re.compile(r"s3[.-]([a-z0-9.-]+\.)?amazonaws\.[a-z.]+")
 # A client takes a tenth of a second to build, and a page of still frames wants two dozen links. A connection
 # that is changed is heeded after this time.
 _CLIENT_SECONDS = 60
-_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError"})
 
 _signing = threading.local()
 # At level DEBUG, botocore logs all that a signed link is made of.
@@ -78,13 +78,13 @@ def link(details: Details, may_see_work_of: Callable[[str], bool]) -> str:
         raise NoLink(Problem.FORGOTTEN)
     try:
         s3 = _client(details.aws_conn_id, clip.bucket)
-        metadata = metadata_of(s3.head_object(Bucket=clip.bucket, Key=clip.key))
+        marks = Marks.from_metadata(s3.head_object(Bucket=clip.bucket, Key=clip.key)["Metadata"])
     except Exception as error:
         place_is_known = details.target == S3Location(clip.bucket, clip.key)
         raise _no_link(error, place_is_known=place_is_known) from None
-    if metadata.get("codegateway-fingerprint") != clip.fingerprint:
+    if marks.fingerprint != clip.fingerprint:
         raise NoLink(Problem.NOT_THE_CLIP)
-    run = metadata.get("codegateway-run", "")
+    run = marks.requester or ""
     if run != run_of(details.task) and not may_see_work_of(run):
         raise NoLink(Problem.NOT_THE_CLIP)
     return _sign(s3, S3Location(clip.bucket, clip.key))
@@ -107,8 +107,7 @@ def _media_origin(aws_conn_id: str | None, bucket: str, period: int) -> str | No
 
 def run_of(task: TaskRef) -> str:
     """What the metadata of the clips of a task instance says of it: a hash."""
-    identity: Any = {"ti": task}  # it reads no more of a context than that
-    return _run_id(identity)
+    return task_identity(task.dag_id, task.task_id, task.run_id, task.map_index)
 
 
 def _no_link(error: Exception, *, place_is_known: bool) -> NoLink:
@@ -118,9 +117,9 @@ def _no_link(error: Exception, *, place_is_known: bool) -> NoLink:
         # Nobody shall learn from an edited XCom which objects exist: S3 refuses what is there and may not be read,
         # and, to who may not list the bucket, what is not there.
         return NoLink(Problem.NOT_THE_CLIP)
-    if code in NOT_FOUND or code == "NoSuchBucket":
+    if problem_of(error) in (S3Problem.NOT_FOUND, S3Problem.NO_BUCKET):
         return NoLink(Problem.GONE)
-    refused = code or type(error).__name__ in _NO_CREDENTIALS
+    refused = code or problem_of(error) is S3Problem.NO_CREDENTIALS
     problem = Problem.DENIED if refused and not is_server_error else Problem.UNREACHABLE
     return NoLink(problem, error_words(error))
 

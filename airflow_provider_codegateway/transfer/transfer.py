@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway._download import Download
-from airflow_provider_codegateway._upload import Upload, UploadTarget, upload_target
+from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.exceptions import ClipTransferError
+from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.transfer.download import Download
+from airflow_provider_codegateway.transfer.upload import Upload, UploadTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from mypy_boto3_s3 import S3Client
 
@@ -33,8 +35,6 @@ class StoredClip:
     :param sha256: of all bytes, in hexadecimal.
     """
 
-    bucket: str
-    key: str
     bytes: int
     sha256: str
 
@@ -43,12 +43,12 @@ def transfer_clip(
     url: str,
     *,
     s3: S3Client,
-    bucket: str,
-    key: str,
+    target: S3Location,
     metadata: Mapping[str, str],
-    extra_args: Mapping[str, Any] | None = None,
+    upload_args: Mapping[str, Any] | None = None,
     expires_at: float | None = None,
     cancelled: threading.Event | None = None,
+    limits: Limits = LIMITS,
 ) -> StoredClip:
     """Bring the clip behind a URL to S3.
 
@@ -57,21 +57,25 @@ def transfer_clip(
     :param url: the clip's URL, presigned or not. It is sent no credentials.
     :param s3: a boto3 client, as ``S3Hook(...).get_conn()`` gives it.
     :param metadata: the object's metadata, ASCII.
-    :param extra_args: as ``S3Hook(extra_args=...)``: each goes to all calls that take it. Older Ceph servers
-        drop ``Tagging`` from multipart uploads without a word.
+    :param upload_args: as ``S3Hook(extra_args=...)``: each goes to all calls that take it. Older Ceph servers
+        silently drop ``Tagging`` from multipart uploads.
     :param expires_at: Unix seconds at which the link runs out, where that is known.
     :param cancelled: when set, the transfer ends at once with a :class:`ClipTransferError`.
     :raises ClipExpired: the clip's host refused the link, which has run out.
     :raises ClipTransferError: anything else. Nothing was left in the bucket, unless the message says so.
     """
-    download = Download(url, expires_at=expires_at)
+    download = Download(url, expires_at=expires_at, limits=limits)
     del url  # error trackers show the local variables of whatever fails
-    return _transfer(
+    upload_target = UploadTarget(s3, target, metadata, upload_args or {})
+    with (
+        Upload(upload_target, require_mp4, limits) as upload,
+        _cancellable(cancelled, download, upload),
         download,
-        upload_target(s3, bucket, key, metadata, extra_args),
-        verify=require_mp4,
-        cancelled=cancelled,
-    )
+    ):
+        download.into(upload)
+        upload.finish()
+    upload_target.confirm(upload.size)
+    return StoredClip(bytes=upload.size, sha256=upload.sha256)
 
 
 def require_mp4(head: memoryview | bytes) -> None:
@@ -85,20 +89,6 @@ def require_mp4(head: memoryview | bytes) -> None:
         raise ClipTransferError(
             "What the clip's host delivered is not an MP4: it has no `ftyp` at byte 4. It was not stored."
         )
-
-
-def _transfer(
-    download: Download,
-    target: UploadTarget,
-    *,
-    verify: Callable[[memoryview], None],
-    cancelled: threading.Event | None = None,
-) -> StoredClip:
-    with Upload(target, verify) as upload, _cancellable(cancelled, download, upload), download:
-        download.into(upload)
-        upload.finish()
-    target.confirm(upload.size)
-    return StoredClip(bucket=target.bucket, key=target.key, bytes=upload.size, sha256=upload.sha256)
 
 
 @contextmanager

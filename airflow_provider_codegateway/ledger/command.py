@@ -12,16 +12,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway import media
-from airflow_provider_codegateway._s3 import DEFAULT_LEDGER_PREFIX, S3Location, error_words, split_uri
+from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, S3Location, split_uri
 from airflow_provider_codegateway.exceptions import CodeGatewayError
-from airflow_provider_codegateway.ledger import (
-    MARKER_NAME,
-    Entry,
-    Ledger,
-    describe_attempts,
-    situation,
-)
+from airflow_provider_codegateway.inputs import hide
+from airflow_provider_codegateway.ledger.entry import MARKER_NAME, Entry, describe_attempts, situation
+from airflow_provider_codegateway.ledger.store import Ledger
+from airflow_provider_codegateway.s3 import error_words
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -114,7 +110,7 @@ def _entry(location: S3Location) -> S3Location:
 
 
 def _ledger(s3: S3Client, at: S3Location) -> Ledger:
-    return Ledger(s3, at, fingerprint="", run="")
+    return Ledger(s3, at)
 
 
 def _as_dict(at: S3Location, entry: Entry) -> dict[str, Any]:
@@ -138,7 +134,7 @@ def _as_dict(at: S3Location, entry: Entry) -> dict[str, Any]:
 
 def _shown(body: Any) -> Any:
     """The request without what must not be shown: image bytes, and the query of a URL."""
-    return json.loads(json.dumps(media.hide(body), default=str))
+    return json.loads(json.dumps(hide(body), default=str))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from urllib.error import URLError
 from urllib.parse import quote, urljoin, urlsplit
 
-from airflow_provider_codegateway._http import redact_url, redact_urls
 from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferError
+from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.redaction import redact_url, redact_urls
 
 if TYPE_CHECKING:
     import ssl
@@ -28,22 +29,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
-READ_SIZE = 1024 * 1024
-"""Bytes that are read at a time."""
-CONNECT_TIMEOUT = 10.0
-"""Seconds, TLS handshake included."""
-READ_TIMEOUT = 60.0
-"""Seconds without a byte."""
-TRANSFER_TIMEOUT = 3600.0
-"""Seconds that the download of one clip may take with all its resumes."""
-MAX_FAILURES = 5
-"""Connections that may fail in a row without bringing a new byte."""
-MAX_REDIRECTS = 5
-BACKOFF = 0.5
-"""Seconds before the first resume, doubled with each failure in a row; jitter takes up to half."""
-MAX_BACKOFF = 30.0
-"""Seconds; a longer ``Retry-After`` is cut to this."""
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -88,11 +73,12 @@ class Download:
     logs whole URLs. The proxies of the environment and httpx's certificates apply.
     """
 
-    def __init__(self, url: str, *, expires_at: float | None = None) -> None:
+    def __init__(self, url: str, *, expires_at: float | None = None, limits: Limits = LIMITS) -> None:
         self._url = _require_http(url)
         self._shown = redact_url(url)
         self._expires_at = expires_at
-        self._deadline = time.monotonic() + TRANSFER_TIMEOUT
+        self._limits = limits
+        self._deadline = time.monotonic() + self._limits.transfer_timeout
         self._socket: socket.socket | None = None
         self._stopped = threading.Event()
         self._offset = 0
@@ -119,15 +105,17 @@ class Download:
         failures, best = 0, 0
         while True:
             try:
-                self._one_connection(sink, READ_SIZE >> 4 * failures)
+                self._one_connection(sink, self._limits.read_size >> 4 * failures)
             except _Broken as broken:
                 failures = 1 if self._offset > best else failures + 1
                 best = max(best, self._offset)
-                if failures > MAX_FAILURES or time.monotonic() > self._deadline:
+                if failures > self._limits.max_failures or time.monotonic() > self._deadline:
                     self._give_up(broken, failures)
                 log.info("The download of %s broke at byte %d: %s.", self._shown, self._offset, broken)
                 jitter = random.uniform(0.5, 1)  # noqa: S311
-                self._pause(max(BACKOFF * 2 ** (failures - 1) * jitter, broken.retry_after))
+                self._pause(
+                    max(self._limits.first_backoff * 2 ** (failures - 1) * jitter, broken.retry_after)
+                )
             else:
                 return
 
@@ -164,15 +152,17 @@ class Download:
 
     def _open(self) -> http.client.HTTPResponse:
         url = self._url
-        for _ in range(MAX_REDIRECTS + 1):
+        for _ in range(self._limits.max_redirects + 1):
             self._require_live()
             request = urllib.request.Request(url, headers=self._headers())  # noqa: S310
-            response: http.client.HTTPResponse = self._opener.open(request, timeout=CONNECT_TIMEOUT)
+            response: http.client.HTTPResponse = self._opener.open(
+                request, timeout=self._limits.connect_timeout
+            )
             if response.status not in _REDIRECTS:
                 return response
             with response:
                 url = self._redirected(url, response)
-        raise ClipTransferError(f"{self._shown} redirected more than {MAX_REDIRECTS} times.")
+        raise ClipTransferError(f"{self._shown} redirected more than {self._limits.max_redirects} times.")
 
     def _headers(self) -> dict[str, str]:
         headers = {
@@ -260,7 +250,7 @@ class Download:
         ) from None
 
     def _pause(self, seconds: float) -> None:
-        self._stopped.wait(min(seconds, MAX_BACKOFF))
+        self._stopped.wait(min(seconds, self._limits.max_backoff))
         self._require_live()
 
     def _require_live(self) -> None:
@@ -268,12 +258,12 @@ class Download:
             raise Stopped
         if time.monotonic() > self._deadline:
             raise ClipTransferError(
-                f"The download of {self._shown} took more than {TRANSFER_TIMEOUT:.0f} s; it had come to byte "
-                f"{self._offset}. Retrying the task downloads again and buys nothing, while the link lives."
+                f"The download of {self._shown} took more than {self._limits.transfer_timeout:.0f} s and had come to "
+                f"byte {self._offset}. Retry the task: it downloads again, for free, while the link lives."
             )
 
     def _connected(self, sock: socket.socket) -> None:
-        sock.settimeout(READ_TIMEOUT)
+        sock.settimeout(self._limits.read_timeout)
         self._socket = sock
 
 

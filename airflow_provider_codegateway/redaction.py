@@ -1,4 +1,4 @@
-"""What every HTTP client of this package shares: addresses without their secrets.
+"""What may be shown of a URL, and of a text with URLs in it.
 
 The query of a presigned URL is a password: no log line and no message may hold it.
 """

@@ -16,15 +16,10 @@ from typing import Any
 
 import httpx
 
-from airflow_provider_codegateway._http import redact_url, redact_urls
-from airflow_provider_codegateway.gateway import (
-    GENERATE_PATH,
-    NEVER_SENT,
-    Gateway,
-    GatewaySettings,
-    root_cause,
-    words_of,
-)
+from airflow_provider_codegateway.gateway.client import GENERATE_PATH, Gateway
+from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, root_cause, words_of
+from airflow_provider_codegateway.gateway.settings import GatewaySettings
+from airflow_provider_codegateway.redaction import redact_url, redact_urls
 
 REQUEST = {"model": "google/veo-3.1-fast"}
 

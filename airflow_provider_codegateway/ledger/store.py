@@ -1,257 +1,70 @@
-"""What was bought for one clip: write-once markers in S3.
+"""The ledger entry of one clip: write-once markers in S3.
 
 One entry is a handful of objects under ``<ledger_prefix><clip's key>/``::
 
     request.json   what is to be rendered; gone when the clip is settled
-    n.started      who created it may POST render number n, and nobody else
+    n.started      whoever created it may POST render number n, and nobody else
     n.rendered     the gateway's answer, the receipt: from here on the render is never bought again
-    n.abandoned    render n is over without a clip, so that a successor need not wait for it
+    n.abandoned    render n ended without a clip, so that a successor need not wait for it
 
 Objects are only ever created and deleted: compare-and-swap is not portable across S3 servers, creating an
 object only if it is absent (``If-None-Match: *``) is. Ages are by the store's clock, never by ours.
-What cannot be read is an error and never "nothing was bought".
+What cannot be read is an error, and never "nothing was bought".
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict
+from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_codegateway._s3 import (
-    DEFAULT_LEDGER_PREFIX,
-    NOT_FOUND,
-    S3Location,
-    error_code,
-    split_uri,
-    storage_error,
-)
+from airflow_provider_codegateway.clip import MAX_KEY_BYTES, ClipSpec, S3Location
 from airflow_provider_codegateway.exceptions import (
-    Bought,
     CodeGatewayError,
+    InvalidRequest,
     InvalidTarget,
     LedgerConflict,
-    RenderLimitReached,
 )
 from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.ledger.entry import (
+    MARKER_NAME,
+    SHOWN,
+    Attempt,
+    Entry,
+    entry_location,
+    forget_command,
+)
+from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 log = logging.getLogger(__name__)
 
-SETTLE_GRACE = 15.0
-"""Seconds for which a fresh receipt is left to whoever bought it; then another may fetch the clip."""
-
-SHOWN = 8
-"""Characters of a fingerprint that a message has: the whole of it lets a viewer of the clip page see the clip."""
-
-# 412: the object exists. 409: somebody else is just creating it.
-_EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
-_NOT_IMPLEMENTED = frozenset({"NotImplemented", "501"})
-MARKER_NAME = re.compile(r"([1-9][0-9]*)\.(started|rendered|abandoned)")
+_ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
 
 _honours_conditions: set[tuple[str, str]] = set()
 _probing = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One render that was begun. The times are when each marker was written, by the store's clock."""
-
-    number: int
-    started: datetime | None = None
-    rendered: datetime | None = None
-    abandoned: datetime | None = None
-    claim_seconds: float = 0.0
-    """For how long after ``started`` its owner may still be rendering."""
-    outcome: str = ""
-    """Why it was abandoned."""
-    run: str = ""
-    """Whose it is; see ``Ledger``."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the ledger says of one clip at one moment."""
-
-    now: datetime
-    """The store's clock."""
-    fingerprint: str | None
-    """Of the request that the entry is for; None if the entry is empty."""
-    model: str | None
-    open: bool
-    """Whether ``request.json`` is there, that is, whether some task still waits for the clip."""
-    attempts: tuple[Attempt, ...]
-
-    def __bool__(self) -> bool:
-        return self.open or bool(self.attempts)
-
-
-# What to do next: decided here once, driven by `render`.
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Nobody is rendering: try to create ``number.started``."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Somebody else is at it, or died; for at most ``seconds`` nobody can tell."""
-
-    seconds: float
-    reason: str
-
-
-@dataclass(frozen=True)
-class Take:
-    """Render ``number`` is paid, its clip not delivered: fetch it with the receipt."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Gone:
-    """There is no ``request.json``: the clip was settled, or the entry deleted."""
-
-
-def next_step(
-    entry: Entry, *, fingerprint: str, max_renders: int, location: S3Location
-) -> Claim | Wait | Take | Gone:
-    """What the ledger allows to whoever wants the clip with this fingerprint.
-
-    :raises LedgerConflict: the entry is for another request, for which money was or may have been spent.
-    :raises RenderLimitReached: ``max_renders`` were begun, and none of them can be had any more.
-    """
-    if entry.open and not entry.attempts and entry.fingerprint != fingerprint:
-        return Gone()  # another request took the place, and has not begun
-    if entry and entry.fingerprint != fingerprint:
-        if entry.attempts and _is_live(entry.attempts[-1], entry.now) and not entry.attempts[-1].abandoned:
-            what_would_do = "Give each clip a key of its own."
-        else:
-            what_would_do = (
-                "Run that request again to have its clip, give this clip a key of its own, or delete the ledger "
-                f"entry to let this one be bought ({_forget_command(location)})."
-            )
-        raise LedgerConflict(
-            f"The ledger at {location.uri} is for another request (model {entry.model}, fingerprint "
-            f"{str(entry.fingerprint)[:SHOWN]}…) whose clip is not delivered yet: {describe_attempts(entry)} "
-            f"{what_would_do}",
-            bought=money(entry),
-        )
-    if not entry.open:
-        return Gone()
-    if not entry.attempts:
-        return Claim(1)
-    last = entry.attempts[-1]
-    for attempt in reversed(entry.attempts):
-        if attempt.rendered and not attempt.abandoned:
-            fresh_for = SETTLE_GRACE - (entry.now - attempt.rendered).total_seconds()
-            if fresh_for > 0:
-                return Wait(fresh_for, "it has just rendered the clip")
-            return Take(attempt.number)
-    if last.started and not last.rendered and not last.abandoned:
-        left = last.claim_seconds - (entry.now - last.started).total_seconds()
-        if left > 0:
-            return Wait(left, f"it has started render {last.number}")
-    if last.number >= max_renders:
-        raise RenderLimitReached(
-            f"max_renders={max_renders} is used up: {describe_attempts(entry)} "
-            f"The ledger is at {location.uri}; to buy another render, raise max_renders or delete the entry "
-            f"({_forget_command(location)}).",
-            bought=money(entry),
-        )
-    return Claim(last.number + 1)
-
-
-def situation(entry: Entry) -> str:
-    """An entry in a word or two, for a list."""
-    if not entry.attempts:
-        return "nothing bought yet"
-    last = entry.attempts[-1]
-    if any(attempt.rendered and not attempt.abandoned for attempt in entry.attempts):
-        return "paid, not delivered"
-    if last.started and not last.abandoned and _is_live(last, entry.now):
-        return "rendering"
-    return "outcome unknown"
-
-
-def _is_live(attempt: Attempt, now: datetime) -> bool:
-    return attempt.started is not None and now - attempt.started < timedelta(seconds=attempt.claim_seconds)
-
-
-def describe_attempts(entry: Entry) -> str:
-    """One sentence for each render that was begun: when, and with what outcome."""
-    if not entry.attempts:
-        return "nothing was bought for it yet."
-    return " ".join(
-        f"Render {attempt.number}, begun {_when(attempt.started or attempt.rendered)}, "
-        f"{_fate(attempt, entry.now)}."
-        for attempt in entry.attempts
-    )
-
-
-def _fate(attempt: Attempt, now: datetime) -> str:
-    lost = f" ({attempt.outcome.rstrip('.')})" if attempt.outcome else ""
-    if attempt.rendered:
-        return f"was bought{f', and is lost{lost}' if attempt.abandoned else ', and not delivered'}"
-    if attempt.abandoned:
-        return f"may have been bought{lost}"
-    if _is_live(attempt, now):
-        return "may still be rendering"
-    return "may have been bought: its run died without a word"
-
-
-def money(entry: Entry) -> Bought:
-    """Whether anything was, or may have been, bought for the clip of this entry."""
-    if not entry.attempts:
-        return Bought.NO
-    return Bought.YES if any(attempt.rendered for attempt in entry.attempts) else Bought.PERHAPS
-
-
-def _when(at: datetime | None) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at else "at an unknown time"
-
-
-def _forget_command(location: S3Location) -> str:
-    return f"python -m airflow_provider_codegateway.ledger forget {location.uri}"
-
-
-def entry_location(clip: S3Location, ledger_prefix: str = DEFAULT_LEDGER_PREFIX) -> S3Location:
-    """Where the ledger entry of a clip is.
-
-    :param ledger_prefix: a prefix in the clip's bucket, or a whole ``s3://bucket/prefix``.
-    """
-    elsewhere = split_uri(ledger_prefix)
-    if elsewhere is None:
-        prefix = ledger_prefix.strip("/")
-        return S3Location(clip.bucket, f"{prefix}/{clip.key}/" if prefix else f"{clip.key}/")
-    # One ledger may serve several buckets, in which the same key may stand.
-    parts = [part for part in (elsewhere.key.strip("/"), clip.bucket, clip.key) if part]
-    return S3Location(elsewhere.bucket, "/".join(parts) + "/")
-
-
 class Ledger:
     """The ledger entry of one clip.
 
-    Every method is one or two S3 requests and may be called from any thread.
+    Every method is a few S3 requests and may be called from any thread.
 
     :param s3: a boto3 client.
     :param location: see ``entry_location``.
-    :param fingerprint: of the request; see ``VideoRequest.fingerprint``.
-    :param run: who is asking: the same for every try of one task instance.
+    :param fingerprint: of the request; see ``VideoRequest.fingerprint``. "" reads an entry whatever its request is.
+    :param requester: who is asking; see ``clip.task_identity``.
     :param put_args: boto3's further arguments for writing a marker, such as encryption.
     """
 
@@ -260,31 +73,56 @@ class Ledger:
         s3: S3Client,
         location: S3Location,
         *,
-        fingerprint: str,
-        run: str,
+        fingerprint: str = "",
+        requester: str = "",
         put_args: Mapping[str, Any] | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         self.s3 = s3
         self.location = location
         self.fingerprint = fingerprint
-        self.run = run
+        self.requester = requester
         self.put_args = put_args or {}
+        self._limits = limits
         self._etags: dict[str, str] = {}
         self._markers: dict[tuple[str, str], dict[str, Any]] = {}
         self._owner = ""  # of the last claim
         self._kept_at: float | None = None
 
-    def open(self, body: Mapping[str, Any]) -> bool:
-        """Write ``request.json``, if there is none yet.
+    @classmethod
+    def of_clip(cls, s3: S3Client, spec: ClipSpec, limits: Limits = LIMITS) -> Self:
+        """The ledger entry of a clip.
+
+        :raises InvalidRequest: ``s3_key`` and ``ledger_prefix`` are too long together.
+        """
+        location = entry_location(spec.target, spec.ledger_prefix)
+        excess = len(f"{location.key}99.abandoned".encode()) - MAX_KEY_BYTES
+        if excess > 0:
+            raise InvalidRequest(
+                f"s3_key and ledger_prefix are together {excess} bytes too long for S3. Shorten one of them."
+            )
+        return cls(
+            s3,
+            location,
+            fingerprint=spec.fingerprint,
+            requester=spec.requester,
+            put_args={name: spec.upload_args[name] for name in _ENCRYPTION if name in spec.upload_args},
+            limits=limits,
+        )
+
+    def open(self, body: Mapping[str, Any]) -> None:
+        """Write ``request.json``, if there is none yet. A request for which nothing was begun gives way.
 
         :param body: what will be sent to the gateway, media included.
-        :return: True if this call created the entry; False if there is something in it to be read.
         """
-        created = self._create(
-            "request.json", {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
-        )
-        # A run that was held up for long may have left a receipt behind after its entry was settled.
-        return created and self._list()[1].keys() == {"request.json"}
+        marker = {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
+        if self._create("request.json", marker):
+            return
+        entry = self.read()
+        if entry.open and not entry.attempts and entry.fingerprint != self.fingerprint:
+            log.info("The ledger held another request, for which nothing was begun. This one replaces it.")
+            self.withdraw()
+            self._create("request.json", marker)
 
     def request(self) -> dict[str, Any] | None:
         """The request body that ``open`` wrote; None if the entry is gone, or is another's."""
@@ -299,7 +137,7 @@ class Ledger:
         self._owner = uuid.uuid4().hex
         marker = {
             "fingerprint": self.fingerprint,
-            "run": self.run,
+            "run": self.requester,
             "owner": self._owner,
             "claim_seconds": claim_seconds,
         }
@@ -348,8 +186,8 @@ class Ledger:
         if marker["fingerprint"] != self.fingerprint:
             raise LedgerConflict(
                 f"The receipt {self.location.uri}{name} is for another request (fingerprint "
-                f"{marker['fingerprint'][:SHOWN]}…): it was bought, and is not used for this one. Run that request "
-                f"again to have its clip, or delete the ledger entry ({_forget_command(self.location)})."
+                f"{marker['fingerprint'][:SHOWN]}…): it was bought, and cannot be used for this one. Run that request "
+                f"again to get its clip, or delete the ledger entry: {forget_command(self.location)}"
             )
         try:
             return Receipt(**marker["receipt"])
@@ -377,7 +215,7 @@ class Ledger:
                     **{kind: written.get(name) for kind, name in names.items()},
                     claim_seconds=float(started.get("claim_seconds", 0)),
                     outcome=str(ended.get("outcome", "")),
-                    run=str(started.get("run", "")),
+                    requester=str(started.get("run", "")),
                 )
             )
         request = content.get("request.json")
@@ -393,7 +231,7 @@ class Ledger:
     def settle(self, number: int, receipt: Receipt) -> None:
         """Delete the entry up to render ``number``: its clip is where it should be."""
         # Once others were let in to fetch the clip, one may have settled this entry and begun another.
-        alone = self._kept_at is not None and time.monotonic() - self._kept_at < SETTLE_GRACE
+        alone = self._kept_at is not None and time.monotonic() - self._kept_at < self._limits.settle_grace
         if not alone and not self._is_current(number, receipt):
             return
         self._delete(
@@ -420,7 +258,7 @@ class Ledger:
         return names
 
     def _owns(self, number: int) -> bool:
-        """Whether ``number.started`` is our last claim."""
+        """Whether ``number.started`` is our own claim."""
         return (self._get(f"{number}.started") or {}).get("owner") == self._owner
 
     def _is_current(self, number: int, receipt: Receipt) -> bool:
@@ -461,15 +299,15 @@ class Ledger:
             except ValueError as error:
                 raise self._unreadable(name, error) from None
             except Exception as error:
-                if error_code(error) in NOT_FOUND:
+                if problem_of(error) is Problem.NOT_FOUND:
                     return None
                 raise
         return content
 
     def _unreadable(self, name: str, error: Exception) -> LedgerConflict:
         return LedgerConflict(
-            f"{self.location.uri}{name} is no marker of this ledger ({error}): move it away, "
-            "or choose another ledger_prefix."
+            f"{self.location.uri}{name} was not written by this ledger ({error}). Move it away, or choose another "
+            "ledger_prefix."
         )
 
     def _put(self, name: str, content: Mapping[str, Any], **condition: Any) -> None:
@@ -487,9 +325,9 @@ class Ledger:
             try:
                 self._put(name, content, IfNoneMatch="*")
             except Exception as error:
-                if error_code(error) in _EXISTS:
+                if problem_of(error) is Problem.EXISTS:
                     return False
-                if error_code(error) in _NOT_IMPLEMENTED:
+                if problem_of(error) is Problem.UNSUPPORTED:
                     raise self._no_conditions() from error
                 raise
         return True
@@ -501,8 +339,9 @@ class Ledger:
                 Delete={"Objects": [{"Key": self.location.key + name} for name in names], "Quiet": True},
             )
             for failed in answer.get("Errors", []):
-                if failed.get("Code") not in NOT_FOUND:
-                    raise _PartialDelete(failed)
+                error = _PartialDelete(failed)
+                if problem_of(error) is not Problem.NOT_FOUND:
+                    raise error
 
     def _require_conditional_writes(self, name: str, content: Mapping[str, Any]) -> None:
         """Prove once a process that the store refuses to create what exists, before anything is bought."""
@@ -517,8 +356,8 @@ class Ledger:
 
     def _no_conditions(self) -> InvalidTarget:
         return InvalidTarget(
-            f"The S3 server behind {self.location.uri} does not honour If-None-Match, so no claim on it is "
-            "safe: set ledger_prefix to an s3:// location on a store with conditional writes."
+            f"The S3 server behind {self.location.uri} ignores If-None-Match, so two runs could buy the same clip. Set "
+            "ledger_prefix to an s3:// location on a store with conditional writes."
         )
 
     @contextmanager
@@ -538,11 +377,3 @@ class _PartialDelete(Exception):
     def __init__(self, failed: Mapping[str, Any]) -> None:
         super().__init__(failed.get("Message", ""))
         self.response = {"Error": {"Code": failed.get("Code", "")}}
-
-
-if __name__ == "__main__":
-    import sys
-
-    from airflow_provider_codegateway.ledger_cli import main
-
-    sys.exit(main())

@@ -11,8 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway._http import redact_urls
-from airflow_provider_codegateway.exceptions import ClipTransferError
+from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway.exceptions import (
+    ClipTransferError,
+    CodeGatewayError,
+    InvalidRequest,
+    InvalidTarget,
+)
+from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.redaction import redact_urls
+from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.transfer.download import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,34 +29,52 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
-from airflow_provider_codegateway._download import Stopped
-
 log = logging.getLogger(__name__)
 
-PART_SIZE = 8 * 1024 * 1024
-"""Bytes in each part but the last. A clip that fits in one part is stored by one ``PutObject``."""
-MAX_PARTS = 10_000
-"""S3's limit, so that the longest clip has 78 GiB."""
-PARTS_IN_FLIGHT = 3
-BLOCK_SIZE = 1024 * 1024
-"""Bytes that are read, or sent, at a time. The read timeout of the S3 client is the time that each may take
-to send, and a transfer stops between two of them."""
-BLOCKS = 29
-"""Blocks in memory at a time: the parts in flight, and the most of the next one."""
+_OURS = frozenset({"Bucket", "Key", "Body", "Metadata", "ContentLength", "ContentMD5"})
+# The others are a checksum of the whole clip, which no single part has.
+_CHECKSUM_ARGS = frozenset({"ChecksumAlgorithm", "ChecksumType"})
+_PERMISSIONS = {"AbortMultipartUpload": "s3:AbortMultipartUpload", "HeadObject": "s3:GetObject"}
 
 
-def check_extra_args(s3: S3Client, extra_args: Mapping[str, Any]) -> None:
+def require_upload_args(s3: S3Client, upload_args: Mapping[str, Any]) -> None:
     """Refuse arguments that storing a clip cannot pass on. Makes no call.
 
-    :raises ValueError: names each of them.
+    :raises InvalidRequest: names each of them.
     """
     taken = _members(s3, "PutObject") | _members(s3, "CreateMultipartUpload")
-    wrong = sorted(name for name in extra_args if name not in taken or name in _OURS)
-    wrong += sorted(name for name in extra_args if name.startswith("Checksum") and name not in _CHECKSUM_ARGS)
+    wrong = sorted(
+        name
+        for name in upload_args
+        if name not in taken or name in _OURS or (name.startswith("Checksum") and name not in _CHECKSUM_ARGS)
+    )
     if wrong:
-        raise ValueError(
-            f"S3 extra_args {', '.join(wrong)}: not an argument of PutObject or CreateMultipartUpload that "
-            "may be set here. ACL, ServerSideEncryption, SSEKMSKeyId, StorageClass, Tagging and the like are."
+        raise InvalidRequest(
+            f"s3_extra_args has {', '.join(wrong)}, which cannot be set here. Use arguments of PutObject and "
+            "CreateMultipartUpload such as ACL, ServerSideEncryption, SSEKMSKeyId, StorageClass or Tagging."
+        )
+
+
+def prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
+    """Begin an upload and abort it: for free, that tells whether S3 will take the clip on these terms.
+
+    :raises InvalidTarget: it will not.
+    :raises StorageUnavailable: S3 did not answer.
+    """
+    target = UploadTarget(s3, at, {}, upload_args)
+    try:
+        upload_id = target.create()
+    except ClipTransferError as error:
+        cause = error.__cause__
+        problem: CodeGatewayError = InvalidTarget(error.args[0])
+        if isinstance(cause, Exception) and problem_of(cause) not in (Problem.REFUSED, Problem.NOT_FOUND):
+            problem = storage_error(cause, doing="begin an upload", at=at, permission="s3:PutObject")
+        raise problem from cause
+    try:
+        target.abort(upload_id)
+    except ClipTransferError as error:
+        log.warning(
+            "An upload was begun to test the permissions, and could not be aborted: %s", error.args[0]
         )
 
 
@@ -96,16 +123,17 @@ class PartCutter:
 
 
 class _Blocks:
-    """Up to :data:`BLOCKS` blocks, each made when it is first needed."""
+    """The blocks of one transfer, each made when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._limits = limits
         self._made = 0
 
     def take(self) -> memoryview:
-        if self._free.empty() and self._made < BLOCKS:
+        if self._free.empty() and self._made < self._limits.blocks:
             self._made += 1
-            return memoryview(bytearray(BLOCK_SIZE))
+            return memoryview(bytearray(self._limits.block_size))
         return self._free.get()
 
     def give_back(self, blocks: list[memoryview]) -> None:
@@ -120,6 +148,8 @@ class PartBody:
     """
 
     def __init__(self, blocks: list[memoryview], stopped: threading.Event) -> None:
+        # All blocks but the last have one size.
+        self._block_size = len(blocks[0]) if blocks else 1
         self._blocks = blocks
         self._size = sum(map(len, blocks))
         self._stopped = stopped
@@ -129,6 +159,7 @@ class PartBody:
         return self._size
 
     def read(self, size: int | None = None) -> memoryview | bytes:
+        """The rest of a block, or of everything."""
         if self._stopped.is_set():
             raise Stopped
         if size is None or size < 0:
@@ -137,35 +168,46 @@ class PartBody:
             return rest
         if self._at >= self._size:
             return b""
-        number, start = divmod(self._at, BLOCK_SIZE)
+        number, start = divmod(self._at, self._block_size)
         piece = self._blocks[number][start:]
         self._at += len(piece)
         return piece
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """As of any file."""
         self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
     def tell(self) -> int:
+        """As of any file."""
         return self._at
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # the arguments may hold a customer's encryption key
 class UploadTarget:
-    """One S3 object to be, and the calls that make it."""
+    """One S3 object to be, and the calls that make it.
+
+    :param metadata: the object's, ASCII.
+    :param upload_args: each goes to all calls that take it.
+    """
 
     s3: S3Client
-    bucket: str
-    key: str
-    object_args: Mapping[str, Any]
-    extra_args: Mapping[str, Any]
+    at: S3Location
+    metadata: Mapping[str, str]
+    upload_args: Mapping[str, Any]
+
+    @property
+    def _object_args(self) -> dict[str, Any]:
+        return {"ContentType": "video/mp4", **self.upload_args, "Metadata": dict(self.metadata)}
 
     def put(self, body: PartBody) -> None:
-        self._call("PutObject", self.s3.put_object, Body=body, **self.object_args)
+        """Store the clip in one call."""
+        self._call("PutObject", self.s3.put_object, Body=body, **self._object_args)
 
     def create(self) -> str:
+        """Begin a multipart upload; its id."""
         return str(
-            self._call("CreateMultipartUpload", self.s3.create_multipart_upload, **self.object_args)[
+            self._call("CreateMultipartUpload", self.s3.create_multipart_upload, **self._object_args)[
                 "UploadId"
             ]
         )
@@ -178,7 +220,7 @@ class UploadTarget:
             UploadId=upload_id,
             PartNumber=number,
             Body=body,
-            **self.extra_args,
+            **self.upload_args,
         )
         checksums = {
             name: value
@@ -188,28 +230,30 @@ class UploadTarget:
         return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
 
     def complete(self, upload_id: str, parts: list[dict[str, Any]]) -> None:
+        """Make the parts one object."""
         self._call(
             "CompleteMultipartUpload",
             self.s3.complete_multipart_upload,
             UploadId=upload_id,
             MultipartUpload={"Parts": parts},
-            **self.extra_args,
+            **self.upload_args,
         )
 
     def abort(self, upload_id: str) -> None:
+        """Drop a multipart upload and its parts."""
         self._call(
-            "AbortMultipartUpload", self.s3.abort_multipart_upload, UploadId=upload_id, **self.extra_args
+            "AbortMultipartUpload", self.s3.abort_multipart_upload, UploadId=upload_id, **self.upload_args
         )
 
     def confirm(self, size: int) -> None:
         """Ask S3 for the size of what it stored."""
         # Conditions are for writing: on reading, `IfNoneMatch="*"` means "answer 304".
-        args = {name: value for name, value in self.extra_args.items() if not name.startswith("If")}
+        args = {name: value for name, value in self.upload_args.items() if not name.startswith("If")}
         stored = self._call("HeadObject", self.s3.head_object, **args)["ContentLength"]
         if stored != size:
             raise ClipTransferError(
-                f"s3://{self.bucket}/{self.key} has {stored} bytes where {size} were stored: another writer "
-                "replaced it, or the S3 server lost some. It was left as it is."
+                f"{self.at.uri} has {stored} bytes, but {size} were stored: another writer replaced it, or the S3 "
+                "server lost some. It was left as it is."
             )
 
     def _call(self, operation: str, method: Callable[..., Any], **arguments: Any) -> Any:
@@ -217,9 +261,9 @@ class UploadTarget:
 
         taken = _members(self.s3, operation)
         arguments = {name: value for name, value in arguments.items() if name in taken}
-        where = f"s3://{self.bucket}/{self.key}"
+        where = self.at.uri
         try:
-            return method(Bucket=self.bucket, Key=self.key, **arguments)
+            return method(Bucket=self.at.bucket, Key=self.at.key, **arguments)
         except ParamValidationError as error:
             # Its report quotes values, and one of them may be a customer's encryption key.
             report = "; ".join(line.split(", value:")[0] for line in str(error.kwargs["report"]).splitlines())
@@ -227,7 +271,7 @@ class UploadTarget:
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "unknown")
             said = redact_urls(error.response.get("Error", {}).get("Message") or "no message").rstrip(".")
-            remedy = _remedy(operation, code) + _stored(operation)
+            remedy = _remedy(operation, error) + _stored(operation)
             raise ClipTransferError(f"S3 refused {operation} of {where}: {code} ({said}).{remedy}") from error
         except BotoCoreError as error:
             reason = redact_urls(str(error)).rstrip(".")
@@ -236,14 +280,8 @@ class UploadTarget:
             ) from error
 
 
-_OURS = frozenset({"Bucket", "Key", "Body", "Metadata", "ContentLength", "ContentMD5"})
-# The others are a checksum of the whole clip, which no single part has.
-_CHECKSUM_ARGS = frozenset({"ChecksumAlgorithm", "ChecksumType"})
-_PERMISSIONS = {"AbortMultipartUpload": "s3:AbortMultipartUpload", "HeadObject": "s3:GetObject"}
-
-
-def _remedy(operation: str, code: str) -> str:
-    if code not in ("AccessDenied", "403", "Forbidden"):
+def _remedy(operation: str, error: Exception) -> str:
+    if problem_of(error) is not Problem.DENIED:
         return ""
     kms = "" if operation == "AbortMultipartUpload" else ", and the use of the KMS key if the bucket has one"
     return f" The AWS connection needs {_PERMISSIONS.get(operation, 's3:PutObject')} on this key{kms}."
@@ -258,18 +296,6 @@ def _members(s3: S3Client, operation: str) -> frozenset[str]:
     return frozenset(shape.members)  # type: ignore[union-attr]  # none of these operations is without input
 
 
-def upload_target(
-    s3: S3Client, bucket: str, key: str, metadata: Mapping[str, str], extra_args: Mapping[str, Any] | None
-) -> UploadTarget:
-    extra_args = extra_args or {}
-    try:
-        check_extra_args(s3, extra_args)
-    except ValueError as error:
-        raise ClipTransferError(str(error)) from None
-    object_args = {"ContentType": "video/mp4", **extra_args, "Metadata": dict(metadata)}
-    return UploadTarget(s3, bucket, key, object_args, extra_args)
-
-
 class _Attempt:
     """One attempt at the object: a ``PutObject``, or a multipart upload from its creation to its end.
 
@@ -278,9 +304,10 @@ class _Attempt:
     and our keeping of it, and does not cut the abort short.
     """
 
-    def __init__(self, target: UploadTarget) -> None:
+    def __init__(self, target: UploadTarget, limits: Limits) -> None:
         self._target = target
-        self._pool = ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="codegateway-upload")
+        self._limits = limits
+        self._pool = ThreadPoolExecutor(limits.parts_in_flight, thread_name_prefix="codegateway-upload")
         self._parts: list[Future[dict[str, Any]]] = []
         self._stopped = threading.Event()
         self._creation = threading.Lock()
@@ -299,9 +326,10 @@ class _Attempt:
     def send(self, part: list[memoryview], *, sent: Callable[[], None]) -> None:
         """Send the next part, and call ``sent`` when it is sent, or has failed."""
         number = len(self._parts) + 1
-        if number > MAX_PARTS:
+        if number > self._limits.max_parts:
             raise ClipTransferError(
-                f"The clip is longer than {MAX_PARTS} parts of {PART_SIZE} bytes, S3's limit for one object."
+                f"The clip is longer than {self._limits.max_parts} parts of {self._limits.part_size} bytes, S3's limit "
+                "for one object."
             )
         self._parts.append(self._pool.submit(self._send, number, part, sent))
 
@@ -365,12 +393,15 @@ class _Attempt:
 class Upload:
     """Bytes in, one object out; or none, if the ``with`` block is left before :meth:`finish` has returned."""
 
-    def __init__(self, target: UploadTarget, verify: Callable[[memoryview], None]) -> None:
+    def __init__(
+        self, target: UploadTarget, verify: Callable[[memoryview], None], limits: Limits = LIMITS
+    ) -> None:
         self._target = target
         self._verify = verify
-        self._attempt = _Attempt(target)
-        self._blocks = _Blocks()
-        self._cutter = PartCutter(PART_SIZE // BLOCK_SIZE, take=self._take, hand_on=self._send)
+        self._limits = limits
+        self._attempt = _Attempt(target, limits)
+        self._blocks = _Blocks(limits)
+        self._cutter = PartCutter(limits.part_size // limits.block_size, take=self._take, hand_on=self._send)
         self._hash = hashlib.sha256()
         self._size = 0
 
@@ -392,7 +423,7 @@ class Upload:
         # Now, and not when Python next looks for cycles, of which this object is part: in a triggerer full of
         # renders that may be hundreds of clips later.
         self._cutter.restart()
-        self._blocks = _Blocks()
+        self._blocks = _Blocks(self._limits)
 
     def stop(self) -> None:
         """Let the calls in flight fail, from any thread."""
@@ -409,7 +440,7 @@ class Upload:
     def restart(self) -> None:
         """Forget all bytes: the stream begins anew."""
         self._attempt.close()
-        self._attempt = _Attempt(self._target)
+        self._attempt = _Attempt(self._target, self._limits)
         self._blocks.give_back(self._cutter.restart())
         self._hash, self._size = hashlib.sha256(), 0
 

@@ -1,0 +1,214 @@
+"""What a clip is: where it goes, how its object is marked, who asked for it. Nothing here does I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+from airflow_provider_codegateway.exceptions import InvalidRequest
+
+MAX_KEY_BYTES = 1024
+"""S3's limit."""
+
+DEFAULT_LEDGER_PREFIX = "_codegateway/"
+"""Where the ledger is kept in the clip's bucket."""
+
+IfExists = Literal["reuse", "replace", "fail"]
+
+
+@dataclass(frozen=True)
+class S3Location:
+    """A bucket and a key (or a prefix) in it."""
+
+    bucket: str
+    key: str
+
+    @property
+    def uri(self) -> str:
+        """Such as ``s3://bucket/key``."""
+        return f"s3://{self.bucket}/{self.key}"
+
+
+def split_uri(uri: str) -> S3Location | None:
+    """The parts of an ``s3://`` URI, or None if it is not one. A key may hold ``?``, ``#`` and ``%``."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme.lower() not in {"s3", "s3a", "s3n"}:
+        return None
+    bucket, _, key = rest.partition("/")
+    return S3Location(bucket, key)
+
+
+def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
+    """Where a clip goes: ``s3_key`` in ``s3_bucket``, or a whole ``s3://bucket/key``.
+
+    :raises InvalidRequest: neither names a bucket, both do, or S3 has no such key.
+    """
+    if not isinstance(s3_key, str) or not s3_key.strip():
+        raise InvalidRequest(
+            f"s3_key={s3_key!r} is not an S3 key. Use 'path/clip.mp4' or 's3://bucket/path/clip.mp4'."
+        )
+    location = split_uri(s3_key)
+    if location and s3_bucket:
+        raise InvalidRequest(
+            f"s3_key={s3_key!r} already names a bucket, so s3_bucket={s3_bucket!r} must be left out."
+        )
+    if location is None:
+        if not s3_bucket:
+            raise InvalidRequest(
+                f"s3_key={s3_key!r} does not name a bucket. Set s3_bucket, or use 's3://bucket/key'."
+            )
+        location = S3Location(s3_bucket, s3_key)
+    if not location.bucket or not location.key or location.key.endswith("/"):
+        raise InvalidRequest(f"{location.uri} is not an object. Use a key such as 'path/clip.mp4'.")
+    return location
+
+
+def task_identity(dag_id: str, task_id: str, run_id: str, map_index: int | None) -> str:
+    """Who asks for a clip: the same for every try of one task instance, in characters that S3 metadata takes."""
+    return hashlib.sha256(repr((dag_id, task_id, run_id, map_index)).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """One clip to be made: where it goes, for whom, and on which terms. Nothing in it is secret or large.
+
+    :param model: of the request.
+    :param fingerprint: of the request, its media resolved; see ``VideoRequest.fingerprint``.
+    :param target: where the clip goes.
+    :param requester: who asks for it; see ``task_identity``.
+    :param if_exists: what to do if the target is taken.
+    :param max_renders: how many renders may be begun at most.
+    :param ledger_prefix: a prefix in the clip's bucket, or a whole ``s3://bucket/prefix``.
+    :param upload_args: boto3's further arguments for uploads, such as encryption.
+    :raises InvalidRequest: a customer's own encryption key is among the arguments: it could not be kept out of
+        Airflow's database.
+    """
+
+    model: str
+    fingerprint: str
+    target: S3Location
+    requester: str
+    if_exists: IfExists = "reuse"
+    max_renders: int = 2
+    ledger_prefix: str = DEFAULT_LEDGER_PREFIX
+    upload_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if secret := sorted(name for name in self.upload_args if name.startswith("SSECustomer")):
+            raise InvalidRequest(
+                f"s3_extra_args has {', '.join(secret)}, but a customer-provided key (SSE-C) is not supported. "
+                "Use a KMS key."
+            )
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Plain values, under the names that triggers are stored with."""
+        return {
+            "bucket": self.target.bucket,
+            "key": self.target.key,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "run": self.requester,
+            "if_exists": self.if_exists,
+            "max_renders": self.max_renders,
+            "ledger_prefix": self.ledger_prefix,
+            "extra_args": dict(self.upload_args),
+        }
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """The inverse of ``as_arguments``."""
+        rest = dict(arguments)
+        return cls(
+            target=S3Location(rest.pop("bucket"), rest.pop("key")),
+            requester=rest.pop("run"),
+            upload_args=rest.pop("extra_args"),
+            **rest,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A clip in S3: what the XCom ``clip`` holds.
+
+    :param bytes: size in bytes.
+    :param sha256: of the content, in hex; None for a reused clip, which is not read again.
+    :param created: Unix seconds at which the gateway produced the clip.
+    :param render_seconds: how long the gateway's call took.
+    :param renders_bought: how many renders were, or may have been, bought for it.
+    :param reused: whether this run found the clip in place and bought nothing.
+    """
+
+    bucket: str
+    key: str
+    uri: str
+    model: str
+    bytes: int
+    sha256: str | None
+    created: float | None
+    render_seconds: float | None
+    renders_bought: int
+    fingerprint: str
+    reused: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for XCom."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``as_dict``. Values that this version does not know are left out."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+_PREFIX = "codegateway-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What the object of a clip says of itself in its metadata.
+
+    :param requester: who stored it; see ``task_identity``.
+    """
+
+    fingerprint: str | None
+    requester: str | None
+    model: str | None
+    created: float | None
+    render_seconds: float | None
+    renders_bought: int
+
+    def as_metadata(self) -> dict[str, str]:
+        """The object's metadata, ASCII."""
+        values = {
+            "fingerprint": self.fingerprint,
+            "run": self.requester,
+            "model": None if self.model is None else quote(self.model, safe="/.:-_ "),
+            "created": self.created,
+            "render-seconds": None if self.render_seconds is None else round(self.render_seconds, 3),
+            "renders-bought": self.renders_bought,
+        }
+        return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
+        """The inverse of ``as_metadata``. Names are headers, which some servers write with capitals."""
+        found = {name.lower().removeprefix(_PREFIX): value for name, value in metadata.items()}
+        return cls(
+            fingerprint=found.get("fingerprint"),
+            requester=found.get("run"),
+            model=found.get("model"),
+            created=_float(found.get("created")),
+            render_seconds=_float(found.get("render-seconds")),
+            renders_bought=int(_float(found.get("renders-bought")) or 0),
+        )
+
+
+def _float(value: str | None) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None

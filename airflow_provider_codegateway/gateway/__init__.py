@@ -1,0 +1,18 @@
+"""CodeGateway: its settings, the one POST, and the class of every outcome."""
+
+from __future__ import annotations
+
+from airflow_provider_codegateway.gateway.blocking import BlockingCall
+from airflow_provider_codegateway.gateway.client import Buyer, Gateway, LoadContent
+from airflow_provider_codegateway.gateway.outcomes import Receipt
+from airflow_provider_codegateway.gateway.settings import GatewaySettings, checked_settings
+
+__all__ = [
+    "BlockingCall",
+    "Buyer",
+    "Gateway",
+    "GatewaySettings",
+    "LoadContent",
+    "Receipt",
+    "checked_settings",
+]

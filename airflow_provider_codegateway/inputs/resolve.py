@@ -1,0 +1,86 @@
+"""From what an author names to what the gateway takes."""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_provider_codegateway.inputs.fetch import Fetcher
+from airflow_provider_codegateway.inputs.formats import MAX_BYTES, Kind
+from airflow_provider_codegateway.inputs.inline import encode
+from airflow_provider_codegateway.inputs.reference import (
+    InlineData,
+    S3Object,
+    WebAddress,
+    WorkerFile,
+    check_bytes,
+    parse,
+)
+from airflow_provider_codegateway.inputs.words import SCHEME, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def check_reference(reference: str, *, kind: Kind, max_bytes: int = MAX_BYTES) -> None:
+    """Refuse what can be refused without any I/O.
+
+    :param max_bytes: bytes that inline data may have, decoded.
+    :raises ValueError: what is wrong with the value, shown as :func:`describe` does, and what would do.
+    """
+    parse(reference, kind=kind, max_bytes=max_bytes)
+
+
+def resolve(
+    reference: str,
+    *,
+    kind: Kind,
+    accepts_url: bool,
+    read_s3: Callable[[str, str, int], bytes],
+    max_bytes: int = MAX_BYTES,
+    fetcher: Fetcher | None = None,
+) -> str:
+    """The value that goes to the gateway: an https URL as it was written, or base64 without a prefix.
+
+    :param accepts_url: whether the model takes URLs in this field. Where it does not, the URL is fetched.
+    :param read_s3: called with bucket, key and a limit; returns the object, or its first ``limit`` + 1 bytes.
+        Its errors pass through.
+    :param max_bytes: bytes that the input may have, decoded.
+    :param fetcher: what fetches https URLs; by default one that connects to public addresses only.
+    :raises ValueError: the input is missing, too large, or no image or video.
+    :raises MediaUnavailable: an https URL could not be fetched now.
+    """
+    source = parse(reference, kind=kind, max_bytes=max_bytes)
+    match source:
+        case WebAddress() if accepts_url:
+            return reference
+        case WebAddress(url):
+            data = (fetcher or Fetcher()).fetch(url, kind=kind, max_bytes=max_bytes)
+        case S3Object(bucket, key):
+            data = read_s3(bucket, key, max_bytes)
+        case WorkerFile(path):
+            data = _read_file(path, describe(reference), max_bytes)
+        case InlineData(data):
+            return encode(data)
+    check_bytes(data, reference, kind=kind, max_bytes=max_bytes)
+    return encode(data)
+
+
+def content_digest(wire_value: str) -> str:
+    """What stands for a resolved input in the fingerprint: ``sha256:`` and its bytes' hex, or its URL."""
+    if SCHEME.match(wire_value):
+        return wire_value
+    return f"sha256:{hashlib.sha256(binascii.a2b_base64(wire_value)).hexdigest()}"
+
+
+def _read_file(path: Path, shown: str, max_bytes: int) -> bytes:
+    try:
+        # Anything but a regular file may block for ever (a FIFO) or never end (a device).
+        if not path.is_file():
+            raise ValueError(f"{shown} is no file on this worker; put it in S3 and give its s3:// key")
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise ValueError(f"{shown} cannot be read: {error.strerror}") from None

@@ -1,0 +1,80 @@
+"""Every time-out, margin and size, and how they depend on each other.
+
+``LIMITS`` is what the product uses. Tests hand a ``Limits`` of their own to whatever they test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Seconds and bytes, unless a name says otherwise."""
+
+    # The gateway.
+    progress_interval: float = 30.0
+    """Between two log lines while a render is awaited."""
+    longest_backoff: float = 60.0
+    """A longer ``Retry-After`` is left to Airflow's retries, which hold no worker slot."""
+    max_answer_bytes: int = MIB
+    """An answer is a few hundred bytes of JSON; anything longer is not an answer."""
+
+    # The ledger.
+    poll_interval: float = 2.0
+    """Between two looks at an entry that another run is working on."""
+    look_patience: float = 10.0
+    """From asking for a claim to the POST. A claim that took longer is given back: it would end too early."""
+    receipt_patience: float = 60.0
+    """For how long a receipt is written again while S3 fails."""
+    claim_margin: float = 75.0
+    """How long a claim outlasts the gateway's deadline: the look before the POST, and the receipt after it."""
+    settle_grace: float = 15.0
+    """For how long a fresh receipt is left to the run that bought it."""
+
+    # The transfer.
+    read_size: int = MIB
+    """Bytes read from the clip's host at a time."""
+    block_size: int = MIB
+    """Bytes sent to S3 at a time."""
+    part_size: int = 8 * MIB
+    """Bytes in each part but the last. A clip that fits in one part is stored by one ``PutObject``."""
+    parts_in_flight: int = 3
+    max_parts: int = 10_000
+    """S3's limit: the longest clip has 78 GiB."""
+    connect_timeout: float = 10.0
+    """TLS handshake included."""
+    read_timeout: float = 60.0
+    """Without a byte."""
+    transfer_timeout: float = 3600.0
+    """One clip's download, all resumes included."""
+    max_failures: int = 5
+    """Connections in a row that may fail without a new byte."""
+    max_redirects: int = 5
+    first_backoff: float = 0.5
+    """Before the first resume. It doubles with each failure in a row; jitter takes up to half."""
+    max_backoff: float = 30.0
+    """A longer ``Retry-After`` is cut to this."""
+
+    # The trigger.
+    earliest_event: float = 5.0
+    """A trigger runs at least this long.
+
+    A task that resumes before the scheduler has heard of its deferral is failed by Airflow, with a message that
+    hides our error (apache/airflow#67287, #71580, #72716). A refused key is known in a fraction of a second.
+    """
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in memory at a time: the parts in flight, and most of the next one."""
+        return (self.parts_in_flight + 1) * (self.part_size // self.block_size) - self.parts_in_flight
+
+
+LIMITS = Limits()
+
+if LIMITS.claim_margin < LIMITS.look_patience + LIMITS.receipt_patience:
+    raise AssertionError("A claim must outlast the look before the POST and the receipt's write after it.")
+if LIMITS.part_size % LIMITS.block_size or LIMITS.read_size > LIMITS.block_size:
+    raise AssertionError("A part is whole blocks, and a read fits into one.")

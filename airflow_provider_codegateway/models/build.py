@@ -1,0 +1,146 @@
+"""From portable values, the same for every model, to the request of one model."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.models.known import MODELS, UnlistedRequest
+from airflow_provider_codegateway.models.problems import given_twice, one_of, problem_in_words
+from airflow_provider_codegateway.models.request import VideoRequest
+
+log = logging.getLogger(__name__)
+
+PORTABLE = (
+    "prompt",
+    "image",
+    "aspect_ratio",
+    "duration",
+    "resolution",
+    "generate_audio",
+    "seed",
+    "parameters",
+)
+"""The arguments that every model shares: those of ``build_request``, besides the model."""
+
+
+def build_request(
+    model: str,
+    *,
+    prompt: str | None = None,
+    image: str | None = None,
+    aspect_ratio: str | None = None,
+    duration: int | str | None = None,
+    resolution: str | None = None,
+    generate_audio: bool | str | None = None,
+    seed: int | str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> VideoRequest:
+    """The validated request for one render.
+
+    The named arguments are portable: the same for every model, and turned into what the model takes.
+    ``None`` and the empty string (an empty cell of a table, say) mean "not set". A templated argument
+    arrives as text, so ``"6"``, ``"true"`` and ``"42"`` are understood.
+
+    :param model: such as ``google/veo-3.1-fast``. One that is not in ``MODELS`` is passed through.
+    :param duration: seconds: ``6``, ``"6"`` or ``"6s"``.
+    :param resolution: such as ``"1080p"``, in either case.
+    :param image: first frame: https URL, s3://, file://, base64 or data URI.
+    :param parameters: further parameters, named and typed as the API has them, sent as they are.
+    :raises InvalidRequest: listing every problem at once.
+    """
+    if not isinstance(model, str) or not model.strip():
+        raise InvalidRequest(f"model={model!r} is not the name of a model: use {one_of(MODELS)}.")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise InvalidRequest(
+            f"parameters is a {type(parameters).__name__}: use a dict of parameter names and values."
+        )
+    request_class = MODELS.get(model, UnlistedRequest)
+    if request_class is UnlistedRequest:
+        _warn_unlisted(model)
+        portable: dict[str, Any] = {
+            "duration": duration,
+            "resolution": resolution,
+            "generate_audio": generate_audio,
+            "seed": seed,
+        }
+    else:
+        portable = {
+            "duration": _native_duration(request_class, duration),
+            "resolution": _native_resolution(request_class, resolution),
+            "generate_audio": _boolean(generate_audio),
+            "seed": _integer(seed),
+        }
+    portable |= {"prompt": prompt, "aspect_ratio": aspect_ratio, request_class.image_field: image}
+    portable = {name: value for name, value in portable.items() if value is not None and value != ""}
+    native = {name: value for name, value in (parameters or {}).items() if value is not None}
+
+    problems = [given_twice(name, request_class) for name in native if name in portable or name == "model"]
+    try:
+        request = request_class.model_validate({**native, **portable, "model": model})
+    except ValidationError as error:
+        written = {"duration": duration, "resolution": resolution}
+        details = [
+            detail | {"input": written.get(str(detail["loc"][0])) or detail["input"]}
+            for detail in error.errors(include_url=False)
+        ]
+        raise InvalidRequest(
+            problems + [problem_in_words(detail, request_class, model) for detail in details]
+        ) from None
+    problems += _unsendable(request)
+    if problems:
+        raise InvalidRequest(problems)
+    return request
+
+
+# Portable → native. What cannot be understood stays as written, for validation to name.
+
+
+def _native_duration(request_class: type[VideoRequest], duration: int | str | None) -> Any:
+    if isinstance(duration, str) and (match := re.fullmatch(r"\s*([0-9]{1,6})\s*s?\s*", duration)):
+        return request_class.native_duration(int(match[1]))
+    if isinstance(duration, int) and not isinstance(duration, bool):
+        return request_class.native_duration(duration)
+    return duration
+
+
+def _native_resolution(request_class: type[VideoRequest], resolution: str | None) -> Any:
+    return request_class.native_resolution(resolution) if isinstance(resolution, str) else resolution
+
+
+def _boolean(value: bool | str | None) -> Any:
+    return (
+        {"true": True, "false": False}.get(value.strip().lower(), value) if isinstance(value, str) else value
+    )
+
+
+def _integer(value: int | str | None) -> Any:
+    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", value) else value
+
+
+# Problems, in words.
+
+
+def _unsendable(request: VideoRequest) -> list[str]:
+    """A request for an unlisted model may hold anything; what is no JSON cannot be sent."""
+    try:
+        json.dumps(request.body(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return [f"parameters for {request.model} cannot be written as JSON: {error}."]
+    return []
+
+
+def _warn_unlisted(model: str) -> None:
+    close = difflib.get_close_matches(model, MODELS, n=1)
+    log.warning(
+        "This version does not know the model %r, so its request is sent unchecked.%s",
+        model,
+        f" Did you mean {close[0]!r}?" if close else "",
+    )

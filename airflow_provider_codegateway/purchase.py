@@ -1,0 +1,433 @@
+"""The main path: check for free → claim → buy → keep the receipt → deliver → settle.
+
+``Purchase.complete`` is the whole of it. In deferrable mode its two halves run in different processes: ``begin`` in
+the worker, ``resume`` in the triggerer.
+
+Why no crash buys a clip twice:
+
+1. Only whoever created the claim ``n.started`` may POST render ``n``, and S3 lets one run create it.
+2. A claim is taken back only if its render provably bought nothing. A run that dies leaves its claim, and the claim
+   counts as a render from then on, against ``max_renders``.
+3. The gateway's answer is written to the ledger before anything else is done with it. From then on every run fetches
+   that clip, for free.
+4. The receipt is deleted only once the clip is at its key, and a run that has a claim looks at the key before it
+   POSTs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks
+from airflow_provider_codegateway.exceptions import (
+    Bought,
+    ClipExpired,
+    CodeGatewayError,
+    InvalidTarget,
+    RenderOutcomeUnknown,
+    StorageUnavailable,
+)
+from airflow_provider_codegateway.gateway import Buyer, Receipt
+from airflow_provider_codegateway.ledger import Claim, Gone, Ledger, Take, Wait, next_step
+from airflow_provider_codegateway.ledger.entry import SHOWN
+from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.threads import to_the_end
+from airflow_provider_codegateway.transfer import (
+    abort_uploads,
+    open_uploads,
+    prove_upload,
+    require_upload_args,
+    transfer_clip,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
+
+    from airflow_provider_codegateway.models import VideoRequest
+
+log = logging.getLogger(__name__)
+
+
+class Purchase:
+    """One clip, from the free checks to its place in S3.
+
+    :param spec: the clip that is wanted.
+    :param s3: a boto3 client.
+    :param buyer: what buys a render.
+    :param claim_seconds: how long one call of ``buyer`` may take at the very most.
+    :raises InvalidRequest: ``s3_key`` and ``ledger_prefix`` are too long together.
+    """
+
+    def __init__(
+        self,
+        spec: ClipSpec,
+        *,
+        s3: S3Client,
+        buyer: Buyer,
+        claim_seconds: float,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.spec = spec
+        self.ledger = Ledger.of_clip(s3, spec, limits)
+        self._s3 = s3
+        self._buyer = buyer
+        self._claim_seconds = claim_seconds
+        self._limits = limits
+        self._buys = True
+        self._waiting_for = ""
+
+    async def complete(self, request: VideoRequest) -> Clip:
+        """The clip: found, or bought and stored.
+
+        :param request: what is to be rendered, its media resolved.
+        :raises CodeGatewayError: see ``exceptions``; ``bought`` says whether money was spent.
+        """
+        while True:
+            clip = await to_the_end("ledger", self.begin, request) or await self.resume()
+            if clip is not None:
+                return clip
+            # Another run settled the entry: look at the key again.
+
+    # 1. Check for free, and open the ledger entry.
+
+    def begin(self, request: VideoRequest) -> Clip | None:
+        """Refuse for free what can be refused. If nothing is refused, the request is in the ledger afterwards.
+
+        :return: the clip, if it is in place already; else None.
+        """
+        require_upload_args(self._s3, self.spec.upload_args)
+        if clip := self.find():
+            self._clear_what_a_crash_left(clip)
+            return clip
+        # The ledger's first write proves bucket and permission before anything is bought, but not for these; and
+        # once something was bought, its transfer will show.
+        is_unproven = self.spec.upload_args or self.ledger.location.bucket != self.spec.target.bucket
+        if is_unproven and not self.ledger.read().attempts:
+            prove_upload(self._s3, self.spec.target, self.spec.upload_args)
+        self.ledger.open(request.body())
+        return None
+
+    def find(self) -> Clip | None:
+        """The clip, if it is stored already and may be reused; None if one may be bought. Only looks.
+
+        :raises InvalidTarget: the key is taken, or the bucket is closed to us.
+        :raises StorageUnavailable: S3 did not answer.
+        """
+        target = self.spec.target
+        head = self._head()
+        if head is None:
+            return None
+        marks = Marks.from_metadata(head["Metadata"])
+        is_same_request = marks.fingerprint == self.spec.fingerprint
+        # What another try of this task instance stored is its own work, also with if_exists="replace".
+        is_own = is_same_request and marks.requester == self.spec.requester
+        if is_own or (is_same_request and self.spec.if_exists == "reuse"):
+            return Clip(
+                bucket=target.bucket,
+                key=target.key,
+                uri=target.uri,
+                model=self.spec.model,
+                bytes=head["ContentLength"],
+                sha256=None,
+                created=marks.created,
+                render_seconds=marks.render_seconds,
+                renders_bought=marks.renders_bought,
+                fingerprint=self.spec.fingerprint,
+                reused=True,
+            )
+        if self.spec.if_exists == "replace":
+            return None
+        if self.spec.if_exists == "fail":
+            raise InvalidTarget(f"{target.uri} already exists, and if_exists='fail'. Choose another s3_key.")
+        owner = (
+            f"the clip of another request (fingerprint {marks.fingerprint[:SHOWN]}…)"
+            if marks.fingerprint
+            else "an object that this provider did not create"
+        )
+        raise InvalidTarget(
+            f"{target.uri} already holds {owner}. Choose another s3_key, or set if_exists='replace'."
+        )
+
+    def _head(self) -> HeadObjectOutputTypeDef | None:
+        target = self.spec.target
+        try:
+            return self._s3.head_object(Bucket=target.bucket, Key=target.key)
+        except Exception as error:
+            # A 404 may mean the bucket as well: the next request tells.
+            if problem_of(error) is Problem.NOT_FOUND:
+                return None
+            raise storage_error(
+                error, doing="look for the clip", at=target, permission="s3:GetObject and s3:ListBucket"
+            ) from error
+
+    def _clear_what_a_crash_left(self, clip: Clip) -> None:
+        """Settle the entry of a clip that was stored by a run which died before it could."""
+        log.info("%s already holds the clip of this request: reusing it.", clip.uri)
+        try:
+            entry = self.ledger.read()
+            if not entry or entry.fingerprint != self.spec.fingerprint:
+                return
+            for attempt in entry.attempts:
+                # A run with if_exists="replace" may be buying the clip anew: its receipt is another, or none.
+                receipt = self.ledger.receipt(attempt.number) if attempt.rendered else None
+                if receipt and receipt.created == clip.created:
+                    abort_uploads(self._s3, self.spec.target, open_uploads(self._s3, self.spec.target))
+                    self.ledger.settle(attempt.number, receipt)
+                    return
+            if not entry.attempts:
+                # Another run may be about to claim: that claim is not ours to delete.
+                self.ledger.withdraw()
+        except CodeGatewayError as error:
+            log.warning("The clip is stored, but its ledger entry remains: %s", error)
+
+    # 2. Ask the ledger what to do, until there is a clip.
+
+    async def resume(self) -> Clip | None:
+        """The clip of an open ledger entry. None if there is no such entry, or no longer one.
+
+        :raises RenderLimitReached, LedgerConflict: see ``ledger.next_step``.
+        :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see ``Gateway.generate``.
+        :raises ClipTransferError: the receipt is kept; trying again is free.
+        :raises ClipExpired: the render that was bought here can no longer be fetched.
+        """
+        while True:
+            entry = await to_the_end("ledger", self.ledger.read)
+            step = next_step(
+                entry,
+                fingerprint=self.spec.fingerprint,
+                max_renders=self.spec.max_renders,
+                settle_grace=self._limits.settle_grace,
+                location=self.ledger.location,
+            )
+            clip = None
+            match step:
+                case Gone():
+                    return None
+                case Take(number):
+                    clip = await self._fetch(number)
+                case _ if not self._buys:
+                    return None
+                case Wait():
+                    await self._wait(step)
+                case Claim(number):
+                    clip = await self._claim_and_buy(number)
+            if clip is not None:
+                return clip
+
+    def stop_buying(self) -> None:
+        """The clip is no longer waited for: begin no render. One that is under way or paid is brought to its end."""
+        self._buys = False
+
+    async def _wait(self, step: Wait) -> None:
+        if step.reason != self._waiting_for:
+            self._waiting_for = step.reason
+            log.info("%s Waiting up to %.0f s for it.", step.reason, step.seconds)
+        await asyncio.sleep(min(step.seconds, self._limits.poll_interval))
+
+    async def _fetch(self, number: int) -> Clip | None:
+        """The clip of a render that is paid for; None if it was settled meanwhile, or its link has run out."""
+        receipt = await to_the_end("ledger", self.ledger.receipt, number)
+        if receipt is None:
+            return None
+        log.info("Render %d is already paid for: fetching its clip.", number)
+        try:
+            return await self._deliver(number, receipt, may_have_leftovers=True)
+        except ClipExpired as error:
+            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], receipt=receipt)
+            log.warning("Render %d is lost: %s", number, error.args[0])
+            return None
+
+    # 3. Claim.
+
+    async def _claim_and_buy(self, number: int) -> Clip | None:
+        """The clip of render ``number``, bought under our claim; None if the claim was not to be had."""
+        try:
+            claim = await to_the_end("ledger", self._claim, number)
+        except BaseException:
+            # Also where only the answer to the claim was lost: then it may have been made.
+            await to_the_end("ledger", _note, self.ledger.release, number)
+            raise
+        if claim is None:
+            return None
+        # A claim that was held up for long would end before the render does.
+        if claim.found or time.monotonic() - claim.asked_at > self._limits.look_patience:
+            await to_the_end("ledger", self.ledger.release, number)
+            return claim.found
+        receipt = await self._buy(number)
+        try:
+            return await self._deliver(number, receipt, may_have_leftovers=number > 1)
+        except ClipExpired as error:
+            # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
+            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], receipt=receipt)
+            raise
+
+    def _claim(self, number: int) -> _Claimed | None:
+        """Create the claim, then look at the key: what we knew of it is older than the claim.
+
+        A clip is at its key before its entry is deleted, and with the entry gone a claim can be had again. So this
+        look is the one that decides.
+        """
+        asked_at = time.monotonic()
+        if not self.ledger.claim(number, claim_seconds=self._claim_seconds + self._limits.claim_margin):
+            return None
+        return _Claimed(asked_at, self.find())
+
+    # 4. Buy, and keep the receipt.
+
+    async def _buy(self, number: int) -> Receipt:
+        log.info(
+            "Requesting render %d of at most %d from %s for %s; usually about two minutes.",
+            number,
+            self.spec.max_renders,
+            self.spec.model,
+            self.spec.target.uri,
+        )
+        try:
+            receipt = await self._buyer.generate(self._load_request)
+        except CodeGatewayError as error:
+            if error.bought is Bought.NO:
+                # A failure that provably bought nothing leaves no trace and does not count.
+                await to_the_end("ledger", _note, self.ledger.release, number)
+            else:
+                await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0])
+            raise
+        except BaseException as error:  # cancelled: an orderly end, for which no successor needs to wait
+            outcome = f"the run was stopped while rendering ({type(error).__name__})"
+            await to_the_end("ledger", _note, self.ledger.abandon, number, outcome)
+            raise
+        # Nothing comes before this: from here on a crash costs a download and never a render.
+        await to_the_end("receipt", self._keep, number, receipt)
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise asyncio.CancelledError  # the gateway put it off for the answer; see `Gateway.generate`
+        return receipt
+
+    async def _load_request(self) -> bytes:
+        content = await to_the_end("ledger", self._read_request)
+        if not self._buys:
+            raise RenderOutcomeUnknown(
+                "The task was cleared or stopped before the render was requested.", bought=Bought.NO
+            )
+        return content
+
+    def _read_request(self) -> bytes:
+        body = self.ledger.request()
+        if body is None:
+            raise StorageUnavailable(f"The ledger entry at {self.ledger.location.uri} was deleted meanwhile.")
+        return json.dumps(body).encode()
+
+    def _keep(self, number: int, receipt: Receipt) -> None:
+        """Write the receipt; again and again, while S3 fails and a claim keeps others away."""
+        give_up_at = time.monotonic() + self._limits.receipt_patience
+        pause = 0.5
+        while True:
+            try:
+                self.ledger.keep(number, receipt)
+                log.info(
+                    "Render %d finished in %.1f s and is paid for; retries will not buy it again.",
+                    number,
+                    receipt.render_seconds,
+                )
+                return
+            except CodeGatewayError as error:
+                if time.monotonic() + pause > give_up_at:
+                    log.exception(
+                        "The receipt of render %d, which is PAID FOR, could not be written to %s. The transfer goes "
+                        "on; if this run dies before the clip is stored, the render is lost.",
+                        number,
+                        self.ledger.location.uri,
+                    )
+                    return
+                log.error("The receipt of render %d could not be written yet: %s", number, error.args[0])
+            time.sleep(pause)
+            pause = min(2 * pause, 8.0)
+
+    # 5. Deliver, and settle.
+
+    async def _deliver(self, number: int, receipt: Receipt, *, may_have_leftovers: bool) -> Clip:
+        cancelled = threading.Event()
+        return await to_the_end(
+            "transfer",
+            self._store,
+            number,
+            receipt,
+            cancelled,
+            may_have_leftovers=may_have_leftovers,
+            on_cancel=cancelled.set,
+        )
+
+    def _store(
+        self, number: int, receipt: Receipt, cancelled: threading.Event, *, may_have_leftovers: bool
+    ) -> Clip:
+        """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
+        target = self.spec.target
+        marks = Marks(
+            fingerprint=self.spec.fingerprint,
+            requester=self.spec.requester,
+            model=self.spec.model,
+            created=receipt.created,
+            render_seconds=receipt.render_seconds,
+            renders_bought=number,
+        )
+        # A transfer of this clip that was killed could not abort its upload.
+        leftovers = open_uploads(self._s3, target) if may_have_leftovers else []
+        stored = transfer_clip(
+            receipt.url,
+            s3=self._s3,
+            target=target,
+            metadata=marks.as_metadata(),
+            upload_args=self.spec.upload_args,
+            expires_at=receipt.expires_at,
+            cancelled=cancelled,
+            limits=self._limits,
+        )
+        abort_uploads(self._s3, target, leftovers)
+        try:
+            self.ledger.settle(number, receipt)
+        except CodeGatewayError as error:
+            # The clip is where it should be: that is worth more than a tidy ledger.
+            log.warning("The clip is stored, but its ledger entry remains: %s", error)
+        return Clip(
+            bucket=target.bucket,
+            key=target.key,
+            uri=target.uri,
+            model=self.spec.model,
+            bytes=stored.bytes,
+            sha256=stored.sha256,
+            created=receipt.created,
+            render_seconds=receipt.render_seconds,
+            renders_bought=number,
+            fingerprint=self.spec.fingerprint,
+            reused=False,
+        )
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    """A claim of ours.
+
+    :param asked_at: when it was asked for: the wait for a thread makes a claim no older.
+    :param found: the clip, if it turned out to be in place.
+    """
+
+    asked_at: float
+    found: Clip | None
+
+
+def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Write how a render ended. If that fails it is logged: the way it ended is the error to be raised."""
+    try:
+        write(*args, **kwargs)
+    except CodeGatewayError as error:
+        log.error(
+            "How this render ended could not be written to the ledger, which now counts it as bought: %s",
+            error.args[0],
+        )
