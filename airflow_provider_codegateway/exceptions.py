@@ -16,7 +16,7 @@
     ├── ClipExpired           yes      the link expired before storing         retried by Airflow
     └── RenderLimitReached    yes      max_renders is used up                  fails the task
 
-"Fails the task" means an ``AirflowFailException``: Airflow does not retry where a retry cannot help.
+"Fails the task" means an ``AirflowFailException``: Airflow does not retry what a retry cannot help.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 
 class Bought(Enum):
-    """Whether a render was bought. The value is the sentence that every message ends with."""
+    """Whether a render was bought. The value is the last line of every message."""
 
-    NO = "This try bought nothing."
-    PERHAPS = "A render may have been bought."
-    YES = "A render was bought."
+    NO = "Nothing was bought."
+    PERHAPS = "One render may have been bought."
+    YES = "One render was bought."
 
 
 class CodeGatewayError(AirflowException):
     """Base of every error of this provider.
 
-    :param message: what was wrong, with which value, and what would do. Never holds the API key,
-        the query of a presigned URL, or media bytes.
+    :param message: what was wrong, with which value, and what to do. Never holds the API key, the query of a
+        presigned URL, or media bytes.
     :param bought: whether money was spent, where the class alone does not say.
     """
 
@@ -51,7 +51,7 @@ class CodeGatewayError(AirflowException):
             self.bought = bought
 
     def __str__(self) -> str:
-        return f"{super().__str__()} {self.bought.value}"
+        return f"{super().__str__()}\n{self.bought.value}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the way from the triggerer to the worker; see ``from_dict``."""
@@ -87,7 +87,7 @@ class InvalidConnection(CodeGatewayError, AirflowFailException):
 
 
 class InvalidTarget(CodeGatewayError, AirflowFailException):
-    """The clip cannot go where it should: the key is taken, or the bucket is missing or closed to us."""
+    """The clip cannot go to its key: the key is taken, or the bucket is missing or closed to us."""
 
     bought = Bought.NO
 
@@ -105,7 +105,7 @@ class StorageUnavailable(CodeGatewayError):
 
 
 class LedgerConflict(CodeGatewayError, AirflowFailException):
-    """The ledger entry of this clip belongs to another request, or is none of ours."""
+    """The ledger entry of this clip belongs to another request, or was not written by this provider."""
 
     bought = Bought.PERHAPS
 
@@ -124,7 +124,7 @@ class RequestRejected(CodeGatewayError, AirflowFailException):
 
 
 class GatewayUnavailable(CodeGatewayError):
-    """The gateway could not be reached, or took nothing on (429, 503).
+    """The gateway could not be reached, or began nothing (429, 503).
 
     :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
     """
@@ -146,13 +146,13 @@ class RenderOutcomeUnknown(CodeGatewayError):
 
 
 class ClipTransferError(CodeGatewayError):
-    """The clip was rendered, and could not be brought to S3. Nothing was left in the bucket."""
+    """The clip was rendered and could not be brought to S3. Nothing was left in the bucket."""
 
     bought = Bought.YES
 
 
 class ClipExpired(CodeGatewayError):
-    """The clip was rendered, and its link expired before the clip was stored."""
+    """The clip was rendered, and its link ran out before the clip was stored."""
 
     bought = Bought.YES
 
@@ -169,7 +169,7 @@ class RenderLimitReached(CodeGatewayError, AirflowFailException):
 def from_dict(error: dict[str, Any]) -> CodeGatewayError:
     """The error that ``CodeGatewayError.as_dict`` described.
 
-    :raises KeyError: it is none of this module's.
+    :raises KeyError: this version does not know the class.
     """
     facts = dict(error)
     error_class = _CLASSES[facts.pop("class")]
