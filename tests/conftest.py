@@ -28,8 +28,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from airflow_provider_codegateway import _download, ledger
 from airflow_provider_codegateway.emulator import Emulator
+from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+from airflow_provider_codegateway.limits import Limits
 from demo.s3_server import s3_server
 
 if TYPE_CHECKING:
@@ -116,9 +117,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the world is the test's own: a broken download, and a paid clip, are taken up again at once."""
-    monkeypatch.setattr(_download, "BACKOFF", 0.0)
-    monkeypatch.setattr(_download, "MAX_BACKOFF", 0.0)
-    monkeypatch.setattr(ledger, "SETTLE_GRACE", 0.0)
+    limits = Limits(first_backoff=0.0, max_backoff=0.0, settle_grace=0.0)
+    monkeypatch.setattr(CodeGatewayVideoHook, "limits", limits)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ Nothing in the package knows of these points: they are put around its methods an
 
 from __future__ import annotations
 
-import http.client
 import json
 import multiprocessing
 import os
@@ -28,19 +27,21 @@ import botocore.auth
 import botocore.compat
 from botocore.config import Config
 
-from airflow_provider_codegateway import ledger as ledgers
-from airflow_provider_codegateway import render as renders
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway import purchase as purchases
+from airflow_provider_codegateway.clip import Clip, ClipSpec, IfExists, S3Location
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings
 from airflow_provider_codegateway.ledger import Ledger
+from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.models import VideoRequest, build_request
-from airflow_provider_codegateway.render import Clip, IfExists, Order, render
+from airflow_provider_codegateway.purchase import Purchase
+from airflow_provider_codegateway.transfer.upload import Upload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 MODEL = "google/veo-3.1-fast"
 KEY = "clips/x.mp4"
+HASTY = Limits(claim_margin=0.5, settle_grace=0.5, poll_interval=0.05)
 
 processes = multiprocessing.get_context("forkserver")
 
@@ -52,10 +53,11 @@ _session.client("s3")  # reads the service's model, which every process would do
 class Job:
     """What one process is to do.
 
-    :param run: the same for every try of one task instance.
+    :param requester: the same for every try of one task instance.
     :param kill_at: the point at which the process kills itself.
     :param claim_seconds: how long after a claim its owner may still be rendering.
     :param clock: seconds that the process's clock is off.
+    :param limits: on which others wait for fractions of a second.
     """
 
     gateway_url: str
@@ -65,25 +67,33 @@ class Job:
     bucket: str
     key: str = KEY
     prompt: str = "p"
-    run: str = "run"
+    requester: str = "run"
     if_exists: IfExists = "reuse"
     max_renders: int = 2
     kill_at: str | None = None
     claim_seconds: float = 0.5
     clock: float = 0.0
+    limits: Limits = HASTY
 
     def request(self) -> VideoRequest:
         return build_request(MODEL, prompt=self.prompt)
 
-    def order(self) -> Order:
-        return Order(
+    def spec(self) -> ClipSpec:
+        return ClipSpec(
             model=MODEL,
             fingerprint=self.request().fingerprint(),
             target=S3Location(self.bucket, self.key),
-            run=self.run,
+            requester=self.requester,
             if_exists=self.if_exists,
             max_renders=self.max_renders,
         )
+
+    def purchase(self, s3: S3Client) -> Purchase:
+        return self.purchase_of(self.spec(), s3)
+
+    def purchase_of(self, spec: ClipSpec, s3: S3Client) -> Purchase:
+        gateway = Gateway(GatewaySettings(base_url=self.gateway_url, api_key=self.api_key))
+        return Purchase(spec, s3=s3, buyer=gateway, claim_seconds=self.claim_seconds, limits=self.limits)
 
     def s3(self) -> S3Client:
         config = Config(retries={"total_max_attempts": 2})
@@ -203,7 +213,6 @@ def workers(count: int) -> Iterator[Callable[[list[Job]], list[Ended]]]:
 
 
 def _worker(jobs: Connection, barrier: Any) -> None:
-    _shrink(settle_grace=15)  # nobody kills these: who rendered the clip brings it, however slow the machine
     while (job := jobs.recv()) is not None:
         s3 = job.s3()
         barrier.wait()
@@ -211,7 +220,6 @@ def _worker(jobs: Connection, barrier: Any) -> None:
 
 
 def _main(job: Job, result: Connection) -> None:
-    _shrink()
     s3 = job.s3()
     if job.clock:
         _shift_clock(job.clock)
@@ -229,9 +237,10 @@ def _task(job: Job, s3_endpoint: str, result: Connection) -> None:
     from airflow.providers.common.compat.sdk import DAG
     from airflow_run import run_dag
 
+    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
     from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
-    _shrink()
+    CodeGatewayVideoHook.limits = job.limits
     terms = {"deadline": job.claim_seconds}
     aws = {"endpoint_url": s3_endpoint, "region_name": "us-east-1"}
     for name, connection in {
@@ -243,7 +252,7 @@ def _task(job: Job, s3_endpoint: str, result: Connection) -> None:
         },
     }.items():
         os.environ[f"AIRFLOW_CONN_{name}_DEFAULT"] = json.dumps({"conn_type": name.lower(), **connection})
-    with DAG(job.run, schedule=None) as dag:
+    with DAG(job.requester, schedule=None) as dag:
         GenerateVideoOperator(
             task_id="clip",
             model=MODEL,
@@ -266,22 +275,7 @@ def _ended(job: Job, s3: S3Client) -> Ended:
 
 def render_blocking(job: Job, s3: S3Client) -> Clip:
     """One clip, as the operator's ``execute`` has it."""
-    settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
-
-    path = render(
-        job.order(),
-        job.request(),
-        s3=s3,
-        gateway=Gateway(settings),
-        claim_seconds=job.claim_seconds,
-    )
-    return BlockingCall().run(path)
-
-
-def _shrink(*, settle_grace: float = 0.5) -> None:
-    renders.CLAIM_MARGIN = 0.5
-    ledgers.SETTLE_GRACE = settle_grace
-    renders.POLL_INTERVAL = 0.05
+    return BlockingCall().run(job.purchase(s3).complete(job.request()))
 
 
 def _shift_clock(seconds: float) -> None:
@@ -335,18 +329,17 @@ def _on_s3(s3: S3Client, event: str, *, number: int = 1, key: str) -> None:
 
 
 def _while_downloading(after_bytes: int) -> None:
-    original = http.client.HTTPResponse.readinto
+    original = Upload.filled
     total = 0
 
-    def readinto(self: http.client.HTTPResponse, buffer: Any) -> int:
+    def filled(self: Upload, count: int) -> None:
         nonlocal total
-        count = original(self, buffer)
+        original(self, count)
         total += count
         if total >= after_bytes:
             _die()
-        return count
 
-    http.client.HTTPResponse.readinto = readinto  # type: ignore[method-assign,assignment]
+    Upload.filled = filled  # type: ignore[method-assign]
 
 
 # In the order of the path. A clip of one part has no multipart upload, so some have a form for each.
@@ -363,7 +356,7 @@ POINTS: dict[str, Callable[[Job, S3Client], None]] = {
     "before PutObject": lambda job, s3: _on_s3(s3, "before-call.s3.PutObject", key=job.key),
     "before completing": lambda job, s3: _on_s3(s3, "before-call.s3.CompleteMultipartUpload", key=job.key),
     "after completing": lambda job, s3: _on_s3(s3, "after-call.s3.CompleteMultipartUpload", key=job.key),
-    "after upload": lambda job, s3: _after(renders, "transfer_clip"),
+    "after upload": lambda job, s3: _after(purchases, "transfer_clip"),
     "before settling": lambda job, s3: _before(Ledger, "settle"),
     "after settling": lambda job, s3: _after(Ledger, "settle"),
     "before XCom": lambda job, s3: None,

@@ -21,10 +21,10 @@ from clip_server import make_clip
 from crash_runner import Job
 from moto.server import ThreadedMotoServer
 
-from airflow_provider_codegateway import gateway as gateways
-from airflow_provider_codegateway import render as renders
 from airflow_provider_codegateway.emulator import Emulator
+from airflow_provider_codegateway.gateway import client
 from airflow_provider_codegateway.ledger import Ledger
+from airflow_provider_codegateway.purchase import Purchase
 
 RENDER_SECONDS = 120.0
 
@@ -49,10 +49,10 @@ def measure(endpoint: str, credentials: dict[str, str], runs: int) -> None:
     windows: list[float] = []
     overheads: list[float] = []
     spent: list[float] = []
-    timed(gateways, "classify_answer", lambda begun, ended: answers.append(begun))
+    timed(client, "classify_answer", lambda begun, ended: answers.append(begun))
     timed(Ledger, "keep", lambda begun, ended: windows.append(ended - answers[-1]))
     for owner, name in (
-        (renders, "_head"),
+        (Purchase, "find"),
         *((Ledger, each) for each in ("open", "claim", "keep", "settle")),
     ):
         timed(owner, name, lambda begun, ended: spent.append(ended - begun))

@@ -19,9 +19,7 @@ from crash_runner import KEY, Job
 from moto.server import ThreadedMotoServer
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict, deny, down, once
 
-from airflow_provider_codegateway import ledger as ledgers
-from airflow_provider_codegateway import render as renders
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway.clip import Clip, S3Location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
     Bought,
@@ -35,10 +33,8 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings, Receipt
+from airflow_provider_codegateway.gateway import BlockingCall, Receipt
 from airflow_provider_codegateway.ledger import (
-    SETTLE_GRACE,
-    Attempt,
     Claim,
     Entry,
     Gone,
@@ -48,7 +44,8 @@ from airflow_provider_codegateway.ledger import (
     entry_location,
     next_step,
 )
-from airflow_provider_codegateway.clip import Clip
+from airflow_provider_codegateway.ledger.entry import Attempt
+from airflow_provider_codegateway.limits import LIMITS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -92,19 +89,22 @@ def expired(number: int = 1) -> Attempt:
     return replace(rendered(4000, number), abandoned=ago(1))
 
 
+STARTED = "Render {} was started at 11:58:20 UTC by a run that is still at work, or was restarted or killed."
+STORING = "Render 1 has just finished; another run is storing its clip."
+
 STEPS: list[tuple[str, Entry, int, Claim | Wait | Take | Gone]] = [
     ("no entry", entry(open=False, fingerprint=None), 2, Gone()),
     ("settled, and a marker left", entry(dead(), open=False), 2, Gone()),
     ("fresh", entry(), 2, Claim(1)),
     ("fresh, one render allowed", entry(), 1, Claim(1)),
-    ("somebody renders", entry(live()), 2, Wait(230, "it has started render 1")),
-    ("somebody renders the last", entry(live()), 1, Wait(230, "it has started render 1")),
+    ("another run renders", entry(live()), 2, Wait(230, STARTED.format(1))),
+    ("another run renders the last", entry(live()), 1, Wait(230, STARTED.format(1))),
     ("a run died", entry(dead()), 2, Claim(2)),
     ("a run gave up", entry(abandoned()), 2, Claim(2)),
     ("a run died, then another", entry(dead(), dead(2)), 3, Claim(3)),
-    ("after a dead run one renders", entry(dead(), live(2)), 2, Wait(230, "it has started render 2")),
-    ("just rendered", entry(rendered(5)), 2, Wait(10, "it has just rendered the clip")),
-    ("rendered a while ago", entry(rendered(SETTLE_GRACE)), 1, Take(1)),
+    ("after a dead run one renders", entry(dead(), live(2)), 2, Wait(230, STARTED.format(2))),
+    ("just rendered", entry(rendered(5)), 2, Wait(10, STORING)),
+    ("rendered a while ago", entry(rendered(LIMITS.settle_grace)), 1, Take(1)),
     ("the second try rendered", entry(dead(), rendered(60, 2)), 2, Take(2)),
     ("a late answer to the first", entry(rendered(60), dead(2)), 2, Take(1)),
     ("a late answer, the second lives", entry(rendered(60), live(2)), 2, Take(1)),
@@ -119,26 +119,41 @@ STEPS: list[tuple[str, Entry, int, Claim | Wait | Take | Gone]] = [
 )
 def test_what_the_ledger_allows(state: Entry, max_renders: int, step: Claim | Wait | Take | Gone) -> None:
     """Only who can create the next marker buys; a receipt is used; where somebody may be at it, wait."""
-    assert next_step(state, fingerprint="f", max_renders=max_renders, location=LOCATION) == step
+    assert step_of(state, max_renders=max_renders) == step
+
+
+def step_of(state: Entry, *, fingerprint: str = "f", max_renders: int = 2) -> Claim | Wait | Take | Gone:
+    return next_step(
+        state,
+        fingerprint=fingerprint,
+        max_renders=max_renders,
+        settle_grace=LIMITS.settle_grace,
+        location=LOCATION,
+    )
 
 
 @pytest.mark.parametrize(
     ("attempts", "max_renders", "words"),
     [
-        ([dead()], 1, "Render 1, begun 2026-11-22 11:54:29 UTC, may have been bought: its run died"),
-        ([abandoned(), dead(2)], 2, "Render 2, begun"),
-        ([expired()], 1, "was bought, and is lost"),
-        ([dead(), dead(2), dead(3)], 2, "Render 3, begun"),
+        ([dead()], 1, "Render 1, started 2026-11-22 11:54:29 UTC, may have been bought: its run ended"),
+        ([abandoned(), dead(2)], 2, "Render 2, started"),
+        ([expired()], 1, "was bought and is lost"),
+        ([dead(), dead(2), dead(3)], 2, "Render 3, started"),
     ],
 )
-def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_would_do(
+def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_to_do(
     attempts: list[Attempt], max_renders: int, words: str
 ) -> None:
     """How many, when, with what outcome, where the ledger is, and how to allow another."""
     with pytest.raises(RenderLimitReached) as limit:
-        next_step(entry(*attempts), fingerprint="f", max_renders=max_renders, location=LOCATION)
+        step_of(entry(*attempts), max_renders=max_renders)
     message = str(limit.value)
-    for each in (words, f"max_renders={max_renders} is used up", LOCATION.uri, "raise max_renders or delete"):
+    for each in (
+        words,
+        f"max_renders={max_renders} is used up",
+        LOCATION.uri,
+        "raise max_renders, or delete",
+    ):
         assert each in message
 
 
@@ -146,7 +161,7 @@ def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_wou
 def test_an_entry_for_another_request_is_a_conflict_whatever_its_state(state: Attempt) -> None:
     """Its clip is not ours, and its money is not forgotten."""
     with pytest.raises(LedgerConflict, match=r"another request \(model m, fingerprint f…\)"):
-        next_step(entry(state), fingerprint="g", max_renders=9, location=LOCATION)
+        step_of(entry(state), fingerprint="g", max_renders=9)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +182,8 @@ def test_where_the_entry_of_a_clip_is(prefix: str, uri: str) -> None:
 # On a real S3 server.
 
 
-def ledger_of(s3: S3Client, bucket: str, run: str = "run", fingerprint: str = "f") -> Ledger:
-    return Ledger(s3, S3Location(bucket, LEDGER), fingerprint=fingerprint, run=run)
+def ledger_of(s3: S3Client, bucket: str, requester: str = "run", fingerprint: str = "f") -> Ledger:
+    return Ledger(s3, S3Location(bucket, LEDGER), fingerprint=fingerprint, requester=requester)
 
 
 def names(s3: S3Client, bucket: str) -> set[str]:
@@ -176,22 +191,20 @@ def names(s3: S3Client, bucket: str) -> set[str]:
     return {item["Key"].removeprefix(LEDGER) for item in listed}
 
 
-def test_of_eight_at_once_one_opens_and_one_claims(s3: S3Client, bucket: str) -> None:
-    """Whoever creates the marker may buy, and nobody else."""
+def test_of_eight_at_once_one_claims(s3: S3Client, bucket: str) -> None:
+    """Only the run that creates the marker may buy."""
     for _ in range(5):
         racers = [ledger_of(s3, bucket) for _ in range(8)]
         barrier = threading.Barrier(8)
 
-        def race(ledger: Ledger, barrier: threading.Barrier = barrier) -> tuple[bool, bool]:
+        def race(ledger: Ledger, barrier: threading.Barrier = barrier) -> bool:
             barrier.wait()
-            opened = ledger.open(BODY)
+            ledger.open(BODY)
             barrier.wait()
-            return opened, ledger.claim(1, claim_seconds=60)
+            return ledger.claim(1, claim_seconds=60)
 
         with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(race, racers))
-        assert sum(claimed for _, claimed in outcomes) == 1
-        assert sum(opened for opened, _ in outcomes) <= 1
+            assert sum(pool.map(race, racers)) == 1
         racers[0].forget()
 
 
@@ -199,7 +212,7 @@ def test_an_entry_reads_as_it_was_written(s3: S3Client, bucket: str) -> None:
     """With whose it is, when each thing happened by the store's clock, and the receipt as it came."""
     ledger = ledger_of(s3, bucket, "run 1")
     assert not ledger.read()
-    assert ledger.open(BODY)
+    ledger.open(BODY)
     assert ledger.claim(1, claim_seconds=330)
     ledger.abandon(1, "reset")
     assert ledger.claim(2, claim_seconds=330)
@@ -221,10 +234,12 @@ def test_an_entry_reads_as_it_was_written(s3: S3Client, bucket: str) -> None:
 
 def test_a_clip_below_another_clips_key_has_an_entry_of_its_own(s3: S3Client, bucket: str) -> None:
     """The markers of ``x.mp4/y.mp4`` are not those of ``x.mp4``."""
-    inner = Ledger(s3, entry_location(S3Location(bucket, f"{KEY}/y.mp4")), fingerprint="g", run="r")
+    inner = Ledger(s3, entry_location(S3Location(bucket, f"{KEY}/y.mp4")), fingerprint="g", requester="r")
     inner.open(BODY)
     inner.claim(1, claim_seconds=60)
-    assert ledger_of(s3, bucket).open(BODY)
+    ledger = ledger_of(s3, bucket)
+    ledger.open(BODY)
+    assert ledger.read().attempts == ()
 
 
 @pytest.mark.parametrize("name", ["request.json", "1.started", "1.rendered", "1.abandoned"])
@@ -236,7 +251,7 @@ def test_a_marker_that_cannot_be_read_is_an_error_and_never_nothing(
     ledger = ledger_of(s3, bucket)
     ledger.open(BODY)
     s3.put_object(Bucket=bucket, Key=LEDGER + name, Body=content)
-    with pytest.raises(LedgerConflict, match=f"{name} is no marker of this ledger"):
+    with pytest.raises(LedgerConflict, match=f"{name} was not written by this ledger"):
         ledger.read()
 
 
@@ -246,7 +261,7 @@ def test_the_receipt_of_another_request_is_never_used(s3: S3Client, bucket: str)
     other.open(BODY)
     assert other.claim(1, claim_seconds=60)
     late.keep(1, RECEIPT)
-    with pytest.raises(LedgerConflict, match="was bought, and is not used for this one"):
+    with pytest.raises(LedgerConflict, match="was bought, and cannot be used for this one"):
         other.receipt(1)
 
 
@@ -259,7 +274,7 @@ def overtaken(s3: S3Client, bucket: str) -> tuple[Ledger, Ledger]:
     late.open(BODY)
     assert late.claim(1, claim_seconds=0)
     late.forget()
-    assert new.open(BODY)
+    new.open(BODY)
     assert new.claim(1, claim_seconds=60)
     return late, new
 
@@ -300,7 +315,9 @@ def test_a_claim_that_is_taken_back_late_leaves_its_successors_request(s3: S3Cli
 def test_what_a_late_run_left_behind_is_read_before_anything_is_bought(s3: S3Client, bucket: str) -> None:
     """A receipt without a request is no fresh entry, though ``open`` creates the request."""
     ledger_of(s3, bucket, "late").keep(2, RECEIPT)
-    assert not ledger_of(s3, bucket).open(BODY)
+    ledger = ledger_of(s3, bucket)
+    ledger.open(BODY)
+    assert [attempt.number for attempt in ledger.read().attempts] == [2]
 
 
 def test_a_marker_that_vanishes_while_it_is_read_is_looked_for_again(
@@ -342,19 +359,9 @@ def s3_client(url: str, credentials: dict[str, str], attempts: int = 1) -> S3Cli
 
 
 @pytest.fixture
-def job(
-    gateway: Emulator,
-    s3_endpoint: str,
-    s3_credentials: dict[str, str],
-    bucket: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Job:
+def job(gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], bucket: str) -> Job:
     """One clip, on terms that let successors wait for fractions of a second."""
     gateway.serve_clip(MP4)
-    monkeypatch.setattr(renders, "CLAIM_MARGIN", 0.5)
-    monkeypatch.setattr(ledgers, "SETTLE_GRACE", 0.5)
-    monkeypatch.setattr(renders, "POLL_INTERVAL", 0.05)
-    monkeypatch.setattr(ledgers, "_honours_conditions", set())
     return Job(
         gateway_url=gateway.url,
         api_key=gateway.api_key,
@@ -368,7 +375,7 @@ def render(job: Job, s3: S3Client, **terms: Any) -> Clip:
     return crash_runner.render_blocking(replace(job, **terms), s3)
 
 
-def test_the_happy_path_costs_at_most_eight_requests(
+def test_the_happy_path_costs_at_most_nine_requests(
     job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
 ) -> None:
     """Besides the upload's own; one of them, the proof of conditional writes, once a process."""
@@ -381,6 +388,7 @@ def test_the_happy_path_costs_at_most_eight_requests(
         "PutObject",  # 1.started
         "PutObject",  # 1.started again: refused, or the store cannot be relied upon
         "HeadObject",  # is the key still free?
+        "GetObject",  # request.json
         "PutObject",  # 1.rendered
         "DeleteObjects",
     ]
@@ -395,7 +403,7 @@ def test_the_happy_path_costs_at_most_eight_requests(
 @pytest.mark.parametrize(
     ("verdict", "error", "words"),
     [
-        (Verdict.DENY, InvalidTarget, "the AWS connection needs s3:PutObject there"),
+        (Verdict.DENY, InvalidTarget, "Give the AWS connection s3:PutObject there"),
         (Verdict.REFUSE, InvalidTarget, "InvalidStorageClass"),
         (Verdict.DROP, StorageUnavailable, "S3 could not begin an upload"),
     ],
@@ -404,12 +412,12 @@ def test_terms_that_s3_does_not_take_are_refused_for_free(
     verdict: Verdict, error: type[CodeGatewayError], words: str, job: Job, proxy: S3Proxy, client: S3Client
 ) -> None:
     """An upload that is begun tells; where S3 takes it, nothing of it is left."""
-    order = replace(job.order(), extra_args={"StorageClass": "STANDARD-IA"})
+    purchase = job.purchase_of(replace(job.spec(), upload_args={"StorageClass": "STANDARD-IA"}), client)
     begins = lambda request: request.operation == "CreateMultipartUpload"  # noqa: E731
     with proxy.ruled(once(verdict, begins)), pytest.raises(error, match=words) as refusal:
-        renders.open_entry(order, job.request(), s3=client)
+        purchase.begin(job.request())
     assert refusal.value.bought is Bought.NO
-    assert renders.open_entry(order, job.request(), s3=client) is True
+    assert purchase.begin(job.request()) is None
     assert client.list_multipart_uploads(Bucket=job.bucket).get("Uploads", []) == []
 
 
@@ -417,12 +425,10 @@ def test_a_paid_clip_whose_upload_is_refused_stays_free_to_retry(
     job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
 ) -> None:
     """Terms are proven where nothing is bought yet: later, each try is another transfer, until S3 takes it."""
-    order = replace(job.order(), extra_args={"StorageClass": "STANDARD_IA"})
-    settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
+    spec = replace(job.spec(), upload_args={"StorageClass": "STANDARD_IA"})
 
     def attempt() -> Clip:
-        path = renders.render(order, job.request(), s3=client, gateway=Gateway(settings), claim_seconds=60)
-        return BlockingCall().run(path)
+        return BlockingCall().run(job.purchase_of(spec, client).complete(job.request()))
 
     def denied(request: S3Request) -> Verdict:
         return Verdict.DENY if request.key == KEY and request.operation == "PutObject" else Verdict.PASS
@@ -480,9 +486,9 @@ def test_a_store_that_ignores_conditions_is_refused_before_anything_is_bought(
             s3 = s3_client(lax.url, job.s3_credentials)
             s3.create_bucket(Bucket=job.bucket)
             for _ in range(2):
-                with pytest.raises(InvalidTarget, match="does not honour If-None-Match") as refusal:
+                with pytest.raises(InvalidTarget, match="ignores If-None-Match") as refusal:
                     render(job, s3)
-                assert "set ledger_prefix to an s3:// location" in str(refusal.value)
+                assert "Set ledger_prefix to an s3:// location" in str(refusal.value)
                 assert names(s3, job.bucket) == set()
     finally:
         moto.stop()
@@ -516,8 +522,8 @@ def test_without_the_permission_to_delete_clips_are_stored_and_reused(
     """The ledger stays untidy, and the log says which permission would do."""
     with proxy.ruled(deny("DeleteObjects")):
         assert not render(job, client).reused
-        assert render(job, client, run="another").reused
-    assert caplog.text.count("needs s3:DeleteObject") == 2
+        assert render(job, client, requester="another").reused
+    assert caplog.text.count("Give the AWS connection s3:DeleteObject") == 2
     assert gateway.billed == 1
 
 
@@ -528,8 +534,8 @@ def test_without_the_permission_to_delete_what_the_gateway_said_is_still_the_err
     gateway.fail_next(Fault.status(400))
     with proxy.ruled(deny("DeleteObjects")), pytest.raises(RequestRejected):
         render(job, client)
-    assert "needs s3:DeleteObject" in caplog.text
-    assert "counts it as bought" in caplog.text
+    assert "Give the AWS connection s3:DeleteObject" in caplog.text
+    assert "now counts it as bought" in caplog.text
 
 
 def test_without_the_permission_for_multipart_uploads_a_receipt_is_used_all_the_same(
@@ -591,15 +597,14 @@ def test_a_receipt_that_can_never_be_written_does_not_lose_the_clip(
     proxy: S3Proxy,
     client: S3Client,
     bucket: str,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The transfer goes on from memory, and the log says loudly what is at stake."""
-    monkeypatch.setattr(renders, "RECEIPT_PATIENCE", 0.6)
+    job = replace(job, limits=replace(job.limits, receipt_patience=0.6))
     late = writes("1.rendered")
     with proxy.ruled(lambda request: verdict if late(request) else Verdict.PASS):
         assert not render(job, client).reused
-    loud = [record for record in caplog.records if "which is PAID" in record.getMessage()]
+    loud = [record for record in caplog.records if "which is PAID FOR" in record.getMessage()]
     assert [record.levelno for record in loud] == [logging.ERROR]
     assert names(s3, bucket) == {KEY}
     assert gateway.billed == 1
@@ -613,7 +618,7 @@ def test_s3_down_when_the_outcome_is_unknown(
     ends = writes("1.abandoned")
     with (
         proxy.ruled(lambda request: Verdict.DROP if ends(request) else Verdict.PASS),
-        pytest.raises(RenderOutcomeUnknown, match=r"A render may have been bought\.$"),
+        pytest.raises(RenderOutcomeUnknown, match=r"\nOne render may have been bought\.$"),
     ):
         render(job, client)
     assert render(job, client).renders_bought == 2
@@ -645,7 +650,7 @@ def test_s3_down_when_all_is_done(
     with proxy.ruled(once(Verdict.DROP, does("DeleteObjects"))):
         assert not render(job, client).reused
     assert len(names(s3, bucket)) == 4
-    assert render(job, client, run="another").reused
+    assert render(job, client, requester="another").reused
     assert names(s3, bucket) == {KEY}
     assert gateway.billed == 1
 
@@ -674,7 +679,7 @@ def test_a_clock_that_is_ten_minutes_off_changes_nothing(
     odd = replace(job, clock=clock)
     assert crash_runner.run(replace(odd, kill_at="after the receipt")).killed
     assert crash_runner.run(odd).clip
-    second = replace(odd, key="second.mp4", run="another", claim_seconds=1)
+    second = replace(odd, key="second.mp4", requester="another", claim_seconds=1)
     assert crash_runner.run(replace(second, kill_at="after claim")).killed
     ended = crash_runner.run(second)
     assert ended.clip, ended.message
@@ -688,9 +693,9 @@ def test_a_wrong_clock_does_not_make_a_live_run_look_dead(
 ) -> None:
     """A successor ten minutes ahead still waits for who renders, and reuses its clip."""
     with gateway.holding():
-        first = crash_runner.start(replace(job, run="first", claim_seconds=300))
+        first = crash_runner.start(replace(job, requester="first", claim_seconds=300))
         gateway.wait_for(rendering=1)
-        second = crash_runner.start(replace(job, run="second", claim_seconds=300, clock=600.0))
+        second = crash_runner.start(replace(job, requester="second", claim_seconds=300, clock=600.0))
         assert not second[1].poll(1)
     for ended in (crash_runner.finish(*first), crash_runner.finish(*second)):
         assert ended.clip, ended.message
@@ -710,11 +715,8 @@ def test_a_run_that_is_stopped_while_it_claims_has_bought_nothing(
         return Verdict.PASS
 
     async def stopped() -> None:
-        settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
-        path = renders.render(
-            job.order(), job.request(), s3=client, gateway=Gateway(settings), claim_seconds=300
-        )
-        task = asyncio.ensure_future(path)
+        purchase = replace(job, claim_seconds=300).purchase(client)
+        task = asyncio.ensure_future(purchase.complete(job.request()))
         await asyncio.to_thread(claiming.wait)
         task.cancel()
         await task
@@ -726,10 +728,11 @@ def test_a_run_that_is_stopped_while_it_claims_has_bought_nothing(
     assert render(job, client, max_renders=1).renders_bought == 1
 
 
-def test_a_claim_that_was_held_up_past_its_margin_is_not_used(
+def test_a_claim_that_was_held_up_for_long_is_not_used(
     job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
 ) -> None:
     """The render would outlast it, and a successor would buy another meanwhile: it claims again instead."""
+    job = replace(job, limits=replace(job.limits, look_patience=0.5))
     looks: list[S3Request] = []
     lapsed = threading.Event()
 
@@ -737,7 +740,7 @@ def test_a_claim_that_was_held_up_past_its_margin_is_not_used(
         if request.operation == "HeadObject" and request.key == KEY:
             looks.append(request)
             if len(looks) == 2:
-                lapsed.wait(renders.CLAIM_MARGIN + 0.1)
+                lapsed.wait(job.limits.look_patience + 0.1)
         return Verdict.PASS
 
     with proxy.ruled(slow_second_look):
@@ -757,7 +760,7 @@ def test_a_clip_that_was_stored_after_the_first_look_is_seen_by_the_second(
 
     def overtake(request: S3Request) -> Verdict:
         if writes("request.json")(request) and not others:
-            others.append(render(job, s3, run="another"))
+            others.append(render(job, s3, requester="another"))
         return Verdict.PASS
 
     with proxy.ruled(overtake):
@@ -770,22 +773,18 @@ def test_a_request_that_has_become_anothers_is_not_sent(
     job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
 ) -> None:
     """Who reads the request from the ledger to send it sends what it has claimed, or nothing."""
-    order = job.order()
-    order.ledger(s3).open(job.request().body())
-    other = replace(job, prompt="q").order().ledger(s3)
+    ledger = job.purchase(s3).ledger
+    ledger.open(job.request().body())
+    other = replace(job, prompt="q").purchase(s3).ledger
 
     def swap(request: S3Request) -> Verdict:
         if request.operation == "HeadObject":
-            order.ledger(s3).withdraw()
+            ledger.withdraw()
             other.open({**BODY, "prompt": "q"})
         return Verdict.PASS
 
-    async def from_the_ledger() -> None:
-        settings = GatewaySettings(base_url=job.gateway_url, api_key=job.api_key)
-        await renders.render_open_entry(order, s3=client, gateway=Gateway(settings), claim_seconds=60)
-
     with proxy.ruled(swap), pytest.raises(StorageUnavailable):
-        asyncio.run(from_the_ledger())
+        asyncio.run(job.purchase(client).resume())
     assert gateway.ledger == ()
     assert "1.started" not in names(s3, bucket)
 
@@ -798,7 +797,7 @@ def test_a_run_that_finds_an_expired_link_buys_within_the_limit_by_itself(
     with pytest.raises(ClipExpired):
         render(job, client)
     gateway.link_lifetime = 3600
-    assert render(job, client, run="another").renders_bought == 2
+    assert render(job, client, requester="another").renders_bought == 2
     assert gateway.billed == 2
     assert names(s3, bucket) == {KEY}
 
@@ -808,9 +807,9 @@ def test_the_entry_of_a_run_that_died_before_its_claim_is_withdrawn_and_a_new_cl
 ) -> None:
     """Who reuses the clip tidies up what bought nothing, and nothing else."""
     render(job, client)
-    ledger = job.order().ledger(s3)
+    ledger = job.purchase(s3).ledger
     ledger.open(BODY)
-    assert render(job, client, run="another").reused
+    assert render(job, client, requester="another").reused
     assert names(s3, bucket) == {KEY}
     ledger.open(BODY)
 
@@ -820,7 +819,7 @@ def test_the_entry_of_a_run_that_died_before_its_claim_is_withdrawn_and_a_new_cl
         return Verdict.PASS
 
     with proxy.ruled(claim_now):
-        assert render(job, client, run="another").reused
+        assert render(job, client, requester="another").reused
     assert names(s3, bucket) == {KEY, "1.started"}
 
 

@@ -280,14 +280,12 @@ class Ledger:
         return now, {item["Key"][skip:]: item["LastModified"] for item in contents}
 
     def _seen(self, name: str) -> dict[str, Any] | None:
-        """A marker that was listed, less the request's body: read once, and looked at every two seconds."""
-        version = (name, self._etags[name])
-        if version not in self._markers:
-            marker = self._get(name)
-            if marker is None:
-                return None
-            self._markers[version] = {key: value for key, value in marker.items() if key != "body"}
-        return self._markers[version]
+        """A marker that was listed, less the request's body. Each is read once."""
+        etag = self._etags[name]
+        if (name, etag) in self._markers:
+            return self._markers[name, etag]
+        marker = self._get(name)
+        return None if marker is None else self._remember(name, etag, marker)
 
     def _get(self, name: str) -> dict[str, Any] | None:
         with self._errors("read the ledger", "s3:GetObject", name):
@@ -311,7 +309,7 @@ class Ledger:
         )
 
     def _put(self, name: str, content: Mapping[str, Any], **condition: Any) -> None:
-        self.s3.put_object(
+        written = self.s3.put_object(
             Bucket=self.location.bucket,
             Key=self.location.key + name,
             Body=json.dumps(content).encode(),
@@ -319,6 +317,13 @@ class Ledger:
             **self.put_args,
             **condition,
         )
+        self._remember(name, written["ETag"], content)
+
+    def _remember(self, name: str, etag: str, marker: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a marker, less the request's body: an entry is read every two seconds while another run is at work."""
+        kept = {key: value for key, value in marker.items() if key != "body"}
+        self._markers[name, etag] = kept
+        return kept
 
     def _create(self, name: str, content: Mapping[str, Any]) -> bool:
         with self._errors("write the ledger", "s3:PutObject", name):
