@@ -29,10 +29,16 @@ class Limits:
     """From asking for a claim to the POST. A claim that took longer is given back: it would end too early."""
     receipt_patience: float = 60.0
     """For how long a receipt is written again while S3 fails."""
-    claim_margin: float = 75.0
+    receipt_write: float = 20.0
+    """What the last attempt to write a receipt may take."""
+    claim_margin: float = 90.0
     """How long a claim outlasts the gateway's deadline: the look before the POST, and the receipt after it."""
     settle_grace: float = 15.0
     """For how long a fresh receipt is left to the run that bought it."""
+    beat_interval: float = 5.0
+    """Between two signs of life of a transfer. One that is quicker than this gives none."""
+    beat_patience: float = 20.0
+    """Without a sign of life, after which a transfer counts as dead."""
 
     # The transfer.
     read_size: int = MIB
@@ -74,7 +80,11 @@ class Limits:
 
 LIMITS = Limits()
 
-if LIMITS.claim_margin < LIMITS.look_patience + LIMITS.receipt_patience:
+if LIMITS.claim_margin < LIMITS.look_patience + LIMITS.receipt_patience + LIMITS.receipt_write:
     raise AssertionError("A claim must outlast the look before the POST and the receipt's write after it.")
+if LIMITS.beat_interval >= LIMITS.settle_grace or 3 * LIMITS.beat_interval > LIMITS.beat_patience:
+    raise AssertionError(
+        "A transfer must show that it lives before others take its clip, and may miss two beats."
+    )
 if LIMITS.part_size % LIMITS.block_size or LIMITS.read_size > LIMITS.block_size:
     raise AssertionError("A part is whole blocks, and a read fits into one.")

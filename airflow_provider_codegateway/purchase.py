@@ -29,6 +29,7 @@ from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks
 from airflow_provider_codegateway.exceptions import (
     Bought,
     ClipExpired,
+    ClipTransferError,
     CodeGatewayError,
     InvalidTarget,
     RenderOutcomeUnknown,
@@ -205,8 +206,8 @@ class Purchase:
                 entry,
                 fingerprint=self.spec.fingerprint,
                 max_renders=self.spec.max_renders,
-                settle_grace=self._limits.settle_grace,
                 location=self.ledger.location,
+                limits=self._limits,
             )
             clip = None
             match step:
@@ -353,21 +354,46 @@ class Purchase:
     # 5. Deliver, and settle.
 
     async def _deliver(self, number: int, receipt: Receipt, *, may_have_leftovers: bool) -> Clip:
+        """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
         cancelled = threading.Event()
-        return await to_the_end(
-            "transfer",
-            self._store,
-            number,
-            receipt,
-            cancelled,
-            may_have_leftovers=may_have_leftovers,
-            on_cancel=cancelled.set,
-        )
+        showing_life = asyncio.create_task(self._show_life(number))
+        try:
+            clip = await to_the_end(
+                "transfer",
+                self._store,
+                number,
+                receipt,
+                cancelled,
+                may_have_leftovers=may_have_leftovers,
+                on_cancel=cancelled.set,
+            )
+        except (ClipTransferError, ClipExpired):
+            # Another run may have stored the same clip meanwhile, and aborted our upload.
+            if found := await to_the_end("ledger", self._find_quietly):
+                return found
+            raise
+        finally:
+            # Before the entry is deleted: a sign of life must not come after that.
+            showing_life.cancel()
+            await asyncio.wait({showing_life})
+        await to_the_end("ledger", self._settle, number, receipt)
+        return clip
+
+    async def _show_life(self, number: int) -> None:
+        """Tell other runs that this transfer is alive, if it takes longer than most."""
+        while True:
+            await asyncio.sleep(self._limits.beat_interval)
+            await to_the_end("ledger", self._write_sign_of_life, number)
+
+    def _write_sign_of_life(self, number: int) -> None:
+        try:
+            self.ledger.show_life(number)
+        except CodeGatewayError as error:
+            log.warning("Other runs may take this transfer for dead: %s", error.args[0])
 
     def _store(
         self, number: int, receipt: Receipt, cancelled: threading.Event, *, may_have_leftovers: bool
     ) -> Clip:
-        """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
         target = self.spec.target
         marks = Marks(
             fingerprint=self.spec.fingerprint,
@@ -390,11 +416,6 @@ class Purchase:
             limits=self._limits,
         )
         abort_uploads(self._s3, target, leftovers)
-        try:
-            self.ledger.settle(number, receipt)
-        except CodeGatewayError as error:
-            # The clip is where it should be: that is worth more than a tidy ledger.
-            log.warning("The clip is stored, but its ledger entry remains: %s", error)
         return Clip(
             bucket=target.bucket,
             key=target.key,
@@ -408,6 +429,19 @@ class Purchase:
             fingerprint=self.spec.fingerprint,
             reused=False,
         )
+
+    def _find_quietly(self) -> Clip | None:
+        try:
+            return self.find()
+        except CodeGatewayError:
+            return None
+
+    def _settle(self, number: int, receipt: Receipt) -> None:
+        try:
+            self.ledger.settle(number, receipt)
+        except CodeGatewayError as error:
+            # The clip is where it should be: that is worth more than a tidy ledger.
+            log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
 
 
 @dataclass(frozen=True)

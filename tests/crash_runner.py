@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MODEL = "google/veo-3.1-fast"
 KEY = "clips/x.mp4"
-HASTY = Limits(claim_margin=0.5, settle_grace=0.5, poll_interval=0.05)
+HASTY = Limits(claim_margin=0.5, settle_grace=0.5, poll_interval=0.05, beat_interval=0.2, beat_patience=0.5)
 
 processes = multiprocessing.get_context("forkserver")
 

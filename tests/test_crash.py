@@ -226,6 +226,21 @@ def test_eight_runs_at_once_buy_one_clip(job: Job, gateway: Emulator, s3: S3Clie
     assert Bucket.of(s3, bucket) == Bucket(wanted, [], [])
 
 
+def test_a_transfer_that_is_alive_is_left_alone(
+    job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """Eight runs at a slow clip host: one stores the clip, the others wait for it, and none of them fails."""
+    clip = make_clip(200_000)
+    gateway.serve_clip(clip)
+    gateway.fail_next(ClipFault.slow(100_000), times=8)
+    patient = replace(job, claim_seconds=60, limits=replace(job.limits, beat_patience=5))
+    with crash_runner.workers(8) as one_round:
+        ended = one_round([replace(patient, requester=f"run-{n}") for n in range(8)])
+    assert [each.message for each in ended] == [""] * 8
+    assert (gateway.billed, len(gateway.clip_requests)) == (1, 1)
+    assert Bucket.of(s3, bucket) == only(clip)
+
+
 # Killed at random.
 
 

@@ -15,7 +15,7 @@ import boto3
 import crash_runner
 import pytest
 from botocore.config import Config
-from crash_runner import KEY, Job
+from crash_runner import HASTY, KEY, Job
 from moto.server import ThreadedMotoServer
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict, deny, down, once
 
@@ -85,12 +85,16 @@ def rendered(age: float, number: int = 1) -> Attempt:
     return Attempt(number, started=ago(age + 120), rendered=ago(age), claim_seconds=330)
 
 
+def stored_slowly(age: float) -> Attempt:
+    return replace(rendered(60), delivering=ago(age))
+
+
 def expired(number: int = 1) -> Attempt:
     return replace(rendered(4000, number), abandoned=ago(1))
 
 
 STARTED = "Render {} was started at 11:58:20 UTC by a run that is still at work, or was restarted or killed."
-STORING = "Render 1 has just finished; another run is storing its clip."
+STORING = "Render 1 is paid for; another run is storing its clip."
 
 STEPS: list[tuple[str, Entry, int, Claim | Wait | Take | Gone]] = [
     ("no entry", entry(open=False, fingerprint=None), 2, Gone()),
@@ -105,6 +109,8 @@ STEPS: list[tuple[str, Entry, int, Claim | Wait | Take | Gone]] = [
     ("after a dead run one renders", entry(dead(), live(2)), 2, Wait(230, STARTED.format(2))),
     ("just rendered", entry(rendered(5)), 2, Wait(10, STORING)),
     ("rendered a while ago", entry(rendered(LIMITS.settle_grace)), 1, Take(1)),
+    ("it takes long to store", entry(stored_slowly(5)), 2, Wait(15, STORING)),
+    ("its transfer was killed", entry(stored_slowly(LIMITS.beat_patience)), 2, Take(1)),
     ("the second try rendered", entry(dead(), rendered(60, 2)), 2, Take(2)),
     ("a late answer to the first", entry(rendered(60), dead(2)), 2, Take(1)),
     ("a late answer, the second lives", entry(rendered(60), live(2)), 2, Take(1)),
@@ -127,7 +133,6 @@ def step_of(state: Entry, *, fingerprint: str = "f", max_renders: int = 2) -> Cl
         state,
         fingerprint=fingerprint,
         max_renders=max_renders,
-        settle_grace=LIMITS.settle_grace,
         location=LOCATION,
     )
 
@@ -368,6 +373,7 @@ def job(gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], buc
         s3_endpoint=s3_endpoint,
         s3_credentials=s3_credentials,
         bucket=bucket,
+        limits=replace(HASTY, beat_interval=LIMITS.beat_interval),
     )
 
 

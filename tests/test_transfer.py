@@ -11,12 +11,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow_provider_codegateway._upload import PartCutter, check_extra_args
 from clip_server import FTYP, Answer, ClipServer, make_clip
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_codegateway import _download, _upload, transfer
-from airflow_provider_codegateway._upload import PartCutter, check_extra_args
 from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferError
 from airflow_provider_codegateway.transfer import StoredClip, transfer_clip
 

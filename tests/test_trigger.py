@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow_provider_codegateway.render import Order, open_entry
 
 from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.emulator import Emulator, Fault
 from airflow_provider_codegateway.models import build_request
-from airflow_provider_codegateway.render import Order, open_entry
 from airflow_provider_codegateway.triggers import video as triggers
 from airflow_provider_codegateway.triggers.video import RenderTrigger
 

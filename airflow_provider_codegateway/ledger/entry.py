@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, S3Location, split_uri
 from airflow_provider_codegateway.exceptions import Bought, LedgerConflict, RenderLimitReached
+from airflow_provider_codegateway.limits import LIMITS, Limits
 
-MARKER_NAME = re.compile(r"([1-9][0-9]*)\.(started|rendered|abandoned)")
+MARKER_NAME = re.compile(r"([1-9][0-9]*)\.(started|rendered|delivering|abandoned)")
 
 SHOWN = 8
 """Characters of a fingerprint in a message: the whole of it lets a viewer of the clip page see the clip."""
@@ -22,6 +23,8 @@ class Attempt:
     number: int
     started: datetime | None = None
     rendered: datetime | None = None
+    delivering: datetime | None = None
+    """The last sign of life of a run that is storing the clip."""
     abandoned: datetime | None = None
     claim_seconds: float = 0.0
     """For how long after ``started`` its owner may still be rendering."""
@@ -93,11 +96,10 @@ class Gone:
 
 
 def next_step(
-    entry: Entry, *, fingerprint: str, max_renders: int, settle_grace: float, location: S3Location
+    entry: Entry, *, fingerprint: str, max_renders: int, location: S3Location, limits: Limits = LIMITS
 ) -> Claim | Wait | Take | Gone:
     """What the ledger allows to a run that wants the clip with this fingerprint.
 
-    :param settle_grace: seconds for which a fresh receipt is left to the run that bought it.
     :raises LedgerConflict: the entry is for another request, for which money was or may have been spent.
     :raises RenderLimitReached: ``max_renders`` were begun, and none of them can still become a clip.
     """
@@ -111,11 +113,8 @@ def next_step(
         return Claim(1)
     for attempt in reversed(entry.attempts):
         if attempt.rendered and not attempt.abandoned:
-            fresh_for = settle_grace - (entry.now - attempt.rendered).total_seconds()
-            if fresh_for > 0:
-                return Wait(
-                    fresh_for, f"Render {attempt.number} has just finished; another run is storing its clip."
-                )
+            if (left := _left_to_its_owner(attempt, entry.now, limits)) > 0:
+                return Wait(left, f"Render {attempt.number} is paid for; another run is storing its clip.")
             return Take(attempt.number)
     last = entry.attempts[-1]
     if last.started and not last.rendered and not last.abandoned:
@@ -133,6 +132,19 @@ def next_step(
             bought=money(entry),
         )
     return Claim(last.number + 1)
+
+
+def _left_to_its_owner(attempt: Attempt, now: datetime, limits: Limits) -> float:
+    """Seconds for which the clip of a paid render is left to the run that bought it, or that is storing it."""
+    ends = [
+        since + timedelta(seconds=patience)
+        for since, patience in (
+            (attempt.rendered, limits.settle_grace),
+            (attempt.delivering, limits.beat_patience),
+        )
+        if since is not None
+    ]
+    return (max(ends) - now).total_seconds()
 
 
 def _conflict(entry: Entry, location: S3Location) -> LedgerConflict:

@@ -5,9 +5,10 @@ One entry is a handful of objects under ``<ledger_prefix><clip's key>/``::
     request.json   what is to be rendered; gone when the clip is settled
     n.started      whoever created it may POST render number n, and nobody else
     n.rendered     the gateway's answer, the receipt: from here on the render is never bought again
+    n.delivering   written again and again while a run stores the clip; its age tells whether that run lives
     n.abandoned    render n ended without a clip, so that a successor need not wait for it
 
-Objects are only ever created and deleted: compare-and-swap is not portable across S3 servers, creating an
+Nothing is decided by overwriting: compare-and-swap is not portable across S3 servers, creating an
 object only if it is absent (``If-None-Match: *``) is. Ages are by the store's clock, never by ours.
 What cannot be read is an error, and never "nothing was bought".
 """
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
+
+_KINDS = ("rendered", "delivering", "abandoned", "started")
 
 _honours_conditions: set[tuple[str, str]] = set()
 _probing = threading.Lock()
@@ -174,6 +177,12 @@ class Ledger:
             self._put(name, {"fingerprint": self.fingerprint, "receipt": asdict(receipt)})
         self._kept_at = begun  # an answer that was slow to come makes the receipt no younger
 
+    def show_life(self, number: int) -> None:
+        """Write ``number.delivering``: a run is storing the clip of this render."""
+        name = f"{number}.delivering"
+        with self._errors("write the ledger", "s3:PutObject", name):
+            self._put(name, {"fingerprint": self.fingerprint})
+
     def receipt(self, number: int) -> Receipt | None:
         """What ``keep`` wrote; None if the clip has been settled meanwhile.
 
@@ -204,10 +213,12 @@ class Ledger:
                 break
             # One that vanished between the list and the read was taken back, or settled: look again.
             time.sleep(0.1)
-        numbers = sorted({int(match[1]) for name in content if (match := MARKER_NAME.fullmatch(name))})
+        found = [match for name in content if (match := MARKER_NAME.fullmatch(name))]
+        # A sign of life that came late, after its entry was settled, is no render.
+        numbers = sorted({int(match[1]) for match in found if match[2] != "delivering"})
         attempts = []
         for number in numbers:
-            names = {kind: f"{number}.{kind}" for kind in ("started", "rendered", "abandoned")}
+            names = {kind: f"{number}.{kind}" for kind in _KINDS}
             started, ended = content.get(names["started"], {}), content.get(names["abandoned"], {})
             attempts.append(
                 Attempt(
@@ -237,11 +248,7 @@ class Ledger:
         self._delete(
             [
                 "request.json",
-                *(
-                    f"{n}.{kind}"
-                    for n in range(1, number + 1)
-                    for kind in ("rendered", "abandoned", "started")
-                ),
+                *(f"{n}.{kind}" for n in range(1, number + 1) for kind in _KINDS),
             ]
         )
 
