@@ -29,7 +29,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from airflow_provider_codegateway.emulator import Emulator
-from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.limits import Limits
 from demo.s3_server import s3_server
 
@@ -115,10 +114,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the world is the test's own: a broken download, and a paid clip, are taken up again at once."""
-    limits = Limits(first_backoff=0.0, max_backoff=0.0, settle_grace=0.0)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    """Operators, triggers and hooks retry a broken download, and fetch a paid clip, at once."""
+    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+
+    limits = Limits(first_backoff=0, max_backoff=0, settle_grace=0)
     monkeypatch.setattr(CodeGatewayVideoHook, "limits", limits)
+    return limits
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow_provider_codegateway.render import Order, open_entry
 
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway.clip import ClipSpec, S3Location
 from airflow_provider_codegateway.emulator import Emulator, Fault
+from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.models import build_request
 from airflow_provider_codegateway.triggers import video as triggers
 from airflow_provider_codegateway.triggers.video import RenderTrigger
@@ -30,12 +32,15 @@ def trigger(gateway: Emulator, s3: S3Client, bucket: str) -> RenderTrigger:
     """The trigger of a task that has deferred."""
     gateway.serve_clip(MP4)
     request = build_request("bytedance/seedance-2.0", prompt="p", duration=4)
-    order = Order(
-        model=request.model, fingerprint=request.fingerprint(), target=S3Location(bucket, KEY), run="run"
+    spec = ClipSpec(
+        model=request.model,
+        fingerprint=request.fingerprint(),
+        target=S3Location(bucket, KEY),
+        requester="run",
     )
-    assert open_entry(order, request, s3=s3) is True
-    return RenderTrigger.for_order(
-        order, codegateway_conn_id="codegateway_default", aws_conn_id="aws_default"
+    assert CodeGatewayVideoHook().purchase(spec, s3=s3).begin(request) is None
+    return RenderTrigger(
+        codegateway_conn_id="codegateway_default", aws_conn_id="aws_default", **spec.as_arguments()
     )
 
 
@@ -137,7 +142,7 @@ def test_a_trigger_does_not_fire_before_the_scheduler_has_heard_of_the_deferral(
     trigger: RenderTrigger, gateway: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Airflow fails a task that resumes too early, with words that hide ours; `dags test` has no scheduler."""
-    monkeypatch.setattr(triggers, "EARLIEST_EVENT", 3600.0)
+    monkeypatch.setattr(CodeGatewayVideoHook, "limits", Limits(earliest_event=3600))
     gateway.fail_next(Fault.status(401))
 
     async def first_event() -> Any:
