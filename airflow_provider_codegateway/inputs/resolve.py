@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,10 +70,37 @@ def resolve(
 
 
 def content_digest(wire_value: str) -> str:
-    """What stands for a resolved input in the fingerprint: ``sha256:`` and its bytes' hex, or its URL."""
+    """What counts of a resolved input in the fingerprint: ``sha256:`` and its bytes' hex, or its URL, unsigned."""
     if SCHEME.match(wire_value):
-        return wire_value
+        return without_signature(wire_value)
     return f"sha256:{hashlib.sha256(binascii.a2b_base64(wire_value)).hexdigest()}"
+
+
+_SIGNATURES = {
+    # The parameter that gives a scheme away, and all that belong to it, in lower case.
+    "x-amz-signature": r"x-amz-.*",
+    "x-goog-signature": r"x-goog-.*",
+    "x-oss-signature": r"x-oss-.*",
+    # Versions 1 and 2 of S3, Google and OSS, and CloudFront.
+    "signature": r"signature|expires|(aws|oss)accesskeyid|(x-amz-)?security-token|googleaccessid|policy|key-pair-id",
+    # Azure's shared access signatures.
+    "sig": r"sig|s[virpest]|ss|srt|spr|sip|sk(oid|tid|[test]|v)|s[au]oid|scid",
+}
+
+
+def without_signature(url: str) -> str:
+    """The URL less its signature. The same object is the same input, however often its link is signed anew."""
+    base, _, query = url.partition("?")
+    parameters = query.split("&") if query else []
+    names = {_name(parameter) for parameter in parameters}
+    for sign, belonging in _SIGNATURES.items():
+        if sign in names:
+            parameters = [each for each in parameters if not re.fullmatch(belonging, _name(each))]
+    return f"{base}?{'&'.join(parameters)}" if parameters else base
+
+
+def _name(parameter: str) -> str:
+    return parameter.partition("=")[0].lower()
 
 
 def _read_file(path: Path, shown: str, max_bytes: int) -> bytes:
