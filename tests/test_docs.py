@@ -31,11 +31,17 @@ from media_samples import png
 from moto.core.authorization import enable_iam_authentication
 from moto.server import ThreadedMotoServer
 
-from airflow_provider_codegateway import exceptions, gateway, ledger, ledger_cli, media, render
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway import exceptions, gateway
+from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location, clip_location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidRequest
+from airflow_provider_codegateway.gateway.settings import DEADLINE_FLOOR
 from airflow_provider_codegateway.get_provider_info import CONNECTION_FIELDS
+from airflow_provider_codegateway.inputs import MAX_BYTES
+from airflow_provider_codegateway.ledger import Ledger
+from airflow_provider_codegateway.ledger import command as ledger_command
+from airflow_provider_codegateway.ledger.entry import situation
+from airflow_provider_codegateway.limits import LIMITS, MIB
 from airflow_provider_codegateway.models import MODELS, build_request
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 from airflow_provider_codegateway.triggers.video import RenderTrigger
@@ -46,7 +52,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 INSTANCE = {"dag_id": "d", "task_id": "clip", "run_id": "r", "map_index": -1}
-MONEY = ("This try bought nothing.", "A render may have been bought.", "A render was bought.")
+MONEY = ("Nothing was bought.", "One render may have been bought.", "One render was bought.")
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ def check_python(words: list[str]) -> None:
     flag, module, *arguments = words
     assert flag == "-m"
     parsers = {
-        "airflow_provider_codegateway.ledger": ledger_cli._parser,
+        "airflow_provider_codegateway.ledger": ledger_command.parser,
         "airflow_provider_codegateway.emulator": emulator_parser,
     }
     parsers[module]().parse_args(arguments)
@@ -218,7 +224,7 @@ def test_a_command_exists_and_takes_its_arguments(words: list[str]) -> None:
     CHECKS[words[0]](words[1:])
 
 
-@pytest.mark.parametrize("parser", [ledger_cli._parser, emulator_parser])
+@pytest.mark.parametrize("parser", [ledger_command.parser, emulator_parser])
 def test_the_help_of_a_command_is_in_the_reference(
     parser: Callable[[], argparse.ArgumentParser], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,12 +285,13 @@ def test_what_is_stored_has_the_fields_of_the_page(s3: S3Client, bucket: str) ->
     """A field that is renamed is a thing to say on upgrading."""
     (table,) = tables("stored", "where")
     described = {row[0].strip("`"): re.findall(r"`(\w+)`", row[2]) for row in table.rows}
-    order = render.Order(model="m", fingerprint="f", target=S3Location(bucket, "a.mp4"), run="r")
+    spec = ClipSpec(model="m", fingerprint="f", target=S3Location(bucket, "a.mp4"), requester="r")
     receipt = gateway.Receipt(url="https://clips.example.com/a.mp4", model="m", render_seconds=120)
-    entry = order.ledger(s3)
-    assert entry.open({"model": "m"})
+    entry = Ledger.of_clip(s3, spec)
+    entry.open({"model": "m"})
     assert entry.claim(1, claim_seconds=330)
     entry.keep(1, receipt)
+    entry.show_life(1)
     entry.abandon(1, "the link expired", receipt=receipt)
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]]
     stored = {
@@ -293,11 +300,13 @@ def test_what_is_stored_has_the_fields_of_the_page(s3: S3Client, bucket: str) ->
         )
         for key in keys
     }
-    trigger = RenderTrigger.for_order(order, codegateway_conn_id="codegateway_default", aws_conn_id=None)
+    trigger = RenderTrigger(
+        codegateway_conn_id="codegateway_default", aws_conn_id=None, **spec.as_arguments()
+    )
     assert described == {
         **stored,
         "receipt": list(asdict(receipt)),
-        "clip": list(render.Clip.__dataclass_fields__),
+        "clip": list(Clip.__dataclass_fields__),
         "trigger": list(trigger.serialize()[1]),
         "connection": list(CONNECTION_FIELDS),
     }
@@ -379,7 +388,7 @@ def test_a_bad_request_is_answered_with_this_message(row: list[str]) -> None:
 
 def build(arguments: dict[str, Any]) -> None:
     if "s3_key" in arguments:
-        render.clip_target(arguments["s3_key"], arguments.get("s3_bucket"))
+        clip_location(arguments["s3_key"], arguments.get("s3_bucket"))
     else:
         build_request(**arguments)
 
@@ -444,7 +453,7 @@ def test_every_fact_of_a_clip_is_described() -> None:
     """XCom ``clip``."""
     (table,) = tables("`clip[…]`")
     described = [name for row in table.rows for name in re.findall(r"`(\w+)`", row[0])]
-    assert described == list(render.Clip.__dataclass_fields__)
+    assert described == list(Clip.__dataclass_fields__)
 
 
 # What the tables say of errors.
@@ -503,7 +512,7 @@ def templates() -> list[re.Pattern[str]]:
 def test_the_ledger_command_says_what_the_page_says() -> None:
     """Each situation of an entry."""
     (table,) = tables("it says")
-    source = inspect.getsource(ledger.situation)
+    source = inspect.getsource(situation)
     assert [words for words, *_ in table.rows if f'"{code(words)}"' not in source] == []
     assert len(table.rows) == source.count("return")
 
@@ -515,15 +524,15 @@ def test_the_seconds_and_sizes_in_the_pages_are_those_of_the_code() -> None:
     """A constant that is changed is changed in the pages, too."""
     text = {page.name: page.read_text() for page in PAGES}
     defaults = gateway.GatewaySettings(api_key="sk-cg-x")
-    claim = f"{defaults.deadline + render.CLAIM_MARGIN:.0f} s"
-    assert f"`deadline` + {render.CLAIM_MARGIN:.0f} s ({claim})" in text["ledger.md"]
+    claim = f"{defaults.deadline + LIMITS.claim_margin:.0f} s"
+    assert f"`deadline` + {LIMITS.claim_margin:.0f} s ({claim})" in text["ledger.md"]
     assert f"({claim} at most)" in text["what-you-pay.md"]
     assert f"(up to {claim})" in text["operator.md"]
-    assert f"first {ledger.SETTLE_GRACE:.0f} s only" in text["ledger.md"]
-    assert f"within {render.RECEIPT_PATIENCE:.0f} s" in text["what-you-pay.md"]
-    assert f"`Retry-After` is above {gateway.LONGEST_WAIT:.0f} s" in text["connection.md"]
-    assert f"less than {gateway.DEADLINE_FLOOR:.0f} s" in text["connection.md"]
-    assert f"at most {media.MAX_BYTES // media.MIB} MiB" in text["operator.md"]
+    assert f"first {LIMITS.settle_grace:.0f} s only" in text["ledger.md"]
+    assert f"within {LIMITS.receipt_patience:.0f} s" in text["what-you-pay.md"]
+    assert f"`Retry-After` is above {LIMITS.longest_backoff:.0f} s" in text["connection.md"]
+    assert f"less than {DEADLINE_FLOOR:.0f} s" in text["connection.md"]
+    assert f"at most {MAX_BYTES // MIB} MiB" in text["operator.md"]
     (fields,) = tables("field", "holds")
     described = {row[0].split("`")[1]: row[2] for row in fields.rows if row[0].startswith("Extra")}
     assert described.keys() == CONNECTION_FIELDS.keys()

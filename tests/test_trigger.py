@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow_provider_codegateway.render import Order, open_entry
 
 from airflow_provider_codegateway.clip import ClipSpec, S3Location
 from airflow_provider_codegateway.emulator import Emulator, Fault

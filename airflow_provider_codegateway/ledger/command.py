@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     logging.disable(logging.INFO)  # boto3 and Airflow have things to say that nobody asked for
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     location = split_uri(options.location)
     if location is None or not location.bucket:
         print(f"{options.location!r} is no s3://bucket or s3://bucket/prefix.", file=sys.stderr)
@@ -137,7 +137,8 @@ def _shown(body: Any) -> Any:
     return json.loads(json.dumps(hide(body), default=str))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_codegateway.ledger",
         description="What was bought for clips that are not in S3 yet.",
