@@ -16,6 +16,7 @@ from media_samples import png, png_base64
 from airflow_provider_codegateway.decorators.video import RETURNABLE, generate_video_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
+    Bought,
     ClipTransferError,
     InvalidRequest,
     LedgerConflict,
@@ -184,7 +185,7 @@ def test_model_and_key_may_come_from_the_function_alone(
         ({"prompt": "p", f"https://x.example.com/?{SECRET_QUERY}": 1}, "returned https://x.example.com/"),
         ({"prompt": 7}, "prompt"),
         ({}, "prompt is required"),
-        ({"prompt": "p", "s3_key": None}, "s3_key=None is no key"),
+        ({"prompt": "p", "s3_key": None}, "s3_key=None is not an S3 key"),
         ({"prompt": "p", "model": None}, "model=None is not the name of a model"),
         ({"prompt": "p", "duration": 5}, "duration=5 is not for"),
     ],
@@ -200,7 +201,7 @@ def test_what_makes_no_request_is_refused_for_free(
 
     with pytest.raises(InvalidRequest, match=words) as refusal:
         execute(make(paint, s3_bucket=bucket, s3_key="x.mp4", deferrable=deferrable))
-    assert str(refusal.value).endswith("This try bought nothing.")
+    assert str(refusal.value).endswith(Bought.NO.value)
     assert "5ecre7" not in str(refusal.value)
     assert gateway.ledger == ()
     assert keys(s3, bucket) == []
@@ -479,7 +480,7 @@ def test_no_link_or_image_that_passes_through_is_in_any_log_xcom_or_template(
     ("options", "words"),
     [
         ({}, "The function chose its key"),
-        ({"s3_key": "default.mp4"}, "No render of this task is in the ledger at s3://"),
+        ({"s3_key": "default.mp4"}, "The ledger at s3://.+ has no render of this task"),
     ],
 )
 def test_after_a_failed_deferral_the_money_of_another_task_is_not_told(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -208,16 +207,20 @@ def test_a_tag_holds_nothing_but_a_name(stats: StatsServer, bucket: str) -> None
 
 
 class SlowStats:
-    """A Stats that answers when it is told to."""
+    """A Stats that answers when it is told to, and waits for so many metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: int) -> None:
         self.may_go_on = threading.Event()
+        self.all_sent = threading.Event()
         self.sent: list[tuple[Any, ...]] = []
+        self._metrics = metrics
 
     def __getattr__(self, kind: str) -> Any:
         def send(*values: Any, tags: dict[str, str]) -> None:
             assert self.may_go_on.wait(30)
             self.sent.append((kind, *values))
+            if len(self.sent) == self._metrics:
+                self.all_sent.set()
 
         return send
 
@@ -235,7 +238,7 @@ class CalmGateway:
 
 def test_a_slow_backend_holds_up_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty renders begin and end while not one metric could be sent; each is sent, in order, afterwards."""
-    slow = SlowStats()
+    slow = SlowStats(20 * 5)
     monkeypatch.setattr("airflow.providers.common.compat.sdk.Stats", slow, raising=False)
 
     async def renders() -> None:
@@ -247,7 +250,7 @@ def test_a_slow_backend_holds_up_no_event_loop(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(renders())
     assert slow.sent == []
     slow.may_go_on.set()
-    metrics._thread(os.getpid()).submit(bool).result(30)
+    assert slow.all_sent.wait(30)
     in_flight = [values[2] for values in slow.sent if values[1] == metrics.IN_FLIGHT]
     assert in_flight == [*range(1, 21), *reversed(range(20))]
 

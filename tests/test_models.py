@@ -15,7 +15,7 @@ from media_samples import mp4_base64, png_base64
 from airflow_provider_codegateway.emulator import Emulator
 from airflow_provider_codegateway.emulator.rules import InvalidRequest as Refused
 from airflow_provider_codegateway.emulator.rules import check as emulator_check
-from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.exceptions import Bought, InvalidRequest
 from airflow_provider_codegateway.models import MODELS, build_request
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
@@ -199,7 +199,7 @@ def test_an_illegal_request_is_refused_for_free_in_words_that_help(
     with pytest.raises(InvalidRequest) as refusal:
         build_request(model, **arguments)
     assert words in str(refusal.value)
-    assert str(refusal.value).endswith("This try bought nothing.")
+    assert str(refusal.value).endswith(Bought.NO.value)
     assert isinstance(refusal.value, ValueError)
 
 

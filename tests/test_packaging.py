@@ -1,4 +1,4 @@
-"""What Airflow reads of the package, and which of its modules may know of which."""
+"""What Airflow reads of the package, and which of its files may know of which."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -25,31 +27,35 @@ from airflow_provider_codegateway.get_provider_info import get_provider_info
 PACKAGE = "airflow_provider_codegateway"
 ROOT = Path(airflow_provider_codegateway.__file__).parent
 
-# A module imports from layers before its own, and from its own. Names are folders or modules of the package.
+# A room is a folder or a module of the package. It imports from itself, its own layer and those before it.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"__init__", "exceptions", "get_provider_info"}),
     frozenset(
         {
-            "_http",
-            "_threads",
-            "_s3",
-            "media",
-            "models",
-            "gateway",
-            "ledger",
-            "ledger_cli",
-            "metrics",
-            "probe",
-            "_download",
-            "_upload",
-            "transfer",
+            *("__init__", "clip", "limits", "redaction", "exceptions"),
+            *("get_provider_info", "threads", "foreign", "http_dates"),
         }
     ),
-    frozenset({"render"}),
-    frozenset({"hooks"}),
+    frozenset({"s3", "net"}),
+    frozenset({"models", "inputs", "gateway", "ledger", "transfer", "facts", "spend"}),
+    frozenset({"purchase"}),
+    frozenset({"batch"}),
+    frozenset({"metrics", "hooks"}),
     frozenset({"triggers"}),
-    frozenset({"operators", "retry_policy", "links", "lineage"}),
+    frozenset({"lineage", "links", "retry_policy", "operators"}),
     frozenset({"decorators", "plugins"}),
+)
+PLUGINS_IMPORT = frozenset(
+    {
+        "plugins",
+        "clip",
+        "s3",
+        "redaction",
+        "exceptions",
+        "links",
+        "operators",
+        "get_provider_info",
+        "__init__",
+    }
 )
 PAGE_SUFFIXES = frozenset({".html", ".css", ".js", ".svg"})
 IMPORT_AIRFLOW = frozenset(
@@ -68,75 +74,174 @@ IMPORT_AIRFLOW = frozenset(
 )
 
 
-def modules(*, emulator: bool) -> list[Path]:
-    return sorted(path for path in ROOT.rglob("*.py") if (part_of(path) == "emulator") is emulator)
+FILES = sorted(ROOT.rglob("*.py"))
+OUTSIDE = sorted(
+    path for folder in ("tests", "benchmarks", "demo") for path in (ROOT.parent / folder).rglob("*.py")
+)
 
 
-def part_of(path: Path) -> str:
-    """The folder or module of the package that a file belongs to."""
+def room_of(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
+IN_THE_EMULATOR = [path for path in FILES if room_of(path) == "emulator"]
+ELSEWHERE = [path for path in FILES if room_of(path) != "emulator"]
+
+
 def module_name(path: Path) -> str:
-    return ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, in full, anywhere in it but where it is run as a command."""
-    found: set[str] = set()
+OURS = {module_name(path): path for path in FILES}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that a file imports, and from which module; the name is "" for a module as a whole."""
+
+    module: str
+    name: str
+    bound: str
+    """What it is called in the file."""
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Everything that a file imports, anywhere in it, for type checking too; not where it is run as a command."""
     tree = ast.parse(path.read_text())
     tree.body = [node for node in tree.body if not is_run_as_command(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            for alias in node.names:
+                yield Import(alias.name, "", alias.asname or alias.name)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 package = module_name(path).split(".")
                 steps = node.level if path.name != "__init__.py" else node.level - 1
                 base = ".".join([*package[: len(package) - steps], *filter(None, [base])])
-            # `from package import media` imports a module; `from package.media import resolve` a name in one.
-            found |= {f"{base}.{alias.name}" if base == PACKAGE else base for alias in node.names}
-    return found
+            for alias in node.names:
+                bound = alias.asname or alias.name
+                if f"{base}.{alias.name}" in OURS:  # `from package import clip` imports a module
+                    yield Import(f"{base}.{alias.name}", "", bound)
+                else:
+                    yield Import(base, alias.name, bound)
 
 
 def is_run_as_command(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
-def own_parts(path: Path) -> set[str]:
-    """The parts of this package that a file imports."""
-    parts = [name.split(".")[1] for name in imports(path) if name.startswith(f"{PACKAGE}.")]
-    return {"__init__" if part.startswith("__") else part for part in parts}
+def own_files(path: Path) -> set[Path]:
+    """The files of this package that a file imports from."""
+    return {OURS[each.module] for each in imports(path) if each.module in OURS}
 
 
-def layer_of(part: str) -> int:
-    (layer,) = (number for number, parts in enumerate(LAYERS) if part in parts)
+def imports_airflow(path: Path) -> bool:
+    return any(each.module.split(".")[0] == "airflow" for each in imports(path))
+
+
+def layer_of(room: str) -> int:
+    (layer,) = (number for number, rooms in enumerate(LAYERS) if room in rooms)
     return layer
 
 
-@pytest.mark.parametrize("path", modules(emulator=False), ids=module_name)
+@pytest.mark.parametrize("path", ELSEWHERE, ids=module_name)
 def test_imports_point_one_way(path: Path) -> None:
-    """A module imports nothing of a layer after its own, and Airflow only where that is the layer's work."""
-    part = part_of(path)
-    assert {other for other in own_parts(path) if layer_of(other) > layer_of(part)} == set()
-    if part not in IMPORT_AIRFLOW:
-        assert {name for name in imports(path) if name.split(".")[0] == "airflow"} == set()
+    """A file imports nothing of a layer after its own, and Airflow only where that is the layer's work."""
+    room = room_of(path)
+    rooms = {room_of(other) for other in own_files(path)}
+    assert {other for other in rooms if other == "emulator" or layer_of(other) > layer_of(room)} == set()
+    assert room in IMPORT_AIRFLOW or not imports_airflow(path)
 
 
-def test_no_two_modules_import_each_other() -> None:
-    """Within a layer, too, imports make no circle."""
+@pytest.mark.parametrize("path", [path for path in ELSEWHERE if room_of(path) == "plugins"], ids=module_name)
+def test_the_pages_know_little_of_the_package(path: Path) -> None:
+    """They read clips, and never buy one."""
+    assert {room_of(other) for other in own_files(path)} <= PLUGINS_IMPORT
+
+
+@pytest.mark.parametrize("path", IN_THE_EMULATOR, ids=module_name)
+def test_emulator_knows_nothing_of_the_package(path: Path) -> None:
+    """The emulator is written from the vendor's guide, so that it can disagree with the rest."""
+    assert {room_of(other) for other in own_files(path)} <= {"emulator"}
+    assert not imports_airflow(path)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        pytest.param(ELSEWHERE, id="package"),
+        pytest.param(
+            IN_THE_EMULATOR,
+            id="emulator",
+            marks=pytest.mark.xfail(reason="its app and its server know each other", strict=True),
+        ),
+    ],
+)
+def test_no_two_files_import_each_other(paths: list[Path]) -> None:
+    """Neither directly nor over others, nor for type checking alone."""
+    TopologicalSorter({path: own_files(path) - {path} for path in paths}).prepare()
+
+
+def test_no_two_rooms_import_each_other() -> None:
+    """What a room offers can be understood without the rooms that use it."""
     graph: dict[str, set[str]] = {}
-    for path in modules(emulator=False):
-        graph.setdefault(part_of(path), set()).update(own_parts(path) - {part_of(path)})
+    for path in ELSEWHERE:
+        rooms = {room_of(other) for other in own_files(path)}
+        graph.setdefault(room_of(path), set()).update(rooms - {room_of(path)})
     TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("path", modules(emulator=True), ids=module_name)
-def test_emulator_knows_nothing_of_the_package(path: Path) -> None:
-    """The emulator is written from the vendor's guide, so that it can disagree with the rest."""
-    assert own_parts(path) <= {"emulator"}
-    assert {name for name in imports(path) if name.split(".")[0] == "airflow"} == set()
+def foreign_private_names(path: Path) -> list[str]:
+    """Names with a leading underscore that a file takes from another file of this package."""
+    found = list(imports(path))
+    modules = {each.bound for each in found if not each.name and each.module in OURS}
+    taken = [each.name for each in found if each.module in OURS]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in modules:
+            taken.append(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".setattr", ".patch")):
+            taken += [
+                text.rpartition(".")[2]
+                for argument in node.args
+                if (text := text_of(argument)).startswith(f"{PACKAGE}.")
+            ]
+            if len(node.args) > 1 and ast.unparse(node.args[0]) in modules:
+                taken.append(text_of(node.args[1]))
+    return [name for name in taken if is_private(name)]
+
+
+def text_of(node: ast.expr) -> str:
+    return str(node.value) if isinstance(node, ast.Constant) else ""
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, *OUTSIDE], ids=lambda path: str(path.relative_to(ROOT.parent).with_suffix(""))
+)
+def test_private_names_are_used_in_their_own_file_alone(path: Path) -> None:
+    """A leading underscore says that a name may change without a look at other files; tests included."""
+    assert foreign_private_names(path) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"from {PACKAGE}.clip import _PREFIX",
+        f"from {PACKAGE} import clip\nclip._PREFIX",
+        f"from {PACKAGE} import clip as clips\nclips._PREFIX",
+        f"import {PACKAGE}.clip\n{PACKAGE}.clip._PREFIX",
+        f"from {PACKAGE} import clip\nmonkeypatch.setattr(clip, '_PREFIX', '')",
+        f"monkeypatch.setattr('{PACKAGE}.clip._PREFIX', '')",
+    ],
+)
+def test_a_private_name_of_another_file_is_found(line: str, tmp_path: Path) -> None:
+    """However it is taken."""
+    (tmp_path / "other.py").write_text(line)
+    assert foreign_private_names(tmp_path / "other.py") == ["_PREFIX"]
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ async def cancelled_when(trigger: RenderTrigger, ready: Callable[[], object]) ->
 
 
 async def nobody_renders_unattended() -> None:
-    while triggers._unattended:
-        await asyncio.wait(set(triggers._unattended))
+    while triggers.unattended:
+        await asyncio.wait(set(triggers.unattended))
 
 
 def test_a_render_that_is_under_way_is_stored_although_its_task_moved_on(
@@ -79,7 +79,7 @@ def test_a_render_that_is_under_way_is_stored_although_its_task_moved_on(
     async def move_on() -> None:
         with gateway.holding():
             async with cancelled_when(trigger, lambda: gateway.wait_for(rendering=1)):
-                assert triggers._unattended
+                assert triggers.unattended
         await nobody_renders_unattended()
 
     asyncio.run(move_on())

@@ -97,7 +97,7 @@ class RenderTrigger(BaseTrigger):
         self._moved_on = True
         if self._purchase is not None:
             self._purchase.stop_buying()
-        _unattended.add(resuming)
+        unattended.add(resuming)
         resuming.add_done_callback(_log_unattended)
         log.warning(
             "The task was cleared, marked or out of time. If a render for %s is under way, it is brought to its end: "
@@ -106,12 +106,12 @@ class RenderTrigger(BaseTrigger):
         )
 
 
-_unattended: set[asyncio.Task[Clip | None]] = set()
+unattended: set[asyncio.Task[Clip | None]] = set()
 """Renders that no task waits for; asyncio itself keeps no task alive."""
 
 
 def _log_unattended(resuming: asyncio.Task[Clip | None]) -> None:
-    _unattended.discard(resuming)
+    unattended.discard(resuming)
     if resuming.cancelled():
         return
     if error := resuming.exception():
