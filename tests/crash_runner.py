@@ -57,6 +57,7 @@ class Job:
     :param kill_at: the point at which the process kills itself.
     :param claim_seconds: how long after a claim its owner may still be rendering.
     :param clock: seconds that the process's clock is off.
+    :param deadline: seconds for one call of the gateway.
     :param limits: on which others wait for fractions of a second.
     """
 
@@ -73,6 +74,7 @@ class Job:
     kill_at: str | None = None
     claim_seconds: float = 0.5
     clock: float = 0.0
+    deadline: float = 300.0
     limits: Limits = HASTY
 
     def request(self) -> VideoRequest:
@@ -92,7 +94,13 @@ class Job:
         return self.purchase_of(self.spec(), s3)
 
     def purchase_of(self, spec: ClipSpec, s3: S3Client) -> Purchase:
-        gateway = Gateway(GatewaySettings(base_url=self.gateway_url, api_key=self.api_key))
+        settings = GatewaySettings(
+            base_url=self.gateway_url,
+            api_key=self.api_key,
+            deadline=self.deadline,
+            read_timeout=self.deadline,
+        )
+        gateway = Gateway(settings)
         return Purchase(spec, s3=s3, buyer=gateway, claim_seconds=self.claim_seconds, limits=self.limits)
 
     def s3(self) -> S3Client:
