@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +41,12 @@ from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
 from airflow_provider_codegateway.threads import to_the_end
 from airflow_provider_codegateway.transfer import (
+    StoredClip,
+    Transfer,
     abort_uploads,
     open_uploads,
     prove_upload,
     require_upload_args,
-    transfer_clip,
 )
 
 if TYPE_CHECKING:
@@ -355,17 +355,23 @@ class Purchase:
 
     async def _deliver(self, number: int, receipt: Receipt, *, may_have_leftovers: bool) -> Clip:
         """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
-        cancelled = threading.Event()
+        transfer = Transfer(
+            receipt.url,
+            s3=self._s3,
+            target=self.spec.target,
+            metadata=self._marks(number, receipt).as_metadata(),
+            upload_args=self.spec.upload_args,
+            expires_at=receipt.expires_at,
+            limits=self._limits,
+        )
         showing_life = asyncio.create_task(self._show_life(number))
         try:
-            clip = await to_the_end(
+            stored = await to_the_end(
                 "transfer",
                 self._store,
-                number,
-                receipt,
-                cancelled,
+                transfer,
                 may_have_leftovers=may_have_leftovers,
-                on_cancel=cancelled.set,
+                on_cancel=transfer.stop,
             )
         except (ClipTransferError, ClipExpired):
             # Another run may have stored the same clip meanwhile, and aborted our upload.
@@ -377,7 +383,7 @@ class Purchase:
             showing_life.cancel()
             await asyncio.wait({showing_life})
         await to_the_end("ledger", self._settle, number, receipt)
-        return clip
+        return self._clip(stored, number, receipt)
 
     async def _show_life(self, number: int) -> None:
         """Tell other runs that this transfer is alive, if it takes longer than most."""
@@ -391,11 +397,15 @@ class Purchase:
         except CodeGatewayError as error:
             log.warning("Other runs may take this transfer for dead: %s", error.args[0])
 
-    def _store(
-        self, number: int, receipt: Receipt, cancelled: threading.Event, *, may_have_leftovers: bool
-    ) -> Clip:
-        target = self.spec.target
-        marks = Marks(
+    def _store(self, transfer: Transfer, *, may_have_leftovers: bool) -> StoredClip:
+        # A transfer of this clip that was killed could not abort its upload.
+        leftovers = open_uploads(self._s3, self.spec.target) if may_have_leftovers else []
+        stored = transfer.run()
+        abort_uploads(self._s3, self.spec.target, leftovers)
+        return stored
+
+    def _marks(self, number: int, receipt: Receipt) -> Marks:
+        return Marks(
             fingerprint=self.spec.fingerprint,
             requester=self.spec.requester,
             model=self.spec.model,
@@ -403,19 +413,9 @@ class Purchase:
             render_seconds=receipt.render_seconds,
             renders_bought=number,
         )
-        # A transfer of this clip that was killed could not abort its upload.
-        leftovers = open_uploads(self._s3, target) if may_have_leftovers else []
-        stored = transfer_clip(
-            receipt.url,
-            s3=self._s3,
-            target=target,
-            metadata=marks.as_metadata(),
-            upload_args=self.spec.upload_args,
-            expires_at=receipt.expires_at,
-            cancelled=cancelled,
-            limits=self._limits,
-        )
-        abort_uploads(self._s3, target, leftovers)
+
+    def _clip(self, stored: StoredClip, number: int, receipt: Receipt) -> Clip:
+        target = self.spec.target
         return Clip(
             bucket=target.bucket,
             key=target.key,
