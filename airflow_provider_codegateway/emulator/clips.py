@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 
@@ -33,6 +33,27 @@ _SAMPLE_RATE = 48_000
 _AAC_FRAME = 1024
 
 
+_VP8 = {"deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0", "lag-in-frames": "0", "threads": "1"}
+
+
+@dataclass(frozen=True)
+class _Format:
+    """What a clip is in."""
+
+    name: str
+    video: str
+    video_options: dict[str, str]
+    audio: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+_FORMATS = {
+    None: _Format("mp4", "libx264", _X264, "aac", {"movflags": "+faststart"}),
+    "fragmented": _Format("mp4", "libx264", _X264, "aac", {"movflags": "frag_keyframe+empty_moov"}),
+    "webm": _Format("webm", "libvpx", _VP8, "libopus"),
+}
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a clip measures: pixels and whole seconds."""
@@ -56,18 +77,17 @@ def shape_of(request: VideoRequest) -> Shape:
     )
 
 
-def render(request: VideoRequest, path: Path) -> None:
+def render(request: VideoRequest, path: Path, container_name: str | None = None) -> None:
     """Encode the clip of a request.
 
     :param path: a real file, because ``+faststart`` moves the index to its front at the end.
+    :param container_name: ``webm`` or ``fragmented``; None for a usual MP4.
     """
-    shape = shape_of(request)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        video = container.add_stream("libx264", rate=FPS, options=_X264)
+    shape, form = shape_of(request), _FORMATS[container_name]
+    with av.open(str(path), "w", format=form.name, options=form.options) as container:
+        video = cast("av.VideoStream", container.add_stream(form.video, rate=FPS, options=form.video_options))
         video.width, video.height, video.pix_fmt = shape.width, shape.height, "yuv420p"
-        audio = container.add_stream("aac", rate=_SAMPLE_RATE) if shape.audio else None
-        if audio is not None:
-            audio.layout = "mono"
+        audio = _add_audio(container, form) if shape.audio else None
         second = _encode_second(video, _draw(request, shape))
         sound: Iterator[Packet] = (
             iter(()) if audio is None else _encode_tone(audio, request.fingerprint, shape.seconds)
@@ -81,6 +101,12 @@ def render(request: VideoRequest, path: Path) -> None:
                     break
         for packet in sound:
             container.mux(packet)
+
+
+def _add_audio(container: av.container.OutputContainer, form: _Format) -> av.AudioStream:
+    audio = cast("av.AudioStream", container.add_stream(form.audio, rate=_SAMPLE_RATE))
+    audio.layout = "mono"
+    return audio
 
 
 def _encode_second(stream: av.VideoStream, still: Canvas) -> list[Packet]:

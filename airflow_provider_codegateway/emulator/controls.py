@@ -42,8 +42,18 @@ class Controls(ABC):
         """Every request for a clip so far, in order of arrival: a snapshot."""
 
     @abstractmethod
-    def fail_next(self, fault: Fault | ClipFault, *, times: int = 1) -> None:
-        """Queue a fault for the next `times` POSTs (`Fault`) or clip GETs (`ClipFault`)."""
+    def fail_next(self, fault: Fault | ClipFault, *, times: int | None = 1, model: str | None = None) -> None:
+        """Queue a fault for the next `times` POSTs (`Fault`) or clip GETs (`ClipFault`).
+
+        :param times: None for all of them, until ``clear_faults`` or ``reset``.
+        :param model: strike only what is for this model; others go on as if there were no such fault.
+        :raises ValueError: `times` is below 1, or a model was given for ``cut_upload``, which strikes before the
+            model is known.
+        """
+
+    @abstractmethod
+    def clear_faults(self) -> None:
+        """Forget the faults that are still queued."""
 
     @abstractmethod
     def serve_clip(self, clip: bytes | Path | str | None) -> None:

@@ -56,16 +56,18 @@ class Emulator(Controls):
         :raises ModuleNotFoundError: the extra ``emulator`` is not installed.
         """
         try:
-            from .gateway import Settings
+            from .app import create_app
+            from .gateway import Gateway, Settings
             from .server import Server
         except ModuleNotFoundError as problem:
             raise ModuleNotFoundError(
                 f"The emulator needs {problem.name!r}: pip install 'airflow-provider-codegateway[emulator]'",
                 name=problem.name,
             ) from problem
-        server = Server(self._host, self._port, self._api_key, Settings(*self._settings), self._extra_models)
-        self._gateway = server.start()
-        self._server, self._port = server, server.port
+        gateway = Gateway(self._api_key, Settings(*self._settings), self._extra_models)
+        server = Server(self._host, self._port)
+        server.start(create_app(gateway, server), gateway.close)
+        self._gateway, self._server, self._port = gateway, server, server.port
         return self
 
     def stop(self) -> None:
@@ -97,8 +99,11 @@ class Emulator(Controls):
     def clip_requests(self) -> tuple[ClipRequest, ...]:
         return self._running.clip_requests
 
-    def fail_next(self, fault: Fault | ClipFault, *, times: int = 1) -> None:
-        self._running.fail_next(fault, times)
+    def fail_next(self, fault: Fault | ClipFault, *, times: int | None = 1, model: str | None = None) -> None:
+        self._running.fail_next(fault, times, model)
+
+    def clear_faults(self) -> None:
+        self._running.clear_faults()
 
     def serve_clip(self, clip: bytes | Path | str | None) -> None:
         from .responses import Source

@@ -10,14 +10,13 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import clips
+from . import clips, containers
 from .faults import ClipFault, Fault
 from .ledger import ClipRequest, Render, counts
 from .links import Signer
@@ -55,6 +54,7 @@ class Settings:
 class StoredClip:
     """A clip behind a link."""
 
+    model: str
     source: Source
     signed: bool
     expires_at: float
@@ -70,6 +70,16 @@ class Answer:
     path: str
     serving: str
     expires_at: int | None
+
+
+@dataclass
+class _Queued:
+    """A fault that waits for its turn."""
+
+    fault: Fault | ClipFault
+    left: int | None
+    """How often it still strikes; None for always."""
+    model: str | None
 
 
 @dataclass(frozen=True)
@@ -110,8 +120,7 @@ class Gateway:
     def _forget(self) -> None:
         self._ledger: dict[int, Render] = {}
         self._clip_requests: list[ClipRequest] = []
-        self._faults: deque[Fault] = deque()
-        self._clip_faults: deque[ClipFault] = deque()
+        self._faults: tuple[_Queued, ...] = ()
         self._served: Source | None = None
         self.clips: dict[str, StoredClip] = {}
 
@@ -127,12 +136,20 @@ class Gateway:
         """Every request for a clip, in order of arrival."""
         return tuple(self._clip_requests)
 
-    def fail_next(self, fault: Fault | ClipFault, times: int) -> None:
-        """Queue a fault."""
-        if isinstance(fault, Fault):
-            self._faults.extend([fault] * times)
-        else:
-            self._clip_faults.extend([fault] * times)
+    def fail_next(self, fault: Fault | ClipFault, times: int | None, model: str | None) -> None:
+        """Queue a fault.
+
+        :raises ValueError: it can never strike.
+        """
+        if times is not None and times < 1:
+            raise ValueError(f"times must be 1 or more, or None for until cleared, not {times}")
+        if model is not None and fault.kind == "cut_upload":
+            raise ValueError("cut_upload takes no model: it strikes before the model is known")
+        self._faults += (_Queued(fault, times, model),)
+
+    def clear_faults(self) -> None:
+        """Forget the faults that are still queued."""
+        self._faults = ()
 
     def serve(self, source: Source | None) -> None:
         """Answer renders with these bytes, or with real clips again."""
@@ -191,13 +208,41 @@ class Gateway:
 
     # What a call does.
 
-    def take_fault(self) -> Fault | None:
-        """The fault that strikes this POST."""
-        return self._faults.popleft() if self._faults else None
+    def take_upload_fault(self) -> Fault | None:
+        """The fault that strikes a POST that has just begun to arrive, if that is next."""
+        for queued in self._faults:
+            if isinstance(fault := queued.fault, Fault):
+                if fault.kind != "cut_upload":
+                    return None
+                self._strike(queued)
+                return fault
+        return None
 
-    def take_clip_fault(self) -> ClipFault | None:
+    def take_fault(self, model: str | None) -> Fault | None:
+        """The fault that strikes this POST."""
+        for queued in self._faults:
+            fault = queued.fault
+            if not isinstance(fault, Fault) or fault.kind == "cut_upload":
+                continue
+            if queued.model in (None, model):
+                self._strike(queued)
+                return fault
+        return None
+
+    def take_clip_fault(self, model: str) -> ClipFault | None:
         """The fault that strikes this GET."""
-        return self._clip_faults.popleft() if self._clip_faults else None
+        for queued in self._faults:
+            if isinstance(fault := queued.fault, ClipFault) and queued.model in (None, model):
+                self._strike(queued)
+                return fault
+        return None
+
+    def _strike(self, queued: _Queued) -> None:
+        if queued.left is None:
+            return
+        queued.left -= 1
+        if queued.left == 0:
+            self._faults = tuple(other for other in self._faults if other is not queued)
 
     def arrive(self) -> Arrival:
         """Note when a call came."""
@@ -225,11 +270,17 @@ class Gateway:
         self._put(arrival.number, entry)
 
     def accept(
-        self, arrival: Arrival, request: VideoRequest, *, early_expiry: float | None = None
+        self,
+        arrival: Arrival,
+        request: VideoRequest,
+        *,
+        early_expiry: float | None = None,
+        container: str | None = None,
     ) -> Accepted:
         """Take a render on. It goes on, and is billed, whatever becomes of the client.
 
         :param early_expiry: seconds after which the link stops working, whatever it says.
+        :param container: what the clip is in, where it is not a usual MP4.
         """
         entry = Render(
             id=arrival.id,
@@ -241,7 +292,7 @@ class Gateway:
         )
         self._put(arrival.number, entry)
         amend = partial(self._amend, self._ledger, arrival.number)
-        encoding = self._encode(request) if self._served is None else _done(self._served)
+        encoding = self._source(request, container)
         # Without the request: a render may wait long, and images are large.
         task = asyncio.ensure_future(self._render(entry.id, request.model, encoding, early_expiry, amend))
         self._tasks.add(task)
@@ -271,21 +322,28 @@ class Gateway:
         lifetime = settings.link_lifetime if signed else math.inf
         if early_expiry is not None:
             lifetime = early_expiry
-        stored[id_] = StoredClip(source, signed, now + lifetime)
+        stored[id_] = StoredClip(model, source, signed, now + lifetime)
         amend(state="billed", billed_at=now, clip=path)
         expires_at = int(now + settings.link_lifetime) if signed else None
         return Answer(int(now), model, path, settings.serving, expires_at)
 
-    def _encode(self, request: VideoRequest) -> asyncio.Future[Source]:
+    def _source(self, request: VideoRequest, container: str | None) -> asyncio.Future[Source]:
+        if container in containers.ENCODED:
+            return self._encode(request, container)
+        whole = self._encode(request) if self._served is None else _done(self._served)
+        return whole if container is None else asyncio.ensure_future(_in_container(whole, container))
+
+    def _encode(self, request: VideoRequest, container: str | None = None) -> asyncio.Future[Source]:
         """Encode a request's clip, once for all that are the same."""
-        key = request.fingerprint
+        key = f"{request.fingerprint} {container}"
         if key not in self._encoded or (self._encoded[key].done() and self._encoded[key].exception()):
-            self._encoded[key] = asyncio.ensure_future(self._encode_file(request))
+            self._encoded[key] = asyncio.ensure_future(self._encode_file(request, container))
         return self._encoded[key]
 
-    async def _encode_file(self, request: VideoRequest) -> Source:
+    async def _encode_file(self, request: VideoRequest, container: str | None) -> Source:
         path = self.new_file()
-        await asyncio.get_running_loop().run_in_executor(self._encoders, clips.render, request, path)
+        render = partial(clips.render, request, path, container)
+        await asyncio.get_running_loop().run_in_executor(self._encoders, render)
         return Source.of(path)
 
     def note_clip_request(self, request: ClipRequest) -> None:
@@ -314,6 +372,11 @@ class Gateway:
             task.cancel()
         self._encoders.shutdown(cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _in_container(whole: asyncio.Future[Source], container: str) -> Source:
+    source = await asyncio.shield(whole)
+    return Source.of(containers.beginning_with(container, source.content_bytes))
 
 
 def _done(source: Source) -> asyncio.Future[Source]:

@@ -48,8 +48,11 @@ class RemoteEmulator(Controls):
     def clip_requests(self) -> tuple[ClipRequest, ...]:
         return tuple(ClipRequest(**entry) for entry in self._state()["clip_requests"])
 
-    def fail_next(self, fault: Fault | ClipFault, *, times: int = 1) -> None:
-        self._send("POST", "/faults", json={"fault": fault.as_json(), "times": times})
+    def fail_next(self, fault: Fault | ClipFault, *, times: int | None = 1, model: str | None = None) -> None:
+        self._send("POST", "/faults", json={"fault": fault.as_json(), "times": times, "model": model})
+
+    def clear_faults(self) -> None:
+        self._send("POST", "/clear")
 
     def serve_clip(self, clip: bytes | Path | str | None) -> None:
         if clip is None:

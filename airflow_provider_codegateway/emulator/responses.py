@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import socket
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Literal
 
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from starlette.types import Receive, Scope, Send
 
-_CHUNK = 512 * 1024
+CHUNK = 512 * 1024
 _TICKS_PER_SECOND = 20
 _INVERT = bytes(255 - value for value in range(256))
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -116,13 +119,86 @@ class Body(Response):
     async def _paced(self) -> AsyncIterator[bytes]:
         if self.bytes_per_second is None:
             # Read on the event loop: the file is in the page cache, and a thread's round trip costs more.
-            for chunk in self.source.chunks(self.start, self.stop, _CHUNK):
+            for chunk in self.source.chunks(self.start, self.stop, CHUNK):
                 yield chunk
             return
         size = max(1, round(self.bytes_per_second / _TICKS_PER_SECOND))
         for chunk in self.source.chunks(self.start, self.stop, size):
             await asyncio.sleep(len(chunk) / self.bytes_per_second)
             yield chunk
+
+
+class Raw(Response):
+    """Writes to the connection itself, for what no server library sends.
+
+    :param head: see ``raw_head``; it counts as the first of the pieces.
+    :param then: what becomes of the connection after the last piece: closed, reset, or held open.
+    """
+
+    def __init__(
+        self,
+        head: bytes,
+        pieces: Iterable[bytes],
+        *,
+        status: int,
+        then: Literal["close", "reset", "hold"] = "close",
+        bytes_per_second: float | None = None,
+    ) -> None:
+        self.status_code = status
+        self.background = None
+        self.head, self.pieces = head, pieces
+        self.then = then
+        self.bytes_per_second = bytes_per_second
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write it."""
+        transport = transport_of(scope)
+        drain: Callable[[], Awaitable[None]] = scope["state"]["drain"]
+        for piece in itertools.chain([self.head], self.pieces):
+            async for part in self._paced(piece):
+                if transport.is_closing():
+                    return
+                transport.write(part)
+                await drain()
+        if self.then != "hold":
+            await _leave(transport, receive, reset=self.then == "reset")
+        await disconnected(receive)
+
+    async def _paced(self, piece: bytes) -> AsyncIterator[bytes]:
+        if self.bytes_per_second is None:
+            yield piece
+            return
+        size = max(1, round(self.bytes_per_second / _TICKS_PER_SECOND))
+        for at in range(0, len(piece), size):
+            part = piece[at : at + size]
+            await asyncio.sleep(len(part) / self.bytes_per_second)
+            yield part
+
+
+def raw_head(
+    status: int, headers: Mapping[str, str], *, version: str = "HTTP/1.1", reason: str | None = None
+) -> bytes:
+    """A status line and headers as they stand on the wire, in UTF-8."""
+    if reason is None:
+        reason = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown"
+    lines = [f"{version} {status} {reason}", f"Date: {formatdate(usegmt=True)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+def in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Pieces in the framing of chunked transfer coding, without the last chunk."""
+    for piece in pieces:
+        yield b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def html_page(code: int, headers: Mapping[str, str] | None = None) -> Response:
+    """The page of a proxy that has nothing but a status to say."""
+    page = f"<html><head><title>{code}</title></head><body><h1>{code}</h1></body></html>"
+    return HTMLResponse(page, code, headers)
 
 
 class Reset(Response):

@@ -14,12 +14,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from .app import create_app
-from .gateway import Gateway, Settings
 from .responses import abort
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from starlette.types import ASGIApp
 
 _BACKLOG = 2048
 _IDLE_SECONDS = 75
@@ -37,7 +37,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}
+        self.app_state = {**self.app_state, "transport": transport, "drain": self.flow.drain}
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -45,24 +45,24 @@ class _Protocol(H11Protocol):
 
 
 class Server:
-    """Runs a gateway in a thread."""
+    """Runs an application in a thread."""
 
-    def __init__(
-        self, host: str, port: int, api_key: str, settings: Settings, extra_models: tuple[str, ...]
-    ) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
-        self._options = (api_key, settings, extra_models)
         self._state = ServerState()
-        self._thread = threading.Thread(target=self._run, name="codegateway-emulator", daemon=True)
-        self._started: Future[Gateway] = Future()
+        self._started: Future[None] = Future()
 
-    def start(self) -> Gateway:
+    def start(self, app: ASGIApp, close: Callable[[], Awaitable[None]]) -> None:
         """Listen. The port is bound on return.
 
+        :param close: called on the server's loop when it ends, also where it never began to listen.
         :raises OSError: the port is taken.
         """
+        self._thread = threading.Thread(
+            target=self._run, args=(app, close), name="codegateway-emulator", daemon=True
+        )
         self._thread.start()
-        return self._started.result()
+        self._started.result()
 
     def stop(self) -> None:
         """Drop every connection and end the thread."""
@@ -113,19 +113,18 @@ class Server:
         await _turns(3)
         self._server.close()
 
-    def _run(self) -> None:
+    def _run(self, app: ASGIApp, close: Callable[[], Awaitable[None]]) -> None:
         try:
-            asyncio.run(self._serve())
+            asyncio.run(self._serve(app, close))
         except BaseException as problem:
             if self._started.done():
                 raise
             self._started.set_exception(problem)
 
-    async def _serve(self) -> None:
+    async def _serve(self, app: ASGIApp, close: Callable[[], Awaitable[None]]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        gateway = Gateway(*self._options)
         config = uvicorn.Config(
-            create_app(gateway, self),
+            app,
             log_config=None,
             lifespan="off",
             ws="none",
@@ -138,14 +137,14 @@ class Server:
         )
         try:
             await self.listen()
-            self._started.set_result(gateway)
+            self._started.set_result(None)
             await self._stop.wait()
             await self._stop_accepting()
             for connection in self._connections:
                 abort(connection.transport)
             await _turns(2)  # in which the requests learn that their clients are gone
         finally:
-            await gateway.close()
+            await close()
 
 
 async def _turns(count: int) -> None:
