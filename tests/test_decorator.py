@@ -187,7 +187,7 @@ def test_model_and_key_may_come_from_the_function_alone(
         ({}, "prompt is required"),
         ({"prompt": "p", "s3_key": None}, "s3_key=None is not an S3 key"),
         ({"prompt": "p", "model": None}, "model=None is not the name of a model"),
-        ({"prompt": "p", "duration": 5}, "duration=5 is not for"),
+        ({"prompt": "p", "duration": 5}, "does not support duration=5. Use 4, 6 or 8."),
     ],
     ids=str,
 )
