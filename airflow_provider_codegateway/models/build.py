@@ -84,7 +84,7 @@ def build_request(
     native = {name: value for name, value in (parameters or {}).items() if value is not None}
 
     problems = [given_twice(name, request_class) for name in native if name in portable or name == "model"]
-    problems += [placeholder(str(text)) for text in (prompt, native.get("prompt")) if _is_placeholder(text)]
+    problems += [placeholder(text) for text in (prompt, native.get("prompt")) if _is_placeholder(text)]
     try:
         request = request_class.model_validate({**native, **portable, "model": model})
     except ValidationError as error:

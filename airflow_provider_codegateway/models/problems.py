@@ -80,7 +80,7 @@ def given_twice(name: str, request_class: type[VideoRequest]) -> str:
     return f"{name!r} is set in parameters and by the argument {argument!r}. Keep one of the two."
 
 
-def placeholder(prompt: str) -> str:
+def placeholder(prompt: object) -> str:
     """A prompt that is only what a missing value becomes when a template renders it."""
     return (
         f"prompt={prompt!r} describes no video. A template renders to this when an XCom, a conf key or a table's "
