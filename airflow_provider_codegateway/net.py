@@ -18,7 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpcore
@@ -167,9 +167,10 @@ class Response:
     :param chunks: the body, as it came over the wire. One that ends early raises one of ``NETWORK_ERRORS``.
     """
 
-    url: httpx.URL
+    # Not shown: error trackers report the local variables of whatever fails, and a link is a secret.
+    url: httpx.URL = field(repr=False)
     status: int
-    headers: httpx.Headers
+    headers: httpx.Headers = field(repr=False)
     length: int | None
     chunks: Iterator[bytes]
 
@@ -328,6 +329,7 @@ def _redirect_of(response: Response) -> httpx.URL:
         # As browsers: what is percent-encoded stays so, and raw UTF-8 is encoded.
         return response.url.join(location.strip())
     except httpx.InvalidURL:
+        del location
         raise RedirectRefused(f"{redact_url(response.url)} redirects to a malformed URL") from None
 
 
