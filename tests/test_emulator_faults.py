@@ -509,7 +509,7 @@ def test_webm_with_sound(gateway: Emulator) -> None:
 
 
 def frames(content: bytes) -> int:
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(content), "r") as container:
         return sum(1 for _ in container.decode(video=0))
 
 
