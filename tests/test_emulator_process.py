@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -89,6 +90,88 @@ def test_remote_down(remote: RemoteEmulator) -> None:
         with pytest.raises(httpx.ConnectError), remote.down():
             generate(remote)
     assert generate(remote).status_code == 200
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=30)
+
+
+def test_remote_faults(remote: RemoteEmulator) -> None:
+    """Faults of one model, and until cleared, work from another process as well."""
+    remote.reset()
+    remote.fail_next(Fault.foreign("envoy"), times=None, model=HAILUO)
+    assert [generate(remote).status_code for _ in range(2)] == [503, 503]
+    remote.clear_faults()
+    assert generate(remote).status_code == 200
+    with pytest.raises(ValueError, match="times must be"):
+        remote.fail_next(Fault.hang(), times=-1)
+    assert remote.billed == 3
+
+
+def test_faults_from_the_command_line(remote: RemoteEmulator) -> None:
+    """A person can make a gateway that runs fail, for one model or all, so often or until it is cleared."""
+    remote.reset()
+    assert command("fail", "hostile_text", "shape=nul", "code=502", "--url", remote.url).returncode == 0
+    assert generate(remote).status_code == 502
+    arguments = ["fail", "foreign", "who=heroku", "billed=false", "--times", "0", "--model", HAILUO]
+    assert command(*arguments, "--url", remote.url).returncode == 0
+    assert [generate(remote).status_code for _ in range(2)] == [503, 503]
+    assert command("clear", "--url", remote.url).returncode == 0
+    assert generate(remote).status_code == 200
+    assert remote.billed == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fail", "flood"], "unknown fault 'flood'"),
+        (["fail", "foreign", "envoy"], "write 'envoy' as name=value"),
+        (["fail", "foreign", "who=apache"], "who must be one of envoy"),
+        (["clear", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9: "),
+    ],
+)
+def test_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
+    """The command ends with one line that names the problem."""
+    result = command(*arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"codegateway-emulator: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_command_lists_the_faults() -> None:
+    """Each fault is listed with its parameters and what it does."""
+    lines = command("faults").stdout.splitlines()
+    assert "foreign who= billed= retry_after= gives_up_after=" in lines
+    assert lines[lines.index("clip.slow bytes_per_second=") + 1] == "    Send the body slowly."
+
+
+def test_tls(certificate: Path) -> None:
+    """With a certificate the gateway and its links speak TLS; a link can say http all the same."""
+    with Emulator(certificate=certificate, host="127.0.0.1") as emulator:
+        emulator.serve_clip(b"clip")
+        context = ssl.create_default_context(cafile=certificate)
+        context.check_hostname = False  # the certificate is for another name
+        headers = {"Authorization": f"Bearer {emulator.api_key}"}
+        with httpx.Client(verify=context, trust_env=False, headers=headers) as client:
+            assert emulator.url.startswith("https://")
+
+            def link() -> str:
+                answer = client.post(f"{emulator.url}/v1/video/generate", json={"model": HAILUO})
+                return str(answer.json()["data"][0]["url"])
+
+            url = link()
+            assert url.startswith(f"{emulator.url}/clips/")
+            assert httpx.get(url, verify=context).content == b"clip"
+            emulator.fail_next(Fault.odd_answer("url_http"))
+            assert link().startswith("http://127.0.0.1:")
+            emulator.fail_next(Fault.whole_json("chunk"))
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                link()
+            emulator.fail_next(Fault.reset_after())
+            with pytest.raises(httpx.TransportError):
+                link()
+            with pytest.raises(httpx.TransportError):
+                httpx.get(url.replace("https", "http"))
 
 
 def test_command(process: subprocess.Popen[str], remote: RemoteEmulator) -> None:

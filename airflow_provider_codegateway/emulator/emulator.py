@@ -29,6 +29,7 @@ class Emulator(Controls):
     :param render_seconds: how long a render takes at least; encoding may take longer.
     :param link_lifetime: seconds that a presigned link works.
     :param serving: ``presigned`` links expire; ``raw`` ones do not and come without ``expires_at``.
+    :param certificate: a PEM file with its key: the gateway and the clips' links speak TLS.
     :param extra_models: names of models beyond the guide's, which take anything.
     """
 
@@ -41,18 +42,20 @@ class Emulator(Controls):
         serving: Serving = "presigned",
         *,
         host: str = "127.0.0.1",
+        certificate: Path | str | None = None,
         extra_models: tuple[str, ...] = (),
     ) -> None:
         self._host, self._port, self._api_key = host, port, api_key
         self._settings = (render_seconds, link_lifetime, serving)
         self._extra_models = extra_models
+        self._certificate = None if certificate is None else Path(certificate)
         self._server: Server | None = None
         self._gateway: Gateway | None = None
 
     def start(self) -> Self:
         """Start listening.
 
-        :raises OSError: the port is taken.
+        :raises OSError: the port is taken, or the certificate cannot be read.
         :raises ModuleNotFoundError: the extra ``emulator`` is not installed.
         """
         try:
@@ -65,7 +68,7 @@ class Emulator(Controls):
                 name=problem.name,
             ) from problem
         gateway = Gateway(self._api_key, Settings(*self._settings), self._extra_models)
-        server = Server(self._host, self._port)
+        server = Server(self._host, self._port, self._certificate)
         server.start(create_app(gateway, server), gateway.close)
         self._gateway, self._server, self._port = gateway, server, server.port
         return self
@@ -85,7 +88,8 @@ class Emulator(Controls):
     @property
     def url(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        scheme = "http" if self._certificate is None else "https"
+        return f"{scheme}://{host}:{self._port}"
 
     @property
     def api_key(self) -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,11 +27,17 @@ class RemoteEmulator(Controls):
     """Controls over HTTP.
 
     :param url: the emulator's base URL.
+    :param certificate: its certificate, where it speaks TLS with one that nobody else knows.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, certificate: Path | str | None = None) -> None:
         self._url = url.rstrip("/")
-        self._client = httpx.Client(base_url=f"{self._url}/_emulator", timeout=30.0, trust_env=False)
+        self._client = httpx.Client(
+            base_url=f"{self._url}/_emulator",
+            timeout=30.0,
+            trust_env=False,
+            verify=True if certificate is None else ssl.create_default_context(cafile=certificate),
+        )
 
     @property
     def url(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+import ssl
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
@@ -18,6 +19,7 @@ from .responses import abort
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from pathlib import Path
 
     from starlette.types import ASGIApp
 
@@ -45,10 +47,17 @@ class _Protocol(H11Protocol):
 
 
 class Server:
-    """Runs an application in a thread."""
+    """Runs an application in a thread.
 
-    def __init__(self, host: str, port: int) -> None:
+    :param certificate: a PEM file with its key, to speak TLS.
+    """
+
+    def __init__(self, host: str, port: int, certificate: Path | None = None) -> None:
         self.host, self.port = host, port
+        self._tls = None
+        if certificate is not None:
+            self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._tls.load_cert_chain(certificate)
         self._state = ServerState()
         self._started: Future[None] = Future()
 
@@ -82,7 +91,9 @@ class Server:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((self.host, self.port))
             self.port = listener.getsockname()[1]
-            self._server = await self._loop.create_server(self._new_protocol, sock=listener, backlog=_BACKLOG)
+            self._server = await self._loop.create_server(
+                self._new_protocol, sock=listener, backlog=_BACKLOG, ssl=self._tls
+            )
         except OSError:
             listener.close()
             raise
