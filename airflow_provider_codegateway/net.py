@@ -119,7 +119,7 @@ def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:
         if entry == "*":
             return True
         match = re.fullmatch(
-            r"(\[[0-9a-f:.%]+\]|[^:]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:.]*)(?::([0-9]+))?", entry
+            r"(\[[0-9a-f:.%]+\]|[^:]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:./]*)(?::([0-9]+))?", entry
         )
         if match is None or (match[2] and int(match[2]) != port):
             continue
@@ -345,6 +345,8 @@ def _pool(
     if proxy is None:
         return httpcore.ConnectionPool(**options)
     parsed = httpx.Proxy(proxy)
+    if not parsed.url.host:
+        raise ValueError("a proxy without a host")
     url = httpcore.URL(
         scheme=parsed.url.raw_scheme, host=parsed.url.raw_host, port=parsed.url.port, target=b"/"
     )
