@@ -209,7 +209,9 @@ def test_importing_costs_nothing() -> None:
     """Every pytest run loads the plugin: that must not load a server or an encoder."""
     code = (
         "import sys, airflow_provider_codegateway.emulator.pytest_plugin as _;"
-        "print([name for name in ('starlette', 'uvicorn', 'av', 'httpx', 'airflow') if name in sys.modules])"
+        "import airflow_provider_codegateway.emulator.testing as _;"
+        "heavy = ('starlette', 'uvicorn', 'av', 'httpx', 'airflow', 'moto', 'boto3');"
+        "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -164,7 +164,7 @@ def test_the_pages_know_little_of_the_package(path: Path) -> None:
 def test_emulator_knows_nothing_of_the_package(path: Path) -> None:
     """The emulator is written from the vendor's guide, so that it can disagree with the rest."""
     assert {room_of(other) for other in own_files(path)} <= {"emulator"}
-    assert not imports_airflow(path)
+    assert not imports_airflow(path)  # `testing` names its modules when it runs a task
 
 
 def test_no_two_files_import_each_other() -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .ledger import ClipRequest as ClipRequest
     from .ledger import Render as Render
     from .remote import RemoteEmulator as RemoteEmulator
+    from .testing import TaskRun as TaskRun
+    from .testing import run_task as run_task
 
 _HOMES = {
     "ClipFault": "faults",
@@ -26,9 +28,21 @@ _HOMES = {
     "Fault": "faults",
     "RemoteEmulator": "remote",
     "Render": "ledger",
+    "TaskRun": "testing",
+    "run_task": "testing",
 }
 
-__all__ = ["ClipFault", "ClipRequest", "Controls", "Emulator", "Fault", "RemoteEmulator", "Render"]
+__all__ = [
+    "ClipFault",
+    "ClipRequest",
+    "Controls",
+    "Emulator",
+    "Fault",
+    "RemoteEmulator",
+    "Render",
+    "TaskRun",
+    "run_task",
+]
 
 
 def __getattr__(name: str) -> Any:
