@@ -385,7 +385,7 @@ class _Backend(httpcore.NetworkBackend):
         return _Stream(self._client, self._connect(address, port, timeout=self._client.left(timeout)))
 
 
-_READ_SIZE = 1024 * 1024
+_READ_SIZE = 256 * 1024
 
 
 class _Stream(httpcore.NetworkStream):
