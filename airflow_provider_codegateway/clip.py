@@ -83,6 +83,11 @@ def task_identity(dag_id: str, task_id: str, run_id: str, map_index: int | None)
     return hashlib.sha256(repr((dag_id, task_id, run_id, map_index)).encode()).hexdigest()[:32]
 
 
+def identities(dag_id: str, task_id: str, run_id: str, map_index: int | None) -> tuple[str, str]:
+    """The names under which a task instance may have stored a clip: today's, and that of the first versions."""
+    return run_identity(dag_id, run_id), task_identity(dag_id, task_id, run_id, map_index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
     """One clip to be made: where it goes, for whom, and on which terms. Nothing in it is secret or large.

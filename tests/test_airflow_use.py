@@ -211,7 +211,13 @@ def test_it_runs_inside_another_task_in_a_loop(
     def clips(**context: Any) -> list[str]:
         return [
             str(
-                make(bucket, task_id="clip", s3_key=f"{name}.mp4", deferrable=deferrable).execute(
+                make(
+                    bucket,
+                    task_id="clip",
+                    s3_key=f"{name}.mp4",
+                    deferrable=deferrable,
+                    outlets=[Asset("clips-of-a-loop")],
+                ).execute(
                     context if gives_context else {}  # type: ignore[arg-type]
                 )
             )

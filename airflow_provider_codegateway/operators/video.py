@@ -18,8 +18,7 @@ from airflow_provider_codegateway.clip import (
     IfExists,
     S3Location,
     clip_location,
-    run_identity,
-    task_identity,
+    identities,
 )
 from airflow_provider_codegateway.exceptions import (
     Bought,
@@ -477,4 +476,4 @@ def _requesters(context: Context) -> tuple[str, str | None]:
     dag_id, run_id = getattr(instance, "dag_id", None), getattr(instance, "run_id", None)
     if not isinstance(dag_id, str) or not isinstance(run_id, str):
         return NO_RUN, None
-    return run_identity(dag_id, run_id), task_identity(dag_id, instance.task_id, run_id, instance.map_index)
+    return identities(dag_id, instance.task_id, run_id, instance.map_index)
