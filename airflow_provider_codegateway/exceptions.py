@@ -6,6 +6,7 @@
     ├── InvalidRequest        no       our own validation                      fails the task, a ValueError
     ├── InvalidConnection     no       no or malformed API key, base URL       fails the task
     ├── InvalidTarget         no       S3 key taken, bucket missing            fails the task
+    ├── BudgetExceeded        no       a budget or max_cost has no room        fails the task
     ├── MediaUnavailable      no       an input's host did not answer          retried by Airflow
     ├── StorageUnavailable    no       S3 did not answer a free check          retried by Airflow
     ├── LedgerConflict        perhaps  the key's ledger is another request's   fails the task
@@ -92,6 +93,12 @@ class InvalidConnection(CodeGatewayError, AirflowFailException):
 
 class InvalidTarget(CodeGatewayError, AirflowFailException):
     """The clip cannot go to its key: the key is taken, or the bucket is missing or closed to us."""
+
+    bought = Bought.NO
+
+
+class BudgetExceeded(CodeGatewayError, AirflowFailException):
+    """A budget of the connection, or the author's ``max_cost``, has no room for this render."""
 
     bought = Bought.NO
 

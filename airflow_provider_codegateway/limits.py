@@ -40,6 +40,12 @@ class Limits:
     beat_patience: float = 20.0
     """Without a sign of life, after which a transfer counts as dead."""
 
+    # The journal.
+    journal_patience: float = 5.0
+    """For how long one object is written again while S3 fails."""
+    checkpoint_every: int = 8
+    """Objects between two checkpoints: how many a new process reads one by one, at most twice this."""
+
     # The transfer.
     block_size: int = MIB
     """Bytes sent to S3 at a time."""
@@ -88,5 +94,7 @@ if LIMITS.beat_interval >= LIMITS.settle_grace or 3 * LIMITS.beat_interval > LIM
     raise AssertionError(
         "A transfer must show that it lives before others take its clip, and may miss two beats."
     )
+if LIMITS.journal_patience >= LIMITS.look_patience:
+    raise AssertionError("A render is reserved between its claim and the POST.")
 if LIMITS.part_size % LIMITS.block_size:
     raise AssertionError("A part is whole blocks.")

@@ -1,0 +1,155 @@
+"""Budgets: how much may be bought per run, day or month, and what a refusal says. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from airflow_provider_codegateway.exceptions import BudgetExceeded
+from airflow_provider_codegateway.spend.prices import Amount, Cost, show_amount
+
+Period = Literal["run", "day", "month"]
+
+
+class Budget(BaseModel):
+    """How many renders, or how much money, may be spent in one period. Days and months are UTC."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    per: Period
+    renders: Annotated[int, Field(ge=1)] | None = None
+    amount: Amount | None = None
+
+    @model_validator(mode="after")
+    def _has_one_bound(self) -> Self:
+        if (self.renders is None) == (self.amount is None):
+            raise ValueError("needs either renders or amount")
+        return self
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Renders, and what they cost at most.
+
+    :param amounts: by currency, as two connections with different ones may share a journal. Renders without a price
+        are not in it.
+    """
+
+    renders: int = 0
+    amounts: tuple[tuple[str, Decimal], ...] = ()
+
+    def plus(self, renders: int, amount: Decimal | None, currency: str | None) -> Tally:
+        """Add renders, or take them off again."""
+        amounts = dict(self.amounts)
+        if amount is not None and currency is not None:
+            amounts[currency] = amounts.get(currency, Decimal(0)) + amount
+        return Tally(self.renders + renders, tuple(sorted(amounts.items())))
+
+    def amount(self, currency: str) -> Decimal:
+        """What is known to be spent in a currency."""
+        return dict(self.amounts).get(currency, Decimal(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """What counts against the budgets of one period.
+
+    :param name: the period in words, such as ``2026-11-26``.
+    :param total: everything that counts.
+    :param in_flight: of it, reserved by renders that may be under way.
+    :param unresolved: of it, renders that may have been bought: nobody knows, or nobody said.
+    """
+
+    name: str
+    total: Tally
+    in_flight: Tally
+    unresolved: Tally
+
+
+def require_room(
+    budgets: Sequence[tuple[Budget, Used]], cost: Cost | None, *, now: datetime, where: str
+) -> None:
+    """Refuse a render that does not fit into every budget.
+
+    :param cost: of the render, at its worst; None if it has no price.
+    :param where: the journal, for the message.
+    :raises BudgetExceeded: naming each budget that is in the way.
+    """
+    refusals = [words for budget, used in budgets if (words := _refusal(budget, used, cost, now))]
+    if not refusals:
+        return
+    if any(used.unresolved.renders for _, used in budgets):
+        refusals.append(
+            "To see what is unresolved, and to give back what was not bought: "
+            f"python -m airflow_provider_codegateway.spend --journal {where} unresolved"
+        )
+    raise BudgetExceeded("\n".join(refusals))
+
+
+def _refusal(budget: Budget, used: Used, cost: Cost | None, now: datetime) -> str | None:
+    if budget.renders is not None:
+        if used.total.renders + 1 <= budget.renders:
+            return None
+        parts = [each.renders for each in (used.total, used.in_flight, used.unresolved)]
+        spent = parts[0] - parts[1] - parts[2]
+        name = f"{budget.renders} renders per {budget.per}"
+        state = f"{spent} bought, {parts[1]} under way, {parts[2]} unresolved"
+        problem = "has no room for another render"
+    else:
+        assert budget.amount is not None
+        if cost is None or cost.at_most is None:
+            return (
+                f"The budget of {show_amount(budget.amount)} per {budget.per} refuses a render without a price: the "
+                "price list has none for this request. Add a price for it, or set the parameters that its price "
+                "depends on."
+            )
+        amounts = [each.amount(cost.currency) for each in (used.total, used.in_flight, used.unresolved)]
+        if amounts[0] + cost.at_most <= budget.amount:
+            return None
+        unit = cost.currency
+        name = f"{show_amount(budget.amount)} {unit} per {budget.per}"
+        state = (
+            f"{show_amount(amounts[0] - amounts[1] - amounts[2])} {unit} bought, {show_amount(amounts[1])} under way, "
+            f"{show_amount(amounts[2])} unresolved"
+        )
+        problem = f"has no room for {show_amount(cost.at_most)} {unit}"
+    return f"The budget of {name} {problem}: {used.name} has {state}. {_opens(budget, now)}"
+
+
+def _opens(budget: Budget, now: datetime) -> str:
+    match budget.per:
+        case "day":
+            day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        case "month":
+            first = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+            day = (first + timedelta(days=32)).replace(day=1)
+        case _:
+            return "It does not open again by itself: start a new run, or raise the budget."
+    return f"It opens again at {day:%Y-%m-%d %H:%M} UTC."
+
+
+def require_max_cost(cost: Cost | None, max_cost: Decimal | None, *, renders: int = 1) -> None:
+    """Refuse a clip that may cost more than its author allows.
+
+    :param cost: of one render, at its worst.
+    :param renders: how many the clip takes with this one, those of unknown outcome included.
+    :raises BudgetExceeded: it may, or it has no price.
+    """
+    if max_cost is None:
+        return
+    if cost is None or cost.at_most is None:
+        raise BudgetExceeded(
+            f"max_cost={show_amount(max_cost)!r} refuses a render without a price: the price list has none for this "
+            "request. Add a price for it to the connection's extra 'spend', or leave max_cost out."
+        )
+    total = cost.at_most * renders
+    if total > max_cost:
+        what = "This render" if renders == 1 else f"With render {renders}, the clip"
+        raise BudgetExceeded(
+            f"{what} costs {show_amount(total)} {cost.currency}, more than max_cost={show_amount(max_cost)!r} allows."
+        )
