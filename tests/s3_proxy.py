@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import format_datetime
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
@@ -66,6 +68,8 @@ class S3Proxy:
     def __init__(self, endpoint: str, *, strip: str | None = None) -> None:
         self.requests: list[S3Request] = []
         self.rule: Rule = lambda request: Verdict.PASS
+        self.clock: Callable[[], datetime] | None = None
+        """What the store says that it is, instead of the time."""
         self._server = _Server(("127.0.0.1", 0), _handler(self, endpoint, strip))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
@@ -159,6 +163,9 @@ def _handler(proxy: S3Proxy, endpoint: str, strip: str | None) -> type[BaseHTTPR
             kept = {name: value for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP}
             if self.command == "HEAD":
                 kept["Content-Length"] = response.headers.get("Content-Length", "0")
+            if proxy.clock is not None:
+                kept = {name: value for name, value in kept.items() if name.lower() != "date"}
+                kept["Date"] = format_datetime(proxy.clock(), usegmt=True)
             connection.close()
             return response.status, kept, content
 
