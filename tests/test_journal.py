@@ -148,7 +148,7 @@ class TestBudgets:
 
     def test_several_budgets_hold_at_once(self, s3: S3Client, bucket: str) -> None:
         """Every budget in the way is named; a run's does not open by itself."""
-        budgets = [
+        budgets: list[dict[str, Any]] = [
             {"per": "run", "renders": 1},
             {"per": "month", "amount": "0.60"},
             {"per": "day", "renders": 9},

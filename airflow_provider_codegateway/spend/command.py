@@ -1,0 +1,332 @@
+"""``python -m airflow_provider_codegateway.spend``: what was bought, what requests would cost, what is unresolved."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_codegateway.clip import split_uri
+from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidConnection, InvalidRequest
+from airflow_provider_codegateway.models import PORTABLE, build_request
+from airflow_provider_codegateway.s3 import error_words, read_object
+from airflow_provider_codegateway.spend.journal import Journal, Outcome
+from airflow_provider_codegateway.spend.report import (
+    DIMENSIONS,
+    FORMATS,
+    estimate,
+    open_rows,
+    read_renders,
+    render_rows,
+    summarise,
+)
+from airflow_provider_codegateway.spend.settings import SpendSettings, parse_spend, read_spend
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+Connect = Callable[[str], tuple[SpendSettings, "S3Client"]]
+"""The spend settings in an Airflow connection, and a client for its journal."""
+
+_MAX_ROWS_BYTES = 64 * 1024 * 1024
+
+
+class Place:
+    """Where settings and journal come from, by the command's options.
+
+    Nothing is asked for before it is used: an estimate needs no S3, and a report no price list.
+    """
+
+    def __init__(self, options: argparse.Namespace, connect: Connect) -> None:
+        self._options = options
+        self._connect = connect
+
+    def settings(self) -> SpendSettings:
+        """The price list and budgets."""
+        return self._of_connection()[0] if self._options.settings is None else self._of_file()
+
+    def journal(self) -> Journal:
+        """The journal."""
+        if self._options.journal is not None:
+            settings, s3 = parse_spend({"journal": self._options.journal}, "--journal"), self._plain_s3()
+        elif self._options.settings is not None:
+            settings, s3 = self._of_file(), self._plain_s3()
+        else:
+            settings, s3 = self._of_connection()
+        if settings.journal_location is None:
+            raise InvalidConnection(
+                'The spend settings name no journal. Add "journal": "s3://bucket/prefix".'
+            )
+        return Journal(s3, settings.journal_location)
+
+    def read(self, path: str) -> str:
+        """A file, here or in S3; ``-`` is the standard input."""
+        if path == "-":
+            return sys.stdin.read()
+        if location := split_uri(path):
+            try:
+                return read_object(self._plain_s3(), location, _MAX_ROWS_BYTES).decode()
+            except ValueError as error:
+                raise InvalidRequest(f"{error}.") from None
+        try:
+            return Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"{path} cannot be read ({type(error).__name__}).") from None
+
+    def _of_connection(self) -> tuple[SpendSettings, S3Client]:
+        return self._connect(self._options.conn_id)
+
+    def _of_file(self) -> SpendSettings:
+        path = self._options.settings
+        if split_uri(path):
+            return read_spend(path, self._plain_s3(), "--settings")
+        try:
+            return parse_spend(json.loads(self.read(path)), path)
+        except ValueError as error:
+            if isinstance(error, InvalidRequest):
+                raise
+            raise InvalidConnection(f"{path} is not JSON ({error}). Correct the file.") from None
+
+    def _plain_s3(self) -> S3Client:
+        import boto3
+
+        client: S3Client = boto3.Session(profile_name=self._options.profile).client(
+            "s3", endpoint_url=self._options.endpoint_url
+        )
+        return client
+
+
+def main(arguments: Sequence[str] | None, connect: Connect) -> int:
+    """Run the command; the exit status."""
+    logging.disable(logging.INFO)
+    options = _parser().parse_args(arguments)
+    import botocore.exceptions
+
+    try:
+        return int(options.run(Place(options, connect), options))
+    except CodeGatewayError as error:
+        print(error.args[0], file=sys.stderr)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+        print(f"S3 could not be reached ({error_words(error)}).", file=sys.stderr)
+    return 1
+
+
+def report(place: Place, options: argparse.Namespace) -> int:
+    """What was bought, by DAG, task, run, model, clip, day or month. Days are UTC, and those of the reservation."""
+    journal = place.journal()
+    _, now = journal.state()
+    renders = read_renders(journal, since=options.since, until=options.until)
+    by = options.by.split(",")
+    lines = [line.as_dict(by) for line in summarise(renders.values(), by, now)]
+    if options.format == "table":
+        if not lines:
+            print(f"The journal {journal.location.uri} has no renders in this time.")
+            return 0
+        total = [
+            {**dict.fromkeys(by, ""), by[0]: "total", **line.as_dict([])}
+            for line in summarise(renders.values(), [], now)
+        ]
+        lines += total
+    columns = list(lines[0]) if lines else [*by, "bought", "cost"]
+    print(render_rows(lines, columns, options.format))
+    if options.format == "table":
+        _explain(total)
+    return 0
+
+
+def _explain(totals: list[dict[str, Any]]) -> None:
+    print()
+    for total in totals:
+        if total["unpriced"]:
+            print(
+                f"{total['unpriced']} of the renders that were bought have no price: their cost is not in the sum."
+            )
+        if total["unknown"] or total["unresolved"]:
+            print(
+                "Unknown and unresolved renders may have been bought. Compare them with the vendor's bill: "
+                "`unresolved` lists them, `release` gives back what was not bought."
+            )
+
+
+def unresolved(place: Place, options: argparse.Namespace) -> int:
+    """Renders whose outcome is not known. They count against every budget."""
+    journal = place.journal()
+    rows = [row for row in open_rows(journal) if options.all or row["status"] != "in_flight"]
+    columns = [
+        "id",
+        "status",
+        "at",
+        "dag_id",
+        "task_id",
+        "run_id",
+        "map_index",
+        "model",
+        "uri",
+        "at_most",
+        "currency",
+        "note",
+    ]
+    if options.format == "table" and not rows:
+        print(f"The journal {journal.location.uri} has nothing unresolved.")
+        return 0
+    print(render_rows(rows, columns, options.format))
+    return 0
+
+
+def release(place: Place, options: argparse.Namespace) -> int:
+    """Give back renders that were not bought, by the vendor's bill: they do not count against budgets any more.
+
+    One that turns out to be bought after all counts again.
+    """
+    journal = place.journal()
+    known = {row["id"]: row for row in open_rows(journal)}
+    if missing := [each for each in options.id if each not in known]:
+        print(
+            f"Not open in {journal.location.uri}: {', '.join(missing)}. Nothing was released.",
+            file=sys.stderr,
+        )
+        return 1
+    chosen = [known[each] for each in options.id] or [
+        row for row in known.values() if row["status"] != "in_flight"
+    ]
+    if not chosen:
+        print("There is nothing to release.")
+        return 0
+    print(
+        render_rows(chosen, ["id", "status", "at", "dag_id", "model", "uri", "at_most", "currency"], "table")
+    )
+    if busy := [row["id"] for row in chosen if row["status"] == "in_flight"]:
+        print(f"Still under way until they are due: {', '.join(busy)}.", file=sys.stderr)
+    if not options.yes:
+        print(
+            f"\nRepeat with --yes to release {len(chosen)}. Compare them with the vendor's bill first.",
+            file=sys.stderr,
+        )
+        return 1
+    for row in chosen:
+        journal.write(Outcome(kind="released", id=row["id"], by=options.by, note=options.note))
+    print(f"\nReleased {len(chosen)}.")
+    return 0
+
+
+def estimate_rows(place: Place, options: argparse.Namespace) -> int:
+    """What the requests in a file would cost: JSONL, a JSON list, or CSV. Every wrong row is listed at once."""
+    settings = place.settings()
+    defaults = json.loads(options.defaults)
+    rows = _parse_rows(place.read(options.file), options.file)
+    problems, lines, costs = [], [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            arguments = {
+                name: value for name, value in {**defaults, **row}.items() if name in {"model", *PORTABLE}
+            }
+            request = build_request(**arguments)
+        except (InvalidRequest, TypeError) as error:
+            words = error.problems if isinstance(error, InvalidRequest) else ["model is missing."]
+            problems += [f"row {number}: {each}" for each in words]
+            continue
+        cost = settings.cost(request.body())
+        costs.append(cost)
+        amounts = cost.as_dict() if cost else dict.fromkeys(("amount", "at_most", "currency"))
+        assumed = ",".join(cost.assumed) if cost else ""
+        lines.append({"row": number, "model": request.model, **amounts, "assumed": assumed or None})
+    if problems:
+        print("\n".join([f"{len(problems)} problems:", *(f"- {each}" for each in problems)]), file=sys.stderr)
+        return 1
+    total = estimate(costs).as_dict()
+    columns = ["row", "model", "amount", "at_most", "currency", "assumed"]
+    if options.format == "json":
+        print(
+            json.dumps(
+                {**total, "rows": [{name: line[name] for name in columns} for line in lines]}, indent=2
+            )
+        )
+        return 0
+    print(render_rows(lines, columns, options.format))
+    if options.format == "table":
+        unpriced = f", {total['unpriced']} without a price" if total["unpriced"] else ""
+        amount = f"{total['amount']} {total['currency']}" if total["amount"] else "not known"
+        print(f"\n{total['renders']} renders: {amount}{unpriced}.")
+    return 0
+
+
+def _parse_rows(text: str, path: str) -> list[dict[str, Any]]:
+    try:
+        if path.lower().endswith(".csv"):
+            return [dict(row) for row in csv.DictReader(io.StringIO(text))]
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+    except ValueError as error:
+        raise InvalidRequest(f"{path} is neither JSON, JSONL nor .csv ({error}).") from None
+    if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
+        raise InvalidRequest(f"{path}: row {wrong[0]} is not an object.")
+    return list(rows)
+
+
+def _dimensions(text: str) -> str:
+    if unknown := [each for each in text.split(",") if each not in DIMENSIONS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(DIMENSIONS)}")
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_codegateway.spend",
+        description="What renders cost. Settings and journal are those of an Airflow connection, unless --settings or "
+        "--journal says otherwise; S3 is then reached as boto3 does by itself.",
+    )
+    parser.add_argument("--conn-id", default="codegateway_default", help="Airflow connection (%(default)s)")
+    parser.add_argument("--settings", help="a file of spend settings, here or at s3://")
+    parser.add_argument("--journal", help="s3://bucket/prefix of the journal")
+    parser.add_argument("--endpoint-url", help="of an S3 server other than AWS")
+    parser.add_argument("--profile", help="of the AWS configuration")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(
+        name: str, run: Callable[[Place, argparse.Namespace], int], words: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=words, description=run.__doc__)
+        added.set_defaults(run=run)
+        return added
+
+    shown = command("report", report, "what was bought")
+    shown.add_argument(
+        "--by", type=_dimensions, default="month", help=f"any of {','.join(DIMENSIONS)} (%(default)s)"
+    )
+    shown.add_argument("--since", default="", metavar="DAY", help="first day or month, such as 2026-11")
+    shown.add_argument("--until", default="9", metavar="DAY", help="last day or month")
+    estimated = command("estimate", estimate_rows, "what the requests in a file would cost")
+    estimated.add_argument("file", help="JSONL, JSON or CSV, here or at s3://; - is the standard input")
+    estimated.add_argument("--defaults", default="{}", help="JSON object of arguments for each row")
+    opened = command("unresolved", unresolved, "renders whose outcome is not known")
+    opened.add_argument("--all", action="store_true", help="those under way too")
+    released = command("release", release, "give back what was not bought")
+    released.add_argument(
+        "id", nargs="*", help="ids, as `unresolved` lists them; all that are unresolved if left out"
+    )
+    released.add_argument("--by", default=_user(), help="who says so (%(default)s)")
+    released.add_argument("--note", help="why")
+    released.add_argument("--yes", action="store_true", help="do it")
+    for each in (shown, estimated, opened):
+        each.add_argument("--format", choices=FORMATS, default="table", help="%(default)s")
+    return parser
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):  # a container's user has no name
+        return "unknown"
