@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
@@ -89,6 +90,16 @@ def identities(dag_id: str, task_id: str, run_id: str, map_index: int | None) ->
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskRun:
+    """The task instance that asks for a clip, for the journal. All of it is None outside of Airflow."""
+
+    dag_id: str | None = None
+    task_id: str | None = None
+    run_id: str | None = None
+    map_index: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipSpec:
     """One clip to be made: where it goes, for whom, and on which terms. Nothing in it is secret or large.
 
@@ -102,6 +113,9 @@ class ClipSpec:
     :param max_renders: how many renders may be begun at most.
     :param ledger_prefix: a prefix in the clip's bucket, or a whole ``s3://bucket/prefix``.
     :param upload_args: boto3's further arguments for uploads, such as encryption.
+    :param asked_by: the task instance, for the journal.
+    :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
+    :param max_cost: what the clip may cost at most, in the price list's currency.
     :raises InvalidRequest: a customer's own encryption key is among the arguments: it could not be kept out of
         Airflow's database.
     """
@@ -115,6 +129,9 @@ class ClipSpec:
     max_renders: int = 2
     ledger_prefix: str = DEFAULT_LEDGER_PREFIX
     upload_args: Mapping[str, Any] = field(default_factory=dict)
+    asked_by: TaskRun = TaskRun()
+    priced_by: Mapping[str, Any] | None = None
+    max_cost: str | None = None
 
     def __post_init__(self) -> None:
         if secret := sorted(name for name in self.upload_args if name.startswith("SSECustomer")):
@@ -139,6 +156,9 @@ class ClipSpec:
             "max_renders": self.max_renders,
             "ledger_prefix": self.ledger_prefix,
             "extra_args": dict(self.upload_args),
+            "asked_by": asdict(self.asked_by),
+            "priced_by": None if self.priced_by is None else dict(self.priced_by),
+            "max_cost": self.max_cost,
         }
 
     @classmethod
@@ -149,6 +169,7 @@ class ClipSpec:
             target=S3Location(rest.pop("bucket"), rest.pop("key")),
             requester=rest.pop("run"),
             upload_args=rest.pop("extra_args"),
+            asked_by=TaskRun(**rest.pop("asked_by", {})),  # a trigger that an earlier version stored has none
             **rest,
         )
 
@@ -164,6 +185,7 @@ class Clip:
     :param renders_bought: how many renders were, or may have been, bought for it.
     :param renders_bought_here: how many of them by this DAG run, in whichever of its tries.
     :param reused: whether the clip was found in place.
+    :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
     """
 
     bucket: str
@@ -178,6 +200,7 @@ class Clip:
     fingerprint: str
     reused: bool
     renders_bought_here: int = 0
+    cost: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
@@ -215,6 +238,7 @@ class Marks:
     render_seconds: float | None
     renders_bought: int
     buyers: tuple[str, ...] = ()
+    cost: Mapping[str, Any] | None = None
 
     def as_metadata(self) -> dict[str, str]:
         """The object's metadata, ASCII."""
@@ -226,6 +250,7 @@ class Marks:
             "render-seconds": None if self.render_seconds is None else round(self.render_seconds, 3),
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
+            "cost": None if self.cost is None else json.dumps(dict(self.cost), separators=(",", ":")),
         }
         return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -241,7 +266,16 @@ class Marks:
             render_seconds=_float(found.get("render-seconds")),
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
+            cost=_object(found.get("cost")),
         )
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text or "null")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _float(value: str | None) -> float | None:

@@ -28,6 +28,16 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
         "description": "Of what bought nothing (429, 503, no connection), in one call. 3 by default.",
         "schema": {"type": ["integer", "null"], "minimum": 0},
     },
+    "spend": {
+        "label": "Prices, budgets and journal",
+        "description": "The s3:// URI of a JSON file of spend settings, or the JSON itself.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "spend_conn_id": {
+        "label": "AWS connection of that file",
+        "description": "aws_default by default.",
+        "schema": {"type": ["string", "null"]},
+    },
 }
 """The fields in the connection's extra. The hook derives the form of older Airflow versions from them."""
 

@@ -1,4 +1,4 @@
-"""The main path: check for free → claim → buy → keep the receipt → deliver → settle.
+"""The main path: check for free → claim → reserve → buy → keep the receipt → deliver → settle.
 
 ``Purchase.complete`` is the whole of it. In deferrable mode its two halves run in different processes: ``begin`` in
 the worker, ``resume`` in the triggerer.
@@ -23,11 +23,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks
 from airflow_provider_codegateway.exceptions import (
     Bought,
+    BudgetExceeded,
     ClipExpired,
     ClipTransferError,
     CodeGatewayError,
@@ -49,6 +51,7 @@ from airflow_provider_codegateway.ledger import (
 from airflow_provider_codegateway.ledger.entry import SHOWN, Attempt
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.spend import Account, Cost
 from airflow_provider_codegateway.threads import to_the_end
 from airflow_provider_codegateway.transfer import (
     StoredClip,
@@ -75,6 +78,7 @@ class Purchase:
     :param s3: a boto3 client.
     :param buyer: what buys a render.
     :param claim_seconds: how long one call of ``buyer`` may take at the very most.
+    :param account: prices, budgets and journal; without one, everything may be bought.
     :raises InvalidRequest: ``s3_key`` and ``ledger_prefix`` are too long together.
     """
 
@@ -85,9 +89,12 @@ class Purchase:
         s3: S3Client,
         buyer: Buyer,
         claim_seconds: float,
+        account: Account | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         self.spec = spec
+        self._account = account or Account()
+        self._max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
         self.ledger = Ledger.of_clip(s3, spec, limits)
         self._s3 = s3
         self._buyer = buyer
@@ -125,8 +132,31 @@ class Purchase:
         is_unproven = self.spec.upload_args or self.ledger.location.bucket != self.spec.target.bucket
         if is_unproven and not self.ledger.read().attempts:
             prove_upload(self._s3, self.spec.target, self.spec.upload_args)
+        self._require_affordable(request)
         self.ledger.open(request.body())
         return None
+
+    def preview(self, request: VideoRequest) -> Preview:
+        """What ``complete`` would do now, with all its free refusals. Nothing is written.
+
+        :raises CodeGatewayError: it would refuse.
+        """
+        require_upload_args(self._s3, self.spec.upload_args)
+        clip = self.find()
+        paid = clip is not None or any(attempt.rendered for attempt in self.ledger.read().attempts)
+        cost = self._account.cost(request.body())
+        if not paid:
+            self._account.check(request.body(), max_cost=self._max_cost)
+            self._account.require_room(request.body(), asked_by=self.spec.asked_by)
+        return Preview(clip=clip, is_paid=paid, cost=cost)
+
+    def _require_affordable(self, request: VideoRequest) -> None:
+        try:
+            self._account.check(request.body(), max_cost=self._max_cost)
+        except BudgetExceeded:
+            # What was bought before the price list or max_cost changed is still fetched.
+            if not self.ledger.read().attempts:
+                raise
 
     def find(self) -> Clip | None:
         """The clip, if it is stored already and may be reused; None if one may be bought. Only looks.
@@ -156,6 +186,7 @@ class Purchase:
                 renders_bought_here=self._count_own(marks.buyers),
                 fingerprint=self.spec.fingerprint,
                 reused=True,
+                cost=marks.cost,
             )
         if self.spec.if_exists == "replace":
             return None
@@ -261,6 +292,9 @@ class Purchase:
         if receipt is None:
             return None
         log.info("Render %d is already paid for: fetching its clip.", number)
+        for attempt in self._attempts:
+            if attempt.number == number:  # its run may have died before it could say so
+                await to_the_end("journal", self._account.bought, attempt.owner)
         try:
             return await self._deliver(number, receipt, may_have_leftovers=True)
         except ClipExpired as error:
@@ -284,6 +318,14 @@ class Purchase:
         if claim.found or time.monotonic() - claim.asked_at > self._limits.look_patience:
             await to_the_end("ledger", self.ledger.release, number)
             return claim.found
+        try:
+            await to_the_end("journal", self._reserve, number)
+        except BaseException as error:
+            await self._give_back(number, type(error).__name__)
+            raise
+        if time.monotonic() - claim.asked_at > self._limits.look_patience:
+            await self._give_back(number, "the claim had become too old")
+            return None
         receipt = await self._buy(number)
         try:
             return await self._deliver(number, receipt, may_have_leftovers=number > 1)
@@ -303,7 +345,32 @@ class Purchase:
             return None
         return _Claimed(asked_at, self.find())
 
-    # 4. Buy, and keep the receipt.
+    # 4. Reserve, buy, and keep the receipt.
+
+    def _reserve(self, number: int) -> None:
+        if self._account.is_idle and self._max_cost is None:
+            return
+        self._account.reserve(
+            self._priced_body(),
+            reservation=self.ledger.owner,
+            asked_by=self.spec.asked_by,
+            uri=self.spec.target.uri,
+            render=number,
+            seconds=self._claim_seconds + self._limits.claim_margin,
+            max_cost=self._max_cost,
+        )
+
+    def _priced_body(self) -> dict[str, Any]:
+        """As much of the request as its price depends on."""
+        if self.spec.priced_by is None:
+            return self.ledger.request() or {"model": self.spec.model}
+        return {"model": self.spec.model, **self.spec.priced_by}
+
+    async def _give_back(self, number: int, why: str) -> None:
+        """Take back a claim and its reservation: nothing was bought."""
+        reservation = self.ledger.owner
+        await to_the_end("ledger", _note, self.ledger.release, number)
+        await to_the_end("journal", self._account.released, reservation, why)
 
     async def _buy(self, number: int) -> Receipt:
         log.info(
@@ -318,9 +385,15 @@ class Purchase:
         except CodeGatewayError as error:
             if error.bought is Bought.NO:
                 # A failure that provably bought nothing leaves no trace and does not count.
-                await to_the_end("ledger", _note, self.ledger.release, number)
+                await self._give_back(number, type(error).__name__)
             else:
                 await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0])
+                if error.bought is Bought.YES:
+                    await to_the_end("journal", self._account.bought, self.ledger.owner)
+                else:
+                    await to_the_end(
+                        "journal", self._account.unknown, self.ledger.owner, type(error).__name__
+                    )
             raise
         except BaseException as error:  # cancelled: an orderly end, for which no successor needs to wait
             log.warning(
@@ -328,9 +401,11 @@ class Purchase:
             )
             outcome = f"the run was stopped while rendering ({type(error).__name__})"
             await to_the_end("ledger", _note, self.ledger.abandon, number, outcome)
+            await to_the_end("journal", self._account.unknown, self.ledger.owner, outcome)
             raise
         # Nothing comes before this: from here on a crash costs a download and never a render.
         await to_the_end("receipt", self._keep, number, receipt)
+        await to_the_end("journal", self._account.bought, self.ledger.owner)
         if (task := asyncio.current_task()) and task.cancelling():
             raise asyncio.CancelledError  # the gateway put it off for the answer; see `Gateway.generate`
         return receipt
@@ -379,7 +454,7 @@ class Purchase:
 
     async def _deliver(self, number: int, receipt: Receipt, *, may_have_leftovers: bool) -> Clip:
         """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
-        marks = self._marks(number, receipt)
+        marks = await to_the_end("ledger", self._marks, number, receipt)
         transfer = Transfer(
             receipt.url,
             s3=self._s3,
@@ -433,6 +508,9 @@ class Purchase:
         asked_for = {attempt.number: attempt.requester for attempt in self._attempts}
         asked_for.setdefault(number, self.spec.requester)
         buyers = tuple(asked_for[each] for each in sorted(asked_for) if each <= number)
+        rendered = sum(each.rendered is not None for each in self._attempts if each.number < number)
+        unit = None if self._account.is_idle else self._account.cost(self._priced_body())
+        cost = None if unit is None else unit.of_renders(bought=rendered + 1, perhaps=number - rendered - 1)
         return Marks(
             fingerprint=self.spec.fingerprint,
             requester=self.spec.requester,
@@ -441,6 +519,7 @@ class Purchase:
             render_seconds=receipt.render_seconds,
             renders_bought=number,
             buyers=buyers,
+            cost=None if cost is None else cost.as_dict(),
         )
 
     def _clip(self, stored: StoredClip, marks: Marks) -> Clip:
@@ -458,6 +537,7 @@ class Purchase:
             renders_bought_here=self._count_own(marks.buyers),
             fingerprint=self.spec.fingerprint,
             reused=False,
+            cost=marks.cost,
         )
 
     def _count_own(self, buyers: Iterable[str]) -> int:
@@ -475,6 +555,20 @@ class Purchase:
         except CodeGatewayError as error:
             # The clip is where it should be: that is worth more than a tidy ledger.
             log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a purchase would do.
+
+    :param clip: the clip, if it is in place already.
+    :param is_paid: whether nothing would be bought: the clip is in place, or paid for and not yet delivered.
+    :param cost: of one render; None if no price is known.
+    """
+
+    clip: Clip | None
+    is_paid: bool
+    cost: Cost | None
 
 
 @dataclass(frozen=True)

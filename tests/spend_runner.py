@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway.clip import S3Location, TaskRun
 from airflow_provider_codegateway.exceptions import BudgetExceeded
 from airflow_provider_codegateway.limits import Limits
-from airflow_provider_codegateway.spend import Account, Spender, SpendSettings, parse_spend
+from airflow_provider_codegateway.spend import Account, SpendSettings, parse_spend
 from airflow_provider_codegateway.spend.journal import Journal
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def reserve(account: Account, run: str = "r", body: dict[str, Any] = BODY) -> st
     account.reserve(
         body,
         reservation=reservation,
-        spender=Spender(dag_id="d", task_id="t", run_id=run, map_index=-1),
+        asked_by=TaskRun(dag_id="d", task_id="t", run_id=run, map_index=-1),
         uri="s3://clips/x.mp4",
         render=1,
         seconds=300,

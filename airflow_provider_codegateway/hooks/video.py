@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import threading
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.connection import get_async_connection
@@ -24,6 +30,7 @@ from airflow_provider_codegateway.get_provider_info import (
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.metrics import MeteredBuyer
 from airflow_provider_codegateway.purchase import Purchase
+from airflow_provider_codegateway.spend import Account, SpendSettings, parse_spend, read_spend
 from airflow_provider_codegateway.threads import to_the_end
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ class CodeGatewayVideoHook(BaseHook):
 
     The connection (type ``codegateway``): password = API key, host = base URL (by default
     ``https://api.codegateway.dev``); the extra may hold ``deadline``, ``read_timeout``, ``connect_timeout``
-    (seconds) and ``retries``.
+    (seconds), ``retries``, and ``spend``: prices, budgets and journal, or the ``s3://`` URI of a file of them.
 
     ``purchase`` never buys a clip twice; ``generate`` and ``agenerate`` buy a render at every call.
 
@@ -99,20 +106,47 @@ class CodeGatewayVideoHook(BaseHook):
         :param s3: a boto3 client for the clip and its ledger.
         :raises InvalidConnection: see ``get_settings``.
         """
-        return self._purchase(spec, s3, self.get_conn())
+        connection = self._connection()
+        return self._purchase(spec, s3, connection)
 
     async def apurchase(self, spec: ClipSpec, *, s3: S3Client) -> Purchase:
         """As ``purchase``, without holding up the event loop."""
-        return self._purchase(spec, s3, await self.aget_conn())
+        try:
+            connection = await get_async_connection(self.codegateway_conn_id)
+        except AirflowNotFoundException:
+            raise self._missing() from None
+        # `extra_dejson` masks secrets with a call to the supervisor, which must not be made from the loop.
+        return await to_the_end("ledger", self._purchase, spec, s3, connection)
 
-    def _purchase(self, spec: ClipSpec, s3: S3Client, gateway: Gateway) -> Purchase:
+    def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
+        gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
         return Purchase(
             spec,
             s3=s3,
             buyer=MeteredBuyer(gateway, spec.model),
             claim_seconds=gateway.settings.deadline,
+            account=self._account(connection),
             limits=self.limits,
         )
+
+    def _account(self, connection: Connection) -> Account:
+        settings = spend_of(connection, self._where)
+        if settings is None:
+            return Account()
+        s3 = s3_client_of(settings.journal_conn_id) if settings.journal else None
+        return Account.open(settings, s3, self.limits)
+
+    def get_spend(self) -> tuple[SpendSettings, S3Client]:
+        """The connection's spend settings, and a client for their journal.
+
+        :raises InvalidConnection: it has none, or they are wrong.
+        """
+        settings = spend_of(self._connection(), self._where)
+        if settings is None:
+            raise InvalidConnection(
+                f"The extra of {self._where} has no 'spend'. Add one with currency, prices, budgets and journal."
+            )
+        return settings, s3_client_of(settings.journal_conn_id)
 
     async def agenerate(self, request: VideoRequest) -> Receipt:
         """Buy one render.
@@ -191,13 +225,69 @@ def settings_of(connection: Connection, where: str) -> GatewaySettings:
             f"{where} has an extra {unknown[0]!r} that means nothing here: "
             f"use {', '.join(CONNECTION_FIELDS)}."
         )
-    numbers = {name: _number(name, value, where) for name, value in extra.items()}
+    numbers = {name: _number(name, value, where) for name, value in extra.items() if not _is_text(name)}
     settings = checked_settings(
         api_key=connection.password, base_url=_base_url(connection, where), where=where, **numbers
     )
     # Airflow masks the password as it was typed; what is sent has been stripped.
     mask_secret(settings.api_key)
     return settings
+
+
+def spend_of(connection: Connection, where: str) -> SpendSettings | None:
+    """The spend settings in a connection, or in the file that it names; None if it has none.
+
+    :raises InvalidConnection: naming what is wrong.
+    """
+    extra = connection.extra_dejson
+    value = extra.get("spend") if isinstance(extra, dict) else None
+    if value is None or value == "":
+        return None
+    where = f"The extra 'spend' of {where}"
+    if not isinstance(value, str):
+        return parse_spend(value, where)
+    if not value.lstrip().startswith("{"):
+        conn_id = extra.get("spend_conn_id") or "aws_default"
+        return _read_spend(value, conn_id, where, int(time.monotonic() / _SPEND_FILE_SECONDS))
+    try:
+        return parse_spend(json.loads(value), where)
+    except ValueError as error:
+        raise InvalidConnection(f"{where} is not JSON ({error}). Correct it.") from None
+
+
+_SPEND_FILE_SECONDS = 60.0
+"""For how long a file of spend settings is not read again: a triggerer asks for each of its renders."""
+
+
+@functools.lru_cache(maxsize=16)
+def _read_spend(uri: str, conn_id: str, where: str, minute: int) -> SpendSettings:
+    return read_spend(uri, s3_client_of(conn_id), where)
+
+
+def s3_client_of(conn_id: str | None) -> S3Client:
+    """A client for an AWS connection. One for all who ask, so that their rows of the journal go together."""
+    says = ""
+    if conn_id is not None:
+        with suppress(AirflowNotFoundException):  # S3Hook takes boto3's own credentials then
+            says = BaseHook.get_connection(conn_id).get_uri()
+    with _making:
+        return _cached_s3_client(conn_id, says, os.getpid())
+
+
+_making = threading.Lock()
+
+
+@functools.lru_cache(maxsize=16)
+def _cached_s3_client(conn_id: str | None, says: str, pid: int) -> S3Client:
+    """:param says: what the connection says now: a changed one gets a new client."""
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # half a second of imports
+
+    client: S3Client = S3Hook(aws_conn_id=conn_id).get_conn()
+    return client
+
+
+def _is_text(name: str) -> bool:
+    return "string" in CONNECTION_FIELDS[name]["schema"]["type"]
 
 
 def _base_url(connection: Connection, where: str) -> str | None:

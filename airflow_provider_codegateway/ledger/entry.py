@@ -32,6 +32,8 @@ class Attempt:
     """Why it was abandoned."""
     requester: str = ""
     """Who asked for it; see ``clip.task_identity``."""
+    owner: str = ""
+    """The id of its claim: that of its reservation in the journal, too."""
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,11 @@ class Ledger:
         self._require_conditional_writes(name, marker)
         return True
 
+    @property
+    def owner(self) -> str:
+        """The id of our last claim."""
+        return self._owner
+
     def release(self, number: int) -> None:
         """Take back our claim, which provably bought nothing; the last one takes the entry with it."""
         # While we were held up, others may have settled the entry, and the marker may be another's.
@@ -227,6 +232,7 @@ class Ledger:
                     claim_seconds=float(started.get("claim_seconds", 0)),
                     outcome=str(ended.get("outcome", "")),
                     requester=str(started.get("run", "")),
+                    owner=str(started.get("owner", "")),
                 )
             )
         request = content.get("request.json")

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperator,
+    conf,
+)
 
 from airflow_provider_codegateway import lineage, metrics
 from airflow_provider_codegateway.clip import (
@@ -17,6 +24,7 @@ from airflow_provider_codegateway.clip import (
     ClipSpec,
     IfExists,
     S3Location,
+    TaskRun,
     clip_location,
     identities,
 )
@@ -32,6 +40,7 @@ from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
 from airflow_provider_codegateway.models import PORTABLE, build_request, placeholder
 from airflow_provider_codegateway.s3 import read_object
+from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount, show_amount
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.gateway import BlockingCall
     from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
     from airflow_provider_codegateway.models import MediaField, VideoRequest
+    from airflow_provider_codegateway.purchase import Preview
 
 _FAILED_DEFERRAL = "__fail__"
 """What Airflow names as the method to resume with, when the trigger timed out or broke."""
@@ -108,6 +118,9 @@ class GenerateVideoOperator(BaseOperator):
         bucket, or a whole ``s3://bucket/prefix``.
     :param s3_extra_args: for the upload, as S3Hook's ``extra_args``: ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass`` and the like. Encryption holds for the ledger as well.
+    :param max_cost: what the clip may cost at most, in the price list's currency: ``"0.80"``, never a float.
+    :param dry_run: make all checks, push what the clip would cost as XCom ``estimate``, and skip the task. Nothing is
+        bought.
     :param deferrable: wait in the triggerer, and hold no worker slot for the render.
     """
 
@@ -120,6 +133,7 @@ class GenerateVideoOperator(BaseOperator):
         "aws_conn_id",
         "ledger_prefix",
         "s3_extra_args",
+        "max_cost",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json"}
     ui_color = "#e8e4f3"
@@ -148,6 +162,8 @@ class GenerateVideoOperator(BaseOperator):
         aws_conn_id: str | None = "aws_default",
         ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
         s3_extra_args: dict[str, Any] | None = None,
+        max_cost: str | Decimal | None = None,
+        dry_run: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -169,6 +185,8 @@ class GenerateVideoOperator(BaseOperator):
         self.aws_conn_id = aws_conn_id
         self.ledger_prefix = ledger_prefix
         self.s3_extra_args = s3_extra_args
+        self.max_cost = max_cost
+        self.dry_run_only = dry_run
         self.deferrable = deferrable
         if if_exists not in ("reuse", "replace", "fail"):
             raise InvalidRequest(
@@ -176,6 +194,8 @@ class GenerateVideoOperator(BaseOperator):
             )
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {max_renders!r}.")
+        if not isinstance(max_cost, str):
+            self._checked_max_cost()
         refuse_multiple_outputs(getattr(self, "multiple_outputs", False))
         self._prompt_is_given = prompt is not None and prompt != ""
         self._call: BlockingCall | None = None
@@ -245,6 +265,8 @@ class GenerateVideoOperator(BaseOperator):
         spec = self._spec(request, context)
         lineage.require_assets(self.outlets, spec.target)
         purchase = self.hook.purchase(spec, s3=self._s3)
+        if self.dry_run_only:
+            self._estimate(purchase.preview(request), context)
         if self.deferrable and self._can_resume(context):
             clip = purchase.begin(request)
             if clip is None:
@@ -264,6 +286,28 @@ class GenerateVideoOperator(BaseOperator):
                 f"{purchase.ledger.location.uri} says what was begun."
             ) from None
         return self._hand_over(clip, context)
+
+    def _estimate(self, preview: Preview, context: Context) -> NoReturn:
+        """Push the estimate and skip: what comes after needs a clip, and an asset event would announce one."""
+        cost = None if preview.cost is None else preview.cost.as_dict()
+        target = clip_location(self.s3_key, self.s3_bucket)
+        estimate = {
+            "uri": target.uri,
+            "model": self.model,
+            "renders": 0 if preview.is_paid else 1,
+            "cost": cost,
+        }
+        if "ti" in context:
+            context["ti"].xcom_push(key="estimate", value=estimate)
+        if preview.is_paid:
+            words = "nothing: the clip is paid for already"
+        elif preview.cost is None or preview.cost.amount is None:
+            words = "an amount that the price list does not tell"
+        else:
+            words = f"{show_amount(preview.cost.amount)} {preview.cost.currency}"
+        raise AirflowSkipException(
+            f"dry_run=True: a clip for {target.uri} would cost {words}. Nothing was bought."
+        )
 
     def _can_resume(self, context: Context) -> bool:
         """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""
@@ -416,7 +460,18 @@ class GenerateVideoOperator(BaseOperator):
             max_renders=self.max_renders,
             ledger_prefix=self.ledger_prefix,
             upload_args=self.s3_extra_args or {},
+            asked_by=_asked_by(context),
+            priced_by=PricedRender.parameters(request.body()),
+            max_cost=self._checked_max_cost(),
         )
+
+    def _checked_max_cost(self) -> str | None:
+        if self.max_cost is None or self.max_cost == "":
+            return None
+        try:
+            return show_amount(parse_amount(self.max_cost))
+        except ValueError as error:
+            raise InvalidRequest(f"max_cost {error}.") from None
 
     def _with_media(self, request: VideoRequest) -> VideoRequest:
         def read(reference: str, field: MediaField) -> str:
@@ -468,6 +523,16 @@ def _default_retry_policy() -> RetryPolicy | None:
     except ImportError:  # Airflow before 3.3 has no retry policies
         return None
     return CodeGatewayRetryPolicy()
+
+
+def _asked_by(context: Context) -> TaskRun:
+    instance: Any = context.get("ti")
+    values = {name: getattr(instance, name, None) for name in ("dag_id", "task_id", "run_id")}
+    index = getattr(instance, "map_index", None)
+    return TaskRun(
+        **{name: value for name, value in values.items() if isinstance(value, str)},
+        map_index=index if isinstance(index, int) else None,
+    )
 
 
 def _requesters(context: Context) -> tuple[str, str | None]:

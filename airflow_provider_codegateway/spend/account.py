@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self
 
+from airflow_provider_codegateway.clip import TaskRun
 from airflow_provider_codegateway.exceptions import BudgetExceeded, CodeGatewayError
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.spend.budgets import require_max_cost
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spender:
-    """For whom a render is bought. All of it is None outside of Airflow."""
-
-    dag_id: str | None = None
-    task_id: str | None = None
-    run_id: str | None = None
-    map_index: int | None = None
 
 
 class Account:
@@ -53,6 +43,11 @@ class Account:
             return cls(settings)
         assert s3 is not None
         return cls(settings, open_journal(s3, location, limits))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to look up and nothing to record."""
+        return self._journal is None and not self.settings.prices
 
     def cost(self, body: Mapping[str, Any]) -> Cost | None:
         """What one render of a request costs; see ``SpendSettings.cost``."""
@@ -85,7 +80,7 @@ class Account:
         body: Mapping[str, Any],
         *,
         reservation: str,
-        spender: Spender,
+        asked_by: TaskRun,
         uri: str,
         render: int,
         seconds: float,
@@ -109,10 +104,10 @@ class Account:
             kind="reserved",
             at="",
             id=reservation,
-            dag_id=spender.dag_id,
-            task_id=spender.task_id,
-            run_id=spender.run_id,
-            map_index=spender.map_index,
+            dag_id=asked_by.dag_id,
+            task_id=asked_by.task_id,
+            run_id=asked_by.run_id,
+            map_index=asked_by.map_index,
             model=facts.model,
             uri=uri,
             render=render,
@@ -122,6 +117,16 @@ class Account:
             **cost_columns(cost),
         )
         self._journal.write(Reserve(render=row, cost=cost, budgets=self.settings.budgets, seconds=seconds))
+
+    def require_room(self, body: Mapping[str, Any], *, asked_by: TaskRun) -> None:
+        """Refuse a render that would not fit into the budgets now. Nothing is recorded.
+
+        :raises BudgetExceeded, StorageUnavailable, InvalidTarget: as ``reserve``.
+        """
+        if self._journal is not None:
+            row = Row(kind="reserved", at="", dag_id=asked_by.dag_id, run_id=asked_by.run_id)
+            cost = self.cost(body)
+            self._journal.try_out(Reserve(render=row, cost=cost, budgets=self.settings.budgets, seconds=0))
 
     def bought(self, reservation: str) -> None:
         """The render was answered: it is paid for. Saying so twice changes nothing."""
@@ -136,7 +141,7 @@ class Account:
         self._end("released", reservation, why)
 
     def _end(self, kind: Kind, reservation: str, why: str | None) -> None:
-        if self._journal is None:
+        if self._journal is None or not reservation:
             return
         try:
             self._journal.write(Outcome(kind=kind, id=reservation, note=why and why[:200]))

@@ -157,6 +157,14 @@ class Journal:
         if ticket.error is not None:
             raise ticket.error
 
+    def try_out(self, change: Change) -> None:
+        """Decide on a change by all that is in the journal now, and write nothing.
+
+        :raises BudgetExceeded: see ``Change``.
+        """
+        state, now = self.state()
+        change.row(state, now, self.location.uri)
+
     def state(self) -> tuple[State, datetime]:
         """All that the journal adds up to now, and the store's clock."""
         with self._committing:

@@ -17,6 +17,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, mod
 _PLAIN_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 """Few enough digits that no sum of a journal leaves the 28 of Python's decimal context."""
 
+_PRICED = ("duration", "resolution", "generate_audio")
+
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "google/veo-3.1-fast": {"duration": 6, "resolution": "720p", "generate_audio": False},
     "bytedance/seedance-2.0": {"duration": 5, "resolution": "720p", "generate_audio": False},
@@ -133,6 +135,11 @@ class PricedRender:
     generate_audio: bool | None
     assumed: frozenset[str]
 
+    @staticmethod
+    def parameters(body: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a request that its price depends on, as they are."""
+        return {name: body[name] for name in _PRICED if body.get(name) is not None}
+
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Self:
         """What the price of a request depends on.
@@ -141,7 +148,7 @@ class PricedRender:
         """
         model = str(body.get("model"))
         defaults = _DEFAULTS.get(model, {})
-        is_open = {name for name in ("duration", "resolution", "generate_audio") if body.get(name) is None}
+        is_open = {name for name in _PRICED if body.get(name) is None}
         values = {**defaults, **{name: value for name, value in body.items() if name not in is_open}}
         resolution, audio = values.get("resolution"), values.get("generate_audio")
         return cls(
