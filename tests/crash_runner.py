@@ -33,6 +33,7 @@ from airflow_provider_codegateway.ledger import Ledger
 from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.models import VideoRequest, build_request
 from airflow_provider_codegateway.purchase import Purchase
+from airflow_provider_codegateway.spend import Account, parse_spend
 from airflow_provider_codegateway.transfer import Transfer
 from airflow_provider_codegateway.transfer.upload import Upload
 
@@ -76,6 +77,7 @@ class Job:
     clock: float = 0.0
     deadline: float = 300.0
     limits: Limits = HASTY
+    spend: dict[str, Any] | None = None
 
     def request(self) -> VideoRequest:
         return build_request(MODEL, prompt=self.prompt)
@@ -101,7 +103,10 @@ class Job:
             read_timeout=self.deadline,
         )
         gateway = Gateway(settings)
-        return Purchase(spec, s3=s3, buyer=gateway, claim_seconds=self.claim_seconds, limits=self.limits)
+        account = None if self.spend is None else Account.open(parse_spend(self.spend, "it"), s3, self.limits)
+        return Purchase(
+            spec, s3=s3, buyer=gateway, claim_seconds=self.claim_seconds, account=account, limits=self.limits
+        )
 
     def s3(self) -> S3Client:
         config = Config(retries={"total_max_attempts": 2})
@@ -371,6 +376,14 @@ POINTS: dict[str, Callable[[Job, S3Client], None]] = {
     "after XCom": lambda job, s3: None,
 }
 
+# Of a purchase with a journal.
+JOURNAL_POINTS: dict[str, Callable[[Job, S3Client], None]] = {
+    "before reserving": lambda job, s3: _before(Account, "reserve"),
+    "after reserving": lambda job, s3: _after(Account, "reserve"),
+    "before the outcome": lambda job, s3: _before(Account, "bought"),
+    "after the outcome": lambda job, s3: _after(Account, "bought"),
+}
+
 UNKNOWN = frozenset({"after claim", "before the POST", "before the receipt"})
 """Points at which nobody else can know whether a render was bought."""
 
@@ -383,4 +396,4 @@ ONE_PART = frozenset({"before PutObject"})
 
 def _arm(job: Job, s3: S3Client) -> None:
     assert job.kill_at is not None
-    POINTS[job.kill_at](job, s3)
+    (POINTS | JOURNAL_POINTS)[job.kill_at](job, s3)

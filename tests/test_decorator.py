@@ -272,6 +272,7 @@ def test_every_argument_of_the_request_can_be_returned() -> None:
         "aws_conn_id",
         "ledger_prefix",
         "s3_extra_args",
+        "max_cost",
     }
     assert set(RETURNABLE) <= operator
 
