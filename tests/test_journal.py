@@ -373,7 +373,7 @@ class TestRequests:
         rows = [
             Row(
                 kind=kind,
-                at=f"{at}T00:00:00Z",
+                written=f"{at}T00:00:00Z",
                 id=f"{number:032x}",
                 day=at,
                 dag_id="catalogue",
@@ -503,13 +503,13 @@ def _as_rows(steps: list[tuple[Any, str, str | None, str | None]]) -> list[Row]:
         rows.append(
             Row(
                 kind=kind,
-                at=f"{day}T00:00:00Z",
+                written=f"{day}T00:00:00Z",
                 id=name,
                 day=day,
                 run_id=name,
                 at_most=cost,
                 currency="USD",
-                by=by,
+                released_by=by,
             )
         )
     return rows
@@ -557,7 +557,7 @@ class TestFold:
                     is_open = False
                 elif row.kind == "released" and is_open:
                     is_open, expected = False, expected - 1
-                    was_given_back = was_given_back or row.by is not None
+                    was_given_back = was_given_back or row.released_by is not None
                 elif row.kind == "corrected" and was_given_back:
                     was_given_back, expected = False, expected + 1
         assert sum(tally.renders for tally in state.months.values()) == expected
@@ -589,9 +589,9 @@ def test_rows_are_flat_json(s3: S3Client, bucket: str) -> None:
     rows = [json.loads(line) for content in contents for line in content.splitlines()]
     assert rows[0].keys() == rows[1].keys()
     assert not any(isinstance(value, dict | list | float) for row in rows for value in row.values())
-    assert rows[1] | {"at": "", "due": "", "id": "", "day": ""} == {
+    assert rows[1] | {"written": "", "due": "", "id": "", "day": ""} == {
         "kind": "bought",
-        "at": "",
+        "written": "",
         "id": "",
         "day": "",
         "dag_id": "d",
@@ -611,6 +611,6 @@ def test_rows_are_flat_json(s3: S3Client, bucket: str) -> None:
         "currency": "USD",
         "assumed": None,
         "due": "",
-        "by": None,
+        "released_by": None,
         "note": None,
     }

@@ -466,7 +466,7 @@ class TestCommand:
         status, out, err = command("release")
         assert (status, row["id"] in out, "--yes" in err) == (1, True, True)
         assert command("release", row["id"], "--by", "ann", "--note", "not billed", "--yes")[0] == 0
-        assert rows(s3, bucket)[-1].by == "ann"
+        assert rows(s3, bucket)[-1].released_by == "ann"
         assert command("unresolved")[1].endswith("has nothing unresolved.\n")
         status, _, err = command("release", row["id"], "--yes")
         assert (status, "Nothing was released" in err) == (1, True)
@@ -541,7 +541,7 @@ def test_triggers_that_start_together_share_an_exact_budget(
     refused = [event["error"] for event in events if event["status"] == "failed"]
     assert {(error["class"], error["bought"]) for error in refused} == {("BudgetExceeded", "NO")}
     assert kinds(s3, bucket).count("bought") == 20
-    assert len({row.at for row in rows(s3, bucket)}) <= 40
+    assert len({row.written for row in rows(s3, bucket)}) <= 40
 
 
 def execute_deferred(bucket: str, key: str) -> None:

@@ -102,7 +102,7 @@ class Account:
         facts = PricedRender.of(body)
         row = Row(
             kind="reserved",
-            at="",
+            written="",
             id=reservation,
             dag_id=asked_by.dag_id,
             task_id=asked_by.task_id,
@@ -124,7 +124,7 @@ class Account:
         :raises BudgetExceeded, StorageUnavailable, InvalidTarget: as ``reserve``.
         """
         if self._journal is not None:
-            row = Row(kind="reserved", at="", dag_id=asked_by.dag_id, run_id=asked_by.run_id)
+            row = Row(kind="reserved", written="", dag_id=asked_by.dag_id, run_id=asked_by.run_id)
             cost = self.cost(body)
             self._journal.try_out(Reserve(render=row, cost=cost, budgets=self.settings.budgets, seconds=0))
 

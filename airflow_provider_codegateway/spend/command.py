@@ -165,7 +165,7 @@ def unresolved(place: Place, options: argparse.Namespace) -> int:
     columns = [
         "id",
         "status",
-        "at",
+        "written",
         "dag_id",
         "task_id",
         "run_id",
@@ -203,7 +203,9 @@ def release(place: Place, options: argparse.Namespace) -> int:
         print("There is nothing to release.")
         return 0
     print(
-        render_rows(chosen, ["id", "status", "at", "dag_id", "model", "uri", "at_most", "currency"], "table")
+        render_rows(
+            chosen, ["id", "status", "written", "dag_id", "model", "uri", "at_most", "currency"], "table"
+        )
     )
     if busy := [row["id"] for row in chosen if row["status"] == "in_flight"]:
         print(f"Still under way until they are due: {', '.join(busy)}.", file=sys.stderr)

@@ -30,7 +30,7 @@ Kind = Literal["reserved", "bought", "unknown", "released", "corrected", "month"
 class Row:
     """One line of the journal; its fields are the columns.
 
-    :param at: when it was written, by the store's clock.
+    :param written: when it was written, by the store's clock.
     :param id: of the render; see ``Account.reserve``.
     :param day: on which the render was reserved, UTC. It counts against the budgets of this day and its month.
     :param render: its number among the clip's renders.
@@ -39,12 +39,12 @@ class Row:
     :param at_most: its worst cost: what counts against budgets.
     :param assumed: parameters that count as the model's defaults, separated by commas.
     :param due: until when its outcome should be known.
-    :param by: who released it, if a person did.
+    :param released_by: who released it, if a person did.
     :param note: why it ended so.
     """
 
     kind: Kind
-    at: str
+    written: str
     id: str = ""
     day: str = ""
     dag_id: str | None = None
@@ -64,7 +64,7 @@ class Row:
     currency: str | None = None
     assumed: str | None = None
     due: str | None = None
-    by: str | None = None
+    released_by: str | None = None
     note: str | None = None
 
     @classmethod
@@ -174,7 +174,7 @@ class State:
 
     def add(self, row: Row) -> None:
         """Add one row. A row that says again what is known changes nothing."""
-        self.at = max(self.at, row.at)
+        self.at = max(self.at, row.written)
         match row.kind:
             case "month":
                 self._begin_month(row.day[:7])
@@ -188,7 +188,7 @@ class State:
             case "released" if row.id in self.open:
                 del self.open[row.id]
                 self._count(row, -1)
-                if row.by is not None:
+                if row.released_by is not None:
                     self.given_back[row.id] = row
             case "corrected" if row.id in self.given_back:
                 del self.given_back[row.id]

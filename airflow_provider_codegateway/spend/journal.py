@@ -89,7 +89,7 @@ class Reserve:
         if self.render.id in state.open:
             return None
         at = timestamp(now)
-        row = replace(self.render, kind="reserved", at=at, day=at[:10], due=due_at(now, self.seconds))
+        row = replace(self.render, kind="reserved", written=at, day=at[:10], due=due_at(now, self.seconds))
         used = [(budget, state.used(budget, row, now=now)) for budget in self.budgets]
         require_room(used, self.cost, now=now, where=where)
         return row
@@ -113,9 +113,13 @@ class Outcome:
         at = timestamp(now)
         if reserved := state.open.get(self.id):
             is_news = reserved.kind != self.kind
-            return replace(reserved, kind=self.kind, at=at, note=self.note, by=self.by) if is_news else None
+            return (
+                replace(reserved, kind=self.kind, written=at, note=self.note, released_by=self.by)
+                if is_news
+                else None
+            )
         if self.kind == "bought" and (released := state.given_back.get(self.id)):
-            return replace(released, kind="corrected", at=at, note=self.note, by=None)
+            return replace(released, kind="corrected", written=at, note=self.note, released_by=None)
         return None
 
 
@@ -453,7 +457,7 @@ def _plan(
         now = max(now, moment_of(state.at))  # the clocks of a store's servers differ
     at = timestamp(now)
     if at[:7] > state.month:
-        plan.rows.append(Row(kind="month", at=at, day=at[:10]))
+        plan.rows.append(Row(kind="month", written=at, day=at[:10]))
         plan.begins_month = True
         return plan
     ahead = state.copy()

@@ -223,5 +223,5 @@ def _sum(amounts: Sequence[Decimal | None]) -> Decimal | None:
 def open_rows(journal: Journal) -> Iterator[dict[str, Any]]:
     """The renders whose outcome is not known, oldest first, with how long ago each was reserved."""
     state, now = journal.state()
-    for row in sorted(state.open.values(), key=lambda row: (row.day, row.at)):
+    for row in sorted(state.open.values(), key=lambda row: (row.day, row.written)):
         yield {**row.as_dict(), "status": status_of(row, now), "now": timestamp(now)}
