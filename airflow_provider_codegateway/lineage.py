@@ -108,14 +108,34 @@ def openlineage(inputs: Sequence[str], clip: Clip) -> OperatorLineage[Any, Any] 
     """
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage
+        from attr import define
         from openlineage.client.event_v2 import InputDataset, OutputDataset
         from openlineage.client.facet_v2 import (
+            OutputDatasetFacet,
             dataset_version_dataset,
             output_statistics_output_dataset,
             storage_dataset,
         )
     except ImportError:
         return None
+
+    @define
+    class CodeGatewayCostOutputDatasetFacet(OutputDatasetFacet):
+        """What the clip cost, as in the XCom ``clip``."""
+
+        amount: str | None
+        atMost: str | None
+        currency: str
+        assumed: list[str]
+
+    cost = {}
+    if clip.cost is not None:
+        cost["codegateway_cost"] = CodeGatewayCostOutputDatasetFacet(
+            amount=clip.cost["amount"],
+            atMost=clip.cost["at_most"],
+            currency=clip.cost["currency"],
+            assumed=list(clip.cost["assumed"]),
+        )
     output = OutputDataset(
         namespace=f"s3://{clip.bucket}",
         name=clip.key,
@@ -126,7 +146,8 @@ def openlineage(inputs: Sequence[str], clip: Clip) -> OperatorLineage[Any, Any] 
         outputFacets={
             "outputStatistics": output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
                 size=clip.bytes, fileCount=1
-            )
+            ),
+            **cost,
         },
     )
     return OperatorLineage(

@@ -19,12 +19,14 @@ from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError
 
 if TYPE_CHECKING:
     from airflow_provider_codegateway.gateway import Buyer, LoadContent, Receipt
+    from airflow_provider_codegateway.spend import Cost
 
 log = logging.getLogger(__name__)
 
 BEGUN = "codegateway.renders.begun"
 BOUGHT = "codegateway.renders.bought"
 UNKNOWN = "codegateway.renders.unknown"
+SPENT = "codegateway.renders.cost"
 REFUSED = "codegateway.renders.refused"
 REUSED = "codegateway.renders.reused"
 IN_FLIGHT = "codegateway.renders.in_flight"
@@ -40,11 +42,13 @@ class MeteredBuyer:
 
     :param buyer: what buys.
     :param model: for the metrics' tag.
+    :param cost: of one render, if it is known.
     """
 
-    def __init__(self, buyer: Buyer, model: str) -> None:
+    def __init__(self, buyer: Buyer, model: str, cost: Cost | None = None) -> None:
         self._buyer = buyer
         self._model = model
+        self._cost = cost
 
     async def generate(self, content: LoadContent) -> Receipt:
         """Buy one render."""
@@ -60,6 +64,10 @@ class MeteredBuyer:
         finally:
             # Handed to a thread: nothing may come between a receipt and its way into the ledger.
             _aside(_end, self._model, bought, seconds)
+            if bought is Bought.YES and self._cost is not None and self._cost.amount is not None:
+                # Counters are whole numbers: millionths, of which a price per second has some.
+                millionths = int(self._cost.amount * 1_000_000)
+                _aside(_spend, millionths, self._model, self._cost.currency)
 
 
 def failed(error: CodeGatewayError, model: object) -> None:
@@ -94,6 +102,10 @@ def _end(model: str, bought: Bought, seconds: float | None) -> None:
     if seconds is not None:
         # A timedelta: each backend has its own idea of the unit of a plain number.
         _send("timing", DURATION, timedelta(seconds=seconds), model=model)
+
+
+def _spend(millionths: int, model: str, currency: str) -> None:
+    _count(SPENT, millionths, model=model, currency=currency)
 
 
 def _change_in_flight(change: int) -> None:

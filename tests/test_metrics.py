@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -122,6 +123,19 @@ def test_a_render_is_counted_and_timed(stats: StatsServer, bucket: str, deferrab
     assert [found[1] for metric in received if (found := re.fullmatch(gauge, metric))] == ["1", "0"]
     (milliseconds,) = [metric for metric in received if metric.startswith(metrics.DURATION)]
     assert re.fullmatch(rf"{metrics.DURATION},{model}:[\d.]+\|ms", milliseconds)
+
+
+def test_what_a_render_costs_is_counted_in_millionths(
+    stats: StatsServer, gateway: Emulator, bucket: str, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the price list of the connection; counters are whole numbers."""
+    spend = {"currency": "USD", "prices": [{"model": HAILUO, "per_render": "0.30"}]}
+    connection = json.loads(os.environ["AIRFLOW_CONN_CODEGATEWAY_DEFAULT"])
+    connection["extra"] = {**connection.get("extra", {}), "spend": spend}
+    monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(connection))
+    execute(bucket, deferrable=deferrable)
+    received = counted(stats.receive(metrics.SPENT, metrics.CLIP_BYTES))
+    assert received[f"{metrics.SPENT},model={HAILUO},currency=USD"] == 300_000
 
 
 def test_a_clip_in_place_is_counted_as_reused(stats: StatsServer, bucket: str, deferrable: bool) -> None:
@@ -273,5 +287,5 @@ def test_the_page_has_every_metric() -> None:
     names = {
         value for value in vars(metrics).values() if isinstance(value, str) and value[:12] == "codegateway."
     }
-    assert len(names) == 8
+    assert len(names) == 9
     assert set(re.findall(r"(?m)^\| `(codegateway\.[\w.]+)` \|", PAGE.read_text())) == names

@@ -522,6 +522,21 @@ def settings_file(folder: Path) -> str:
     return str(path)
 
 
+def test_openlineage_is_told_the_cost(spend: Spend, bucket: str) -> None:
+    """In a facet of its own, with a prefix, and not where there is no price."""
+    pytest.importorskip("airflow.providers.openlineage.extractors.base")
+    found = []
+    for prices in (PRICES, []):
+        spend(prices=prices)
+        operator = GenerateVideoOperator(
+            task_id="t", model=HAILUO, prompt="p", s3_key=f"s3://{bucket}/{len(prices)}.mp4"
+        )
+        operator.execute({})
+        (output,) = operator.get_openlineage_facets_on_complete(None).outputs  # type: ignore[union-attr]
+        found.append(output.outputFacets.get("codegateway_cost"))
+    assert (found[0].amount, found[0].atMost, found[0].currency, found[1]) == ("0.30", "0.30", "USD", None)
+
+
 def test_triggers_that_start_together_share_an_exact_budget(
     spend: Spend, gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:

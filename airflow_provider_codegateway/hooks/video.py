@@ -120,12 +120,14 @@ class CodeGatewayVideoHook(BaseHook):
 
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
+        account = self._account(connection)
+        cost = None if spec.priced_by is None else account.cost({"model": spec.model, **spec.priced_by})
         return Purchase(
             spec,
             s3=s3,
-            buyer=MeteredBuyer(gateway, spec.model),
+            buyer=MeteredBuyer(gateway, spec.model, cost),
             claim_seconds=gateway.settings.deadline,
-            account=self._account(connection),
+            account=account,
             limits=self.limits,
         )
 

@@ -107,7 +107,7 @@ class Place:
 def main(arguments: Sequence[str] | None, connect: Connect) -> int:
     """Run the command; the exit status."""
     logging.disable(logging.INFO)
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     import botocore.exceptions
 
     try:
@@ -216,7 +216,7 @@ def release(place: Place, options: argparse.Namespace) -> int:
         )
         return 1
     for row in chosen:
-        journal.write(Outcome(kind="released", id=row["id"], by=options.by, note=options.note))
+        journal.write(Outcome(kind="released", id=row["id"], by=options.by or _user(), note=options.note))
     print(f"\nReleased {len(chosen)}.")
     return 0
 
@@ -284,18 +284,19 @@ def _dimensions(text: str) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    made = argparse.ArgumentParser(
         prog="python -m airflow_provider_codegateway.spend",
         description="What renders cost. Settings and journal are those of an Airflow connection, unless --settings or "
         "--journal says otherwise; S3 is then reached as boto3 does by itself.",
     )
-    parser.add_argument("--conn-id", default="codegateway_default", help="Airflow connection (%(default)s)")
-    parser.add_argument("--settings", help="a file of spend settings, here or at s3://")
-    parser.add_argument("--journal", help="s3://bucket/prefix of the journal")
-    parser.add_argument("--endpoint-url", help="of an S3 server other than AWS")
-    parser.add_argument("--profile", help="of the AWS configuration")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    made.add_argument("--conn-id", default="codegateway_default", help="Airflow connection (%(default)s)")
+    made.add_argument("--settings", help="a file of spend settings, here or at s3://")
+    made.add_argument("--journal", help="s3://bucket/prefix of the journal")
+    made.add_argument("--endpoint-url", help="of an S3 server other than AWS")
+    made.add_argument("--profile", help="of the AWS configuration")
+    commands = made.add_subparsers(required=True, metavar="command")
 
     def command(
         name: str, run: Callable[[Place, argparse.Namespace], int], words: str
@@ -319,12 +320,12 @@ def _parser() -> argparse.ArgumentParser:
     released.add_argument(
         "id", nargs="*", help="ids, as `unresolved` lists them; all that are unresolved if left out"
     )
-    released.add_argument("--by", default=_user(), help="who says so (%(default)s)")
+    released.add_argument("--by", help="who says so; you, if left out")
     released.add_argument("--note", help="why")
     released.add_argument("--yes", action="store_true", help="do it")
     for each in (shown, estimated, opened):
         each.add_argument("--format", choices=FORMATS, default="table", help="%(default)s")
-    return parser
+    return made
 
 
 def _user() -> str:
