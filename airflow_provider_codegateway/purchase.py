@@ -320,6 +320,9 @@ class Purchase:
             return claim.found
         try:
             await to_the_end("journal", self._reserve, number)
+        except CodeGatewayError:
+            await to_the_end("ledger", _note, self.ledger.release, number)
+            raise
         except BaseException as error:
             await self._give_back(number, type(error).__name__)
             raise

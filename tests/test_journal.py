@@ -159,7 +159,7 @@ class TestBudgets:
             reserve(ours)
         words = caught.value.args[0].splitlines()
         assert len(words) == 2
-        assert "1 renders per run" in words[0]
+        assert "1 render per run" in words[0]
         assert "does not open again by itself" in words[0]
         assert "0.60 USD per month has no room for 0.60 USD" in words[1]
         with pytest.raises(BudgetExceeded, match="per month"):

@@ -172,7 +172,7 @@ class TestPurchase:
         """The claim is taken back, so that the next run with room buys at once."""
         spend({"per": "day", "renders": 1})
         execute(bucket, "a.mp4", model=VEO, prompt="p")
-        with pytest.raises(BudgetExceeded, match="1 renders per day has no room"):
+        with pytest.raises(BudgetExceeded, match="1 render per day has no room"):
             execute(bucket, "b.mp4", model=VEO, prompt="p", deferrable=deferrable)
         assert gateway.billed == 1
         keys = [
@@ -359,7 +359,7 @@ class TestDryRun:
         """Its price, its budgets as they are now, and its target."""
         spend({"per": "day", "renders": 1})
         execute(bucket, "a.mp4", model=VEO, prompt="p")
-        with pytest.raises(BudgetExceeded, match="1 renders per day"):
+        with pytest.raises(BudgetExceeded, match="1 render per day"):
             execute(bucket, "b.mp4", model=VEO, prompt="p", dry_run=True)
         with pytest.raises(BudgetExceeded, match="max_cost"):
             execute(bucket, "b.mp4", model=VEO, prompt="p", max_cost="0.01", dry_run=True)

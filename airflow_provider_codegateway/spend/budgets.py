@@ -71,54 +71,58 @@ class Used:
     unresolved: Tally
 
 
-def require_room(
-    budgets: Sequence[tuple[Budget, Used]], cost: Cost | None, *, now: datetime, where: str
-) -> None:
-    """Refuse a render that does not fit into every budget.
+def has_room(budget: Budget, total: Tally, cost: Cost | None) -> bool:
+    """Whether one more render fits.
 
-    :param cost: of the render, at its worst; None if it has no price.
-    :param where: the journal, for the message.
-    :raises BudgetExceeded: naming each budget that is in the way.
+    :param total: everything that counts in the budget's period.
+    :param cost: of the render; None if it has no price, which fits into no budget of money.
     """
-    refusals = [words for budget, used in budgets if (words := _refusal(budget, used, cost, now))]
-    if not refusals:
-        return
-    if any(used.unresolved.renders for _, used in budgets):
-        refusals.append(
+    if budget.renders is not None:
+        return total.renders + 1 <= budget.renders
+    assert budget.amount is not None
+    if cost is None or cost.at_most is None:
+        return False
+    return total.amount(cost.currency) + cost.at_most <= budget.amount
+
+
+def refusal(
+    full: Sequence[tuple[Budget, Used]], cost: Cost | None, *, now: datetime, where: str
+) -> BudgetExceeded:
+    """The error that names each budget in the way.
+
+    :param where: the journal, for the message.
+    """
+    lines = [_refusal(budget, used, cost, now) for budget, used in full]
+    if any(used.unresolved.renders for _, used in full):
+        lines.append(
             "To see what is unresolved, and to give back what was not bought: "
             f"python -m airflow_provider_codegateway.spend --journal {where} unresolved"
         )
-    raise BudgetExceeded("\n".join(refusals))
+    return BudgetExceeded("\n".join(lines))
 
 
-def _refusal(budget: Budget, used: Used, cost: Cost | None, now: datetime) -> str | None:
+def _refusal(budget: Budget, used: Used, cost: Cost | None, now: datetime) -> str:
     if budget.renders is not None:
-        if used.total.renders + 1 <= budget.renders:
-            return None
-        parts = [each.renders for each in (used.total, used.in_flight, used.unresolved)]
-        spent = parts[0] - parts[1] - parts[2]
-        name = f"{budget.renders} renders per {budget.per}"
-        state = f"{spent} bought, {parts[1]} under way, {parts[2]} unresolved"
-        problem = "has no room for another render"
-    else:
-        assert budget.amount is not None
-        if cost is None or cost.at_most is None:
-            return (
-                f"The budget of {show_amount(budget.amount)} per {budget.per} refuses a render without a price: the "
-                "price list has none for this request. Add a price for it, or set the parameters that its price "
-                "depends on."
-            )
-        amounts = [each.amount(cost.currency) for each in (used.total, used.in_flight, used.unresolved)]
-        if amounts[0] + cost.at_most <= budget.amount:
-            return None
-        unit = cost.currency
-        name = f"{show_amount(budget.amount)} {unit} per {budget.per}"
-        state = (
-            f"{show_amount(amounts[0] - amounts[1] - amounts[2])} {unit} bought, {show_amount(amounts[1])} under way, "
-            f"{show_amount(amounts[2])} unresolved"
+        bought = used.total.renders - used.in_flight.renders - used.unresolved.renders
+        bound = "1 render" if budget.renders == 1 else f"{budget.renders} renders"
+        return (
+            f"The budget of {bound} per {budget.per} has no room for another render: {used.name} has {bought} bought, "
+            f"{used.in_flight.renders} under way, {used.unresolved.renders} unresolved. {_opens(budget, now)}"
         )
-        problem = f"has no room for {show_amount(cost.at_most)} {unit}"
-    return f"The budget of {name} {problem}: {used.name} has {state}. {_opens(budget, now)}"
+    if cost is None or cost.at_most is None:
+        return (
+            f"The budget of {show_amount(budget.amount)} per {budget.per} refuses a render without a price: the price "
+            "list has none for this request. Add a price for it, or set the parameters that its price depends on."
+        )
+    unit = cost.currency
+    total, in_flight, unresolved = (
+        each.amount(unit) for each in (used.total, used.in_flight, used.unresolved)
+    )
+    return (
+        f"The budget of {show_amount(budget.amount)} {unit} per {budget.per} has no room for "
+        f"{show_amount(cost.at_most)} {unit}: {used.name} has {show_amount(total - in_flight - unresolved)} {unit} "
+        f"bought, {show_amount(in_flight)} under way, {show_amount(unresolved)} unresolved. {_opens(budget, now)}"
+    )
 
 
 def _opens(budget: Budget, now: datetime) -> str:

@@ -215,15 +215,18 @@ class State:
         in_use = {row.run for row in (*self.open.values(), *self.given_back.values())}
         self.runs = {run: value for run, value in self.runs.items() if value[1] >= before or run in in_use}
 
-    def used(self, budget: Budget, row: Row, *, now: datetime) -> Used:
+    def tally(self, budget: Budget, row: Row) -> Tally:
         """What counts against a budget in the period that a new row belongs to."""
         match budget.per:
             case "day":
-                total, name = self.days.get(row.day, Tally()), row.day
+                return self.days.get(row.day, Tally())
             case "month":
-                total, name = self.months.get(row.day[:7], Tally()), row.day[:7]
-            case _:
-                total, name = self.runs.get(row.run, (Tally(), ""))[0], f"the run {row.run_id}"
+                return self.months.get(row.day[:7], Tally())
+        return self.runs.get(row.run, (Tally(), ""))[0]
+
+    def used(self, budget: Budget, row: Row, *, now: datetime) -> Used:
+        """The same in detail, which takes a look at every open row."""
+        name = {"day": row.day, "month": row.day[:7], "run": f"the run {row.run_id}"}[budget.per]
         in_flight = unresolved = Tally()
         for each in self.open.values():
             if _same_period(budget, each, row):
@@ -231,7 +234,7 @@ class State:
                     unresolved = unresolved.plus(1, each.charge, each.currency)
                 else:
                     in_flight = in_flight.plus(1, each.charge, each.currency)
-        return Used(name=name, total=total, in_flight=in_flight, unresolved=unresolved)
+        return Used(name=name, total=self.tally(budget, row), in_flight=in_flight, unresolved=unresolved)
 
     # A checkpoint is this state as JSON.
 

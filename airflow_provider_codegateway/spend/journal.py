@@ -37,7 +37,7 @@ from airflow_provider_codegateway.exceptions import (
 )
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
-from airflow_provider_codegateway.spend.budgets import Budget, require_room
+from airflow_provider_codegateway.spend.budgets import Budget, has_room, refusal
 from airflow_provider_codegateway.spend.fold import (
     Kind,
     Row,
@@ -90,8 +90,12 @@ class Reserve:
             return None
         at = timestamp(now)
         row = replace(self.render, kind="reserved", written=at, day=at[:10], due=due_at(now, self.seconds))
-        used = [(budget, state.used(budget, row, now=now)) for budget in self.budgets]
-        require_room(used, self.cost, now=now, where=where)
+        full = [
+            budget for budget in self.budgets if not has_room(budget, state.tally(budget, row), self.cost)
+        ]
+        if full:
+            used = [(budget, state.used(budget, row, now=now)) for budget in full]
+            raise refusal(used, self.cost, now=now, where=where)
         return row
 
 
@@ -199,14 +203,18 @@ class Journal:
         except CodeGatewayError as error:
             for ticket in tickets:
                 ticket.fail(error)
-            # It may have been written, for all we know: what nobody waits for any more is put right later.
-            self._owed += [owed for ticket in tickets if (owed := _put_right(ticket.change))]
+            self._put_right_later(tickets)
         except BaseException as error:
             for ticket in tickets:
                 ticket.fail(
                     StorageUnavailable(f"Writing the journal was interrupted ({type(error).__name__}).")
                 )
+            self._put_right_later(tickets)
             raise
+
+    def _put_right_later(self, tickets: list[_Ticket]) -> None:
+        """The rows may have been written, for all we know: nobody will use what they reserved."""
+        self._owed += [owed for ticket in tickets if (owed := _put_right(ticket.change))]
 
     def _write(self, tickets: list[_Ticket]) -> None:
         is_latest = self._state is None
@@ -464,8 +472,8 @@ def _plan(
     for change, ticket in (*((each, None) for each in owed), *((each.change, each) for each in tickets)):
         try:
             row = change.row(ahead, now, where)
-        except BudgetExceeded as refusal:
-            plan.refused[id(ticket)] = refusal
+        except BudgetExceeded as refused:
+            plan.refused[id(ticket)] = refused
             row = None
         if row is None:
             plan.is_negative = True
