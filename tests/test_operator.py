@@ -260,7 +260,7 @@ def test_what_can_be_refused_for_free_is_refused_before_any_call(
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The gateway hears of none of these, the ledger keeps nothing, and the message says what would do."""
+    """The gateway hears of none of these, the ledger keeps nothing, and the message says what to do."""
     s3.put_object(Bucket=bucket, Key="no-image.txt", Body=b"words")
     down = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"total_max_attempts": 1}}}
     for name, connection in {
