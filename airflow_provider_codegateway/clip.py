@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
@@ -66,9 +66,26 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
     return location
 
 
+def run_identity(dag_id: str, run_id: str) -> str:
+    """Who asks for a clip: a DAG run, in characters that S3 metadata takes.
+
+    Not the task's map index: a mapped list may have another order when it is cleared (apache/airflow#72725).
+    """
+    return hashlib.sha256(repr((dag_id, run_id)).encode()).hexdigest()[:32]
+
+
+NO_RUN = run_identity("", "")
+"""Who asks where there is no DAG run: always the same, so that a call finds what an earlier one has bought."""
+
+
 def task_identity(dag_id: str, task_id: str, run_id: str, map_index: int | None) -> str:
-    """Who asks for a clip: the same for every try of one task instance, in characters that S3 metadata takes."""
+    """Who asked for a clip in the first versions, which wrote it to objects and ledgers that are still read."""
     return hashlib.sha256(repr((dag_id, task_id, run_id, map_index)).encode()).hexdigest()[:32]
+
+
+def identities(dag_id: str, task_id: str, run_id: str, map_index: int | None) -> tuple[str, str]:
+    """The names under which a task instance may have stored a clip: today's, and that of the first versions."""
+    return run_identity(dag_id, run_id), task_identity(dag_id, task_id, run_id, map_index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +95,9 @@ class ClipSpec:
     :param model: of the request.
     :param fingerprint: of the request, its media resolved; see ``VideoRequest.fingerprint``.
     :param target: where the clip goes.
-    :param requester: who asks for it; see ``task_identity``.
+    :param requester: who asks for it; see ``run_identity``.
+    :param former_requester: the same as the first versions named it; see ``task_identity``. A trigger need not
+        know it: what was stored or bought under that name, the task has found before it defers.
     :param if_exists: what to do if the target is taken.
     :param max_renders: how many renders may be begun at most.
     :param ledger_prefix: a prefix in the clip's bucket, or a whole ``s3://bucket/prefix``.
@@ -91,6 +110,7 @@ class ClipSpec:
     fingerprint: str
     target: S3Location
     requester: str
+    former_requester: str | None = None
     if_exists: IfExists = "reuse"
     max_renders: int = 2
     ledger_prefix: str = DEFAULT_LEDGER_PREFIX
@@ -102,6 +122,10 @@ class ClipSpec:
                 f"s3_extra_args has {', '.join(secret)}, but a customer-provided key (SSE-C) is not supported. "
                 "Use a KMS key."
             )
+
+    def is_requested_by(self, requester: str | None) -> bool:
+        """Whether this name, of an object or a ledger's marker, is that of whoever asks for this clip."""
+        return requester is not None and requester in (self.requester, self.former_requester)
 
     def as_arguments(self) -> dict[str, Any]:
         """Plain values, under the names that triggers are stored with."""
@@ -138,7 +162,8 @@ class Clip:
     :param created: Unix seconds at which the gateway produced the clip.
     :param render_seconds: how long the gateway's call took.
     :param renders_bought: how many renders were, or may have been, bought for it.
-    :param reused: whether this run found the clip in place and bought nothing.
+    :param renders_bought_here: how many of them by this DAG run, in whichever of its tries.
+    :param reused: whether the clip was found in place.
     """
 
     bucket: str
@@ -152,10 +177,16 @@ class Clip:
     renders_bought: int
     fingerprint: str
     reused: bool
+    renders_bought_here: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
         return asdict(self)
+
+    @classmethod
+    def is_dict_of(cls, values: Mapping[str, Any]) -> bool:
+        """Whether ``from_dict`` takes these values: all that have no default are there."""
+        return all(each.name in values for each in fields(cls) if each.default is MISSING)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -165,13 +196,16 @@ class Clip:
 
 
 _PREFIX = "codegateway-"
+_BUYERS_KEPT = 20
+"""S3 takes 2 KB of metadata."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
     """What the object of a clip says of itself in its metadata.
 
-    :param requester: who stored it; see ``task_identity``.
+    :param requester: who stored it; see ``run_identity``.
+    :param buyers: who asked for each render, the last ones if they were many; those of the first versions are unknown.
     """
 
     fingerprint: str | None
@@ -180,6 +214,7 @@ class Marks:
     created: float | None
     render_seconds: float | None
     renders_bought: int
+    buyers: tuple[str, ...] = ()
 
     def as_metadata(self) -> dict[str, str]:
         """The object's metadata, ASCII."""
@@ -190,6 +225,7 @@ class Marks:
             "created": self.created,
             "render-seconds": None if self.render_seconds is None else round(self.render_seconds, 3),
             "renders-bought": self.renders_bought,
+            "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
         }
         return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -204,6 +240,7 @@ class Marks:
             created=_float(found.get("created")),
             render_seconds=_float(found.get("render-seconds")),
             renders_bought=int(_float(found.get("renders-bought")) or 0),
+            buyers=tuple(filter(None, found.get("buyers", "").split(","))),
         )
 
 

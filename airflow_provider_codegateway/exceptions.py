@@ -35,6 +35,9 @@ class Bought(Enum):
     YES = "One render was bought."
 
 
+_FACTS = ("status", "retry_after")
+
+
 class CodeGatewayError(AirflowException):
     """Base of every error of this provider.
 
@@ -55,9 +58,10 @@ class CodeGatewayError(AirflowException):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the way from the triggerer to the worker; see ``from_dict``."""
-        facts: dict[str, Any] = {
-            name: vars(self)[name] for name in ("status", "retry_after") if name in vars(self)
-        }
+        facts: dict[str, Any] = {name: vars(self)[name] for name in _FACTS if name in vars(self)}
+        ours = [item.__name__ for item in type(self).__mro__ if issubclass(item, CodeGatewayError)]
+        if bases := ours[1:-1]:
+            facts["bases"] = bases
         return {"class": type(self).__name__, "message": self.args[0], "bought": self.bought.name, **facts}
 
 
@@ -167,15 +171,17 @@ class RenderLimitReached(CodeGatewayError, AirflowFailException):
 
 
 def from_dict(error: dict[str, Any]) -> CodeGatewayError:
-    """The error that ``CodeGatewayError.as_dict`` described.
+    """The error that ``CodeGatewayError.as_dict`` described, perhaps in another version.
 
-    :raises KeyError: this version does not know the class.
+    A class that this version does not know becomes the nearest one that it knows.
     """
-    facts = dict(error)
-    error_class = _CLASSES[facts.pop("class")]
-    message, bought = facts.pop("message"), Bought[facts.pop("bought")]
-    made = error_class(message, **facts)
-    made.bought = bought
+    names = (error.get("class"), *error.get("bases", ()))
+    error_class = next((_CLASSES[name] for name in names if name in _CLASSES), CodeGatewayError)
+    made = error_class(str(error.get("message", "The trigger did not say what failed.")))
+    made.bought = Bought.__members__.get(str(error.get("bought")), Bought.PERHAPS)
+    for name in _FACTS:
+        if name in error and name in vars(made):
+            setattr(made, name, error[name])
     return made
 
 

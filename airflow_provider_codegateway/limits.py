@@ -41,8 +41,6 @@ class Limits:
     """Without a sign of life, after which a transfer counts as dead."""
 
     # The transfer.
-    read_size: int = MIB
-    """Bytes read from the clip's host at a time."""
     block_size: int = MIB
     """Bytes sent to S3 at a time."""
     part_size: int = 8 * MIB
@@ -56,6 +54,10 @@ class Limits:
     """Without a byte."""
     transfer_timeout: float = 3600.0
     """One clip's download, all resumes included."""
+    slowest: int = 16 * 1024
+    """Bytes a second that a clip's host must send, over ``speed_window``. 60 MiB take an hour then."""
+    speed_window: float = 20.0
+    """A host that is slower holds a thread for this long, and the next clip has its turn."""
     max_failures: int = 5
     """Connections in a row that may fail without a new byte."""
     max_redirects: int = 5
@@ -86,5 +88,5 @@ if LIMITS.beat_interval >= LIMITS.settle_grace or 3 * LIMITS.beat_interval > LIM
     raise AssertionError(
         "A transfer must show that it lives before others take its clip, and may miss two beats."
     )
-if LIMITS.part_size % LIMITS.block_size or LIMITS.read_size > LIMITS.block_size:
-    raise AssertionError("A part is whole blocks, and a read fits into one.")
+if LIMITS.part_size % LIMITS.block_size:
+    raise AssertionError("A part is whole blocks.")

@@ -10,9 +10,8 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -63,18 +62,10 @@ class MeteredBuyer:
             _aside(_end, self._model, bought, seconds)
 
 
-@contextmanager
-def counting_refusals(model: Callable[[], object]) -> Iterator[None]:
-    """Count an error that bought nothing.
-
-    :param model: tells the model, once it is known.
-    """
-    try:
-        yield
-    except CodeGatewayError as error:
-        if error.bought is Bought.NO:
-            _count(REFUSED, model=model(), error=type(error).__name__)
-        raise
+def failed(error: CodeGatewayError, model: object) -> None:
+    """Count an error that bought nothing; what others bought is counted when it is bought."""
+    if error.bought is Bought.NO:
+        _count(REFUSED, model=model, error=type(error).__name__)
 
 
 def clip_delivered(model: str, *, size: int, reused: bool) -> None:

@@ -1,42 +1,439 @@
-"""What every HTTP client of this package shares: proxies, certificates, keep-alive."""
+"""What every HTTP client of this package shares: proxies, certificates, keep-alive; and the client for GETs.
+
+The POST is asynchronous, and httpx's transport does all that it needs. The clip and the input images are read in
+threads, by ``Client``: with a deadline that also holds against a host that sends a byte now and then, which httpx
+alone does not have, and to addresses that were checked.
+"""
 
 from __future__ import annotations
 
 import functools
+import ipaddress
+import logging
+import re
 import socket
 import ssl
+import threading
+import time
 import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
 
+import httpcore
 import httpx
 
+from airflow_provider_codegateway import __version__
 from airflow_provider_codegateway.exceptions import InvalidConnection
+from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.redaction import redact_url
 
-
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """One for the process: it takes most of a megabyte, and a while to make."""
-    try:
-        return httpx.create_ssl_context()
-    except OSError as error:
-        raise InvalidConnection(
-            f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({error}): mend the "
-            "variable on this machine, or unset it."
-        ) from None
-
-
-def environment_proxy(base_url: str) -> str | None:
-    """httpx reads the proxy variables only for a transport that it makes itself."""
-    parsed = httpx.URL(base_url)
-    if urllib.request.proxy_bypass(parsed.host):
-        return None
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parsed.scheme) or proxies.get("all")
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
-
+USER_AGENT = f"airflow-provider-codegateway/{__version__}"
 
 # Nothing passes over the connection for two minutes; a NAT forgets it sooner than that.
-KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+_KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
     (socket.IPPROTO_TCP, getattr(socket, name), value)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
     if hasattr(socket, name)  # macOS names the first one otherwise
 ]
+
+
+# Certificates.
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """One for the process: it takes most of a megabyte, and a while to make.
+
+    :raises InvalidConnection: SSL_CERT_FILE or SSL_CERT_DIR cannot be read.
+    """
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise InvalidConnection(
+            f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({error}). Correct the "
+            "variable on this machine, or unset it."
+        ) from None
+
+
+# Proxies.
+
+
+def proxy_for(url: httpx.URL) -> str | None:
+    """The proxy that the environment names for a URL: one rule for the POST, the clip and input images.
+
+    HTTPS_PROXY, HTTP_PROXY, then ALL_PROXY; NO_PROXY as curl reads it: hosts with their subdomains, addresses,
+    networks, each with or without a port, or ``*``.
+    """
+    proxies = urllib.request.getproxies()
+    if _is_exempt(url, proxies.get("no", "")):
+        return None
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
+def require_usable_proxy(url: httpx.URL) -> None:
+    """Refuse a proxy through which no request could go.
+
+    :raises InvalidConnection: it is malformed, or needs a package that is not installed.
+    """
+    if (proxy := proxy_for(url)) is None:
+        return
+    try:
+        _pool(proxy, None, httpcore.SyncBackend())
+        post_transport(url)
+    except (ImportError, RuntimeError, ValueError, httpx.InvalidURL) as error:
+        is_socks = proxy.lower().startswith("socks") and not isinstance(error, ValueError)
+        why = "a SOCKS proxy needs httpx[socks]" if is_socks else "not a URL of a proxy"
+        raise InvalidConnection(
+            f"The proxy of the environment, {redact_url(proxy)}, cannot be used ({why}). Give HTTPS_PROXY, HTTP_PROXY "
+            f"or ALL_PROXY an http://, https:// or socks5:// URL, or name {url.host} in NO_PROXY."
+        ) from None
+
+
+def post_transport(url: httpx.URL) -> httpx.AsyncHTTPTransport:
+    """What carries one POST, and is not used again.
+
+    A pooled connection may be closed by the other side at any time, and a POST on it would then fail with an unknown
+    outcome. And a pool looks through all of its connections at each call: with a thousand renders in flight, that
+    holds up the event loop.
+    """
+    proxy = proxy_for(url)
+    return httpx.AsyncHTTPTransport(
+        verify=tls_context(),
+        proxy=None if proxy is None else httpx.Proxy(proxy, ssl_context=_certificates_of(proxy)),
+        limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
+        socket_options=_KEEP_ALIVE,
+    )
+
+
+def _certificates_of(proxy: str) -> ssl.SSLContext | None:
+    return tls_context() if proxy.lower().startswith("https:") else None
+
+
+def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:
+    host = url.host.lower().rstrip(".")
+    port = url.port or {"https": 443, "http": 80}.get(url.scheme)
+    for entry in re.split(r"[\s,]+", no_proxy.lower()):
+        if entry == "*":
+            return True
+        match = re.fullmatch(
+            r"(\[[0-9a-f:.%]+\]|[^:]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:./]*)(?::([0-9]+))?", entry
+        )
+        if match is None or (match[2] and int(match[2]) != port):
+            continue
+        name = match[1].strip("[]").lstrip("*").lstrip(".").rstrip(".")
+        if name and (host == name or host.endswith(f".{name}") or _is_within(host, name)):
+            return True
+    return False
+
+
+def _is_within(host: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
+
+
+# The client for GETs.
+
+
+class Stopped(Exception):
+    """Another thread stopped the client."""
+
+
+class RedirectRefused(Exception):
+    """A redirect that is not followed. The message says why, without the query of any URL."""
+
+
+NETWORK_ERRORS: tuple[type[Exception], ...] = (
+    httpcore.NetworkError,
+    httpcore.TimeoutException,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.UnsupportedProtocol,
+    OSError,
+    UnicodeError,  # a host name that cannot be one
+)
+"""What a GET fails of when the network, or the host, is at fault."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer whose body is read as it comes.
+
+    :param length: of the body in bytes, as announced; None if it is not.
+    :param chunks: the body, as it came over the wire. One that ends early raises one of ``NETWORK_ERRORS``.
+    """
+
+    # Not shown: error trackers report the local variables of whatever fails, and a link is a secret.
+    url: httpx.URL = field(repr=False)
+    status: int
+    headers: httpx.Headers = field(repr=False)
+    length: int | None
+    chunks: Iterator[bytes]
+
+
+Addresses = Callable[[str, int], list[str]]
+
+
+class Client:
+    """GETs, one after the other, until a deadline. Another thread may stop it.
+
+    :param seconds: from now until the deadline.
+    :param addresses: host and port → the addresses that may be connected to; by default any that DNS knows.
+        A host is looked up once: what was checked is what is connected to. A proxy looks up by itself.
+    :param ssl_context: verifies the host's certificate.
+    """
+
+    def __init__(
+        self,
+        *,
+        seconds: float,
+        limits: Limits = LIMITS,
+        addresses: Addresses | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self.deadline = time.monotonic() + seconds
+        self._limits = limits
+        self._addresses = addresses
+        self._ssl_context = ssl_context
+        self._stopped = threading.Event()
+        self._sockets: set[socket.socket] = set()
+
+    def stop(self) -> None:
+        """End the request in flight, and allow no other. From any thread."""
+        self._stopped.set()
+        for each in list(self._sockets):
+            with suppress(OSError):  # it is closed already
+                # Of the socket below TLS: its own shutdown would take the TLS state from the thread that reads.
+                socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless the client is stopped meanwhile.
+
+        :raises Stopped: it is.
+        """
+        if self._stopped.wait(seconds):
+            raise Stopped
+
+    @contextmanager
+    def get(
+        self,
+        url: httpx.URL,
+        headers: Mapping[str, str],
+        *,
+        check_redirect: Callable[[httpx.URL, httpx.URL], None],
+    ) -> Iterator[Response]:
+        """One GET, redirects followed as browsers do.
+
+        :param check_redirect: from which URL, to which; raises what it does not allow.
+        :raises RedirectRefused: there are too many, or one leads nowhere.
+        :raises Stopped: ``stop`` was called.
+        :raises NETWORK_ERRORS: the network or the host failed.
+        """
+        for _ in range(self._limits.max_redirects + 1):
+            with self._request(url, headers) as response:
+                if response.status not in (301, 302, 303, 307, 308):
+                    yield response
+                    return
+                following = _redirect_of(response)
+                check_redirect(url, following)
+                url = following
+        raise RedirectRefused(f"{redact_url(url)} redirects more than {self._limits.max_redirects} times")
+
+    @contextmanager
+    def _request(self, url: httpx.URL, headers: Mapping[str, str]) -> Iterator[Response]:
+        proxy = proxy_for(url)
+        if proxy and self._addresses:
+            # The proxy looks the host up by itself. Where DNS knows it here as well, it is checked here as well.
+            with suppress(OSError):
+                self._addresses(url.host, url.port or 443)
+        backend = _Backend(self, None if proxy else self._addresses)
+        context = self._ssl_context or (tls_context() if url.scheme == "https" or proxy else None)
+        sent: dict[bytes | str, bytes | str] = {
+            "Host": url.netloc.decode("ascii"),
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "User-Agent": USER_AGENT,
+        }
+        sent.update(headers)
+        with (
+            self._translated(),
+            _quiet(),
+            _pool(proxy, context, backend) as pool,
+            pool.stream(
+                "GET",
+                httpcore.URL(
+                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path or b"/"
+                ),
+                headers=sent,
+                extensions={"timeout": self._timeouts()},
+            ) as answer,
+        ):
+            answer_headers = httpx.Headers(answer.headers)
+            length = answer_headers.get("content-length", "")
+            yield Response(
+                url=url,
+                status=answer.status,
+                headers=answer_headers,
+                length=int(length) if re.fullmatch(r"[0-9]{1,15}", length) else None,
+                chunks=answer.iter_stream(),
+            )
+
+    def _timeouts(self) -> dict[str, float]:
+        connect, read = self._limits.connect_timeout, self._limits.read_timeout
+        return {"connect": connect, "read": read, "write": read, "pool": connect}
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """A connection that broke because it was stopped, was stopped."""
+        self.require_live()
+        try:
+            yield
+        except NETWORK_ERRORS:
+            self.require_live()
+            raise
+
+    def require_live(self) -> None:
+        """:raises Stopped: ``stop`` was called."""
+        if self._stopped.is_set():
+            raise Stopped
+
+    # What the network backend asks.
+
+    def left(self, timeout: float | None) -> float:
+        """Seconds that one wait may take: ``timeout``, or less."""
+        self.require_live()
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout("it took too long")
+        return left if timeout is None else min(timeout, left)
+
+    def opened(self, sock: socket.socket) -> None:
+        """A connection was opened."""
+        self._sockets.add(sock)
+        self.require_live()
+
+    def closed(self, sock: socket.socket) -> None:
+        """A connection was closed."""
+        self._sockets.discard(sock)
+
+
+def _redirect_of(response: Response) -> httpx.URL:
+    location = response.headers.get("location")
+    if not location:
+        raise RedirectRefused(f"{redact_url(response.url)} answered {response.status} without a Location")
+    try:
+        # As browsers: what is percent-encoded stays so, and raw UTF-8 is encoded.
+        return response.url.join(location.strip())
+    except httpx.InvalidURL:
+        del location
+        raise RedirectRefused(f"{redact_url(response.url)} redirects to a malformed URL") from None
+
+
+def _pool(
+    proxy: str | None, context: ssl.SSLContext | None, backend: httpcore.NetworkBackend
+) -> httpcore.ConnectionPool:
+    """A pool for one request: a connection that is used again may be closed by the other side at any time."""
+    options: dict[str, Any] = {
+        "ssl_context": context,
+        "network_backend": backend,
+        "max_keepalive_connections": 0,
+    }
+    if proxy is None:
+        return httpcore.ConnectionPool(**options)
+    parsed = httpx.Proxy(proxy)
+    if not parsed.url.host:
+        raise ValueError("a proxy without a host")
+    url = httpcore.URL(
+        scheme=parsed.url.raw_scheme, host=parsed.url.raw_host, port=parsed.url.port, target=b"/"
+    )
+    if parsed.url.scheme.startswith("socks"):
+        return httpcore.SOCKSProxy(proxy_url=url, proxy_auth=parsed.raw_auth, **options)
+    return httpcore.HTTPProxy(
+        proxy_url=url, proxy_auth=parsed.raw_auth, proxy_ssl_context=_certificates_of(proxy), **options
+    )
+
+
+class _Backend(httpcore.NetworkBackend):
+    """Connects to checked addresses, with streams that know the client's deadline."""
+
+    def __init__(self, client: Client, addresses: Addresses | None) -> None:
+        self._client = client
+        self._addresses = addresses
+        self._connect = httpcore.SyncBackend().connect_tcp
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        addresses = [host] if self._addresses is None else self._addresses(host, port)
+        for address in addresses[:-1]:
+            try:
+                return self._stream(address, port, timeout)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue  # the next may answer
+        return self._stream(addresses[-1], port, timeout)
+
+    def _stream(self, address: str, port: int, timeout: float | None) -> _Stream:
+        return _Stream(self._client, self._connect(address, port, timeout=self._client.left(timeout)))
+
+
+_READ_SIZE = 256 * 1024
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection of which no wait goes past the client's deadline."""
+
+    def __init__(self, client: Client, stream: httpcore.NetworkStream) -> None:
+        self._client = client
+        self._stream = stream
+        self._socket: socket.socket = stream.get_extra_info("socket")
+        client.opened(self._socket)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        # httpcore asks for 64 KiB at a time. More at once takes less of the processor for a clip.
+        return self._stream.read(max(max_bytes, _READ_SIZE), self._client.left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._client.left(timeout))
+
+    def close(self) -> None:
+        self._client.closed(self._socket)
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        secured = self._stream.start_tls(ssl_context, server_hostname, self._client.left(timeout))
+        self._client.closed(self._socket)
+        return _Stream(self._client, secured)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+_reading = threading.local()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """At level DEBUG, httpcore logs the headers of answers, and a Location may be a presigned link."""
+    _reading.links = True
+    try:
+        yield
+    finally:
+        _reading.links = False
+
+
+for _name in ("connection", "http11", "proxy", "socks"):
+    logging.getLogger(f"httpcore.{_name}").addFilter(lambda record: not getattr(_reading, "links", False))

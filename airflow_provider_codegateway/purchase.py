@@ -19,10 +19,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks
@@ -36,17 +36,27 @@ from airflow_provider_codegateway.exceptions import (
     StorageUnavailable,
 )
 from airflow_provider_codegateway.gateway import Buyer, Receipt
-from airflow_provider_codegateway.ledger import Claim, Gone, Ledger, Take, Wait, next_step
-from airflow_provider_codegateway.ledger.entry import SHOWN
+from airflow_provider_codegateway.ledger import (
+    Claim,
+    Entry,
+    Gone,
+    Ledger,
+    Take,
+    Wait,
+    describe_attempts,
+    next_step,
+)
+from airflow_provider_codegateway.ledger.entry import SHOWN, Attempt
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
 from airflow_provider_codegateway.threads import to_the_end
 from airflow_provider_codegateway.transfer import (
+    StoredClip,
+    Transfer,
     abort_uploads,
     open_uploads,
     prove_upload,
     require_upload_args,
-    transfer_clip,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +94,8 @@ class Purchase:
         self._claim_seconds = claim_seconds
         self._limits = limits
         self._buys = True
-        self._waiting_for = ""
+        self._said = ""
+        self._attempts: tuple[Attempt, ...] = ()  # of the entry as it was read last
 
     async def complete(self, request: VideoRequest) -> Clip:
         """The clip: found, or bought and stored.
@@ -129,8 +140,8 @@ class Purchase:
             return None
         marks = Marks.from_metadata(head["Metadata"])
         is_same_request = marks.fingerprint == self.spec.fingerprint
-        # What another try of this task instance stored is its own work, also with if_exists="replace".
-        is_own = is_same_request and marks.requester == self.spec.requester
+        # What this DAG run stored before is its own work, also with if_exists="replace".
+        is_own = is_same_request and self.spec.is_requested_by(marks.requester)
         if is_own or (is_same_request and self.spec.if_exists == "reuse"):
             return Clip(
                 bucket=target.bucket,
@@ -142,6 +153,7 @@ class Purchase:
                 created=marks.created,
                 render_seconds=marks.render_seconds,
                 renders_bought=marks.renders_bought,
+                renders_bought_here=self._count_own(marks.buyers),
                 fingerprint=self.spec.fingerprint,
                 reused=True,
             )
@@ -202,6 +214,7 @@ class Purchase:
         """
         while True:
             entry = await to_the_end("ledger", self.ledger.read)
+            self._attempts = entry.attempts
             step = next_step(
                 entry,
                 fingerprint=self.spec.fingerprint,
@@ -218,8 +231,9 @@ class Purchase:
                 case _ if not self._buys:
                     return None
                 case Wait():
-                    await self._wait(step)
+                    await self._wait(step, entry.now)
                 case Claim(number):
+                    self._say_what_is_lost(entry)
                     clip = await self._claim_and_buy(number)
             if clip is not None:
                 return clip
@@ -228,11 +242,18 @@ class Purchase:
         """The clip is no longer waited for: begin no render. One that is under way or paid is brought to its end."""
         self._buys = False
 
-    async def _wait(self, step: Wait) -> None:
-        if step.reason != self._waiting_for:
-            self._waiting_for = step.reason
-            log.info("%s Waiting up to %.0f s for it.", step.reason, step.seconds)
+    async def _wait(self, step: Wait, now: datetime) -> None:
+        if step.reason != self._said:
+            self._said = step.reason
+            until = (now + timedelta(seconds=step.seconds)).astimezone(UTC)
+            log.info("%s Waiting up to %.0f s, until %s UTC.", step.reason, step.seconds, f"{until:%H:%M:%S}")
         await asyncio.sleep(min(step.seconds, self._limits.poll_interval))
+
+    def _say_what_is_lost(self, entry: Entry) -> None:
+        words = describe_attempts(entry)
+        if entry.attempts and words != self._said:
+            self._said = words
+            log.warning("%s", words)
 
     async def _fetch(self, number: int) -> Clip | None:
         """The clip of a render that is paid for; None if it was settled meanwhile, or its link has run out."""
@@ -302,6 +323,9 @@ class Purchase:
                 await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0])
             raise
         except BaseException as error:  # cancelled: an orderly end, for which no successor needs to wait
+            log.warning(
+                "Stopped while render %d was under way. It cannot be cancelled, and may be billed.", number
+            )
             outcome = f"the run was stopped while rendering ({type(error).__name__})"
             await to_the_end("ledger", _note, self.ledger.abandon, number, outcome)
             raise
@@ -355,17 +379,24 @@ class Purchase:
 
     async def _deliver(self, number: int, receipt: Receipt, *, may_have_leftovers: bool) -> Clip:
         """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
-        cancelled = threading.Event()
+        marks = self._marks(number, receipt)
+        transfer = Transfer(
+            receipt.url,
+            s3=self._s3,
+            target=self.spec.target,
+            metadata=marks.as_metadata(),
+            upload_args=self.spec.upload_args,
+            expires_at=receipt.expires_at,
+            limits=self._limits,
+        )
         showing_life = asyncio.create_task(self._show_life(number))
         try:
-            clip = await to_the_end(
+            stored = await to_the_end(
                 "transfer",
                 self._store,
-                number,
-                receipt,
-                cancelled,
+                transfer,
                 may_have_leftovers=may_have_leftovers,
-                on_cancel=cancelled.set,
+                on_cancel=transfer.stop,
             )
         except (ClipTransferError, ClipExpired):
             # Another run may have stored the same clip meanwhile, and aborted our upload.
@@ -377,7 +408,7 @@ class Purchase:
             showing_life.cancel()
             await asyncio.wait({showing_life})
         await to_the_end("ledger", self._settle, number, receipt)
-        return clip
+        return self._clip(stored, marks)
 
     async def _show_life(self, number: int) -> None:
         """Tell other runs that this transfer is alive, if it takes longer than most."""
@@ -391,31 +422,29 @@ class Purchase:
         except CodeGatewayError as error:
             log.warning("Other runs may take this transfer for dead: %s", error.args[0])
 
-    def _store(
-        self, number: int, receipt: Receipt, cancelled: threading.Event, *, may_have_leftovers: bool
-    ) -> Clip:
-        target = self.spec.target
-        marks = Marks(
+    def _store(self, transfer: Transfer, *, may_have_leftovers: bool) -> StoredClip:
+        # A transfer of this clip that was killed could not abort its upload.
+        leftovers = open_uploads(self._s3, self.spec.target) if may_have_leftovers else []
+        stored = transfer.run()
+        abort_uploads(self._s3, self.spec.target, leftovers)
+        return stored
+
+    def _marks(self, number: int, receipt: Receipt) -> Marks:
+        asked_for = {attempt.number: attempt.requester for attempt in self._attempts}
+        asked_for.setdefault(number, self.spec.requester)
+        buyers = tuple(asked_for[each] for each in sorted(asked_for) if each <= number)
+        return Marks(
             fingerprint=self.spec.fingerprint,
             requester=self.spec.requester,
             model=self.spec.model,
             created=receipt.created,
             render_seconds=receipt.render_seconds,
             renders_bought=number,
+            buyers=buyers,
         )
-        # A transfer of this clip that was killed could not abort its upload.
-        leftovers = open_uploads(self._s3, target) if may_have_leftovers else []
-        stored = transfer_clip(
-            receipt.url,
-            s3=self._s3,
-            target=target,
-            metadata=marks.as_metadata(),
-            upload_args=self.spec.upload_args,
-            expires_at=receipt.expires_at,
-            cancelled=cancelled,
-            limits=self._limits,
-        )
-        abort_uploads(self._s3, target, leftovers)
+
+    def _clip(self, stored: StoredClip, marks: Marks) -> Clip:
+        target = self.spec.target
         return Clip(
             bucket=target.bucket,
             key=target.key,
@@ -423,12 +452,16 @@ class Purchase:
             model=self.spec.model,
             bytes=stored.bytes,
             sha256=stored.sha256,
-            created=receipt.created,
-            render_seconds=receipt.render_seconds,
-            renders_bought=number,
+            created=marks.created,
+            render_seconds=marks.render_seconds,
+            renders_bought=marks.renders_bought,
+            renders_bought_here=self._count_own(marks.buyers),
             fingerprint=self.spec.fingerprint,
             reused=False,
         )
+
+    def _count_own(self, buyers: Iterable[str]) -> int:
+        return sum(map(self.spec.is_requested_by, buyers))
 
     def _find_quietly(self) -> Clip | None:
         try:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 MEMORY_PROMISE = 32
 """MiB of growth, at any size."""
-OURS = "transfer_clip"
+OURS = "Transfer"
 BUCKET = "codegateway-benchmark"
 KEY = "clip.mp4"
 
@@ -42,11 +42,13 @@ KEY = "clip.mp4"
 # --- the ways: each prepares outside the clock and returns what the clock measures ---
 
 
-def transfer_clip(url: str, hook: S3Hook) -> Callable[[], object]:
-    from airflow_provider_codegateway.transfer import transfer_clip
+def transfer(url: str, hook: S3Hook) -> Callable[[], object]:
+    from airflow_provider_codegateway.clip import S3Location
+    from airflow_provider_codegateway.transfer import Transfer
 
     s3 = hook.get_conn()
-    return lambda: transfer_clip(url, s3=s3, bucket=BUCKET, key=KEY, metadata={"model": "benchmark"})
+    target = S3Location(BUCKET, KEY)
+    return Transfer(url, s3=s3, target=target, metadata={"model": "benchmark"}).run
 
 
 def quickstart(url: str, hook: S3Hook) -> Callable[[], object]:
@@ -117,7 +119,7 @@ def multipart_loop(url: str, hook: S3Hook) -> Callable[[], object]:
 
 
 WAYS: dict[str, Callable[[str, Any], Callable[[], object]]] = {
-    OURS: transfer_clip,
+    OURS: transfer,
     "quickstart: requests + load_bytes": quickstart,
     "HttpToS3Operator": http_to_s3_operator,
     "temporary file + load_file": temporary_file,
@@ -243,7 +245,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--access-key", default=env("CODEGATEWAY_TEST_S3_ACCESS_KEY", "testing"))
     parser.add_argument("--secret-key", default=env("CODEGATEWAY_TEST_S3_SECRET_KEY", "testing"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--mib", type=int, nargs="+", default=[16, 512])
+    parser.add_argument("--mib", type=int, nargs="+", default=[1, 16, 64, 512])
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

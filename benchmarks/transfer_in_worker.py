@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from airflow.providers.common.compat.sdk import Context
-
     from airflow_provider_codegateway.render import Order
 
 

@@ -46,9 +46,10 @@ REQUEST = {"model": "bytedance/seedance-2.0", "prompt": "a paper boat", "duratio
 
 def ours(url: str, s3: S3Client, number: int) -> BaseTrigger:
     """A trigger whose task has opened the ledger entry."""
+    from airflow_provider_codegateway.render import Order, open_entry
+
     from airflow_provider_codegateway.clip import S3Location
     from airflow_provider_codegateway.models import build_request
-    from airflow_provider_codegateway.render import Order, open_entry
     from airflow_provider_codegateway.triggers.video import RenderTrigger
 
     request = build_request(**REQUEST)  # type: ignore[arg-type]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from pathlib import Path
 from typing import Self
 
 FTYP = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2"
@@ -33,6 +36,7 @@ class Answer:
     :param content_range: the Content-Range that is claimed.
     :param etag: the ETag from now on; empty for none.
     :param hold: wait for this before each send.
+    :param trickle: send a byte now and then, from the ``head`` or the ``body`` on.
     """
 
     status: int | None = None
@@ -46,6 +50,7 @@ class Answer:
     content_range: str | None = None
     etag: str | None = None
     hold: threading.Event | None = None
+    trickle: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,27 @@ class ClipServer:
     """Serves one clip at every path. ``answers`` are used up one a request; after them all is well.
 
     :param writes: sizes of the writes to the socket, in turn.
+    :param certificate: with its key; for https.
     """
 
     def __init__(
-        self, clip: bytes, *answers: Answer, etag: str = '"one"', writes: tuple[int, ...] = (65536,)
+        self,
+        clip: bytes,
+        *answers: Answer,
+        etag: str = '"one"',
+        writes: tuple[int, ...] = (65536,),
+        certificate: Path | None = None,
     ):
         self.clip = clip
         self.etag = etag
         self.last_modified: str | None = None
         self.answers = deque(answers)
         self.requests: list[Request] = []
+        self.asked = threading.Event()
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
         self._writes = writes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._port = self._listener.getsockname()[1]
@@ -75,7 +91,8 @@ class ClipServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/clips/one.mp4?X-Signature=topsecret"
+        origin = "https://localhost" if self._tls else "http://127.0.0.1"
+        return f"{origin}:{self._port}/clips/one.mp4?X-Signature=topsecret"
 
     def __enter__(self) -> Self:
         self._threads[0].start()
@@ -93,9 +110,15 @@ class ClipServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            thread = threading.Thread(target=self._secured, args=(connection,), daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def _secured(self, connection: socket.socket) -> None:
+        try:
+            self._serve(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
+        except OSError:
+            connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as lines:
@@ -108,6 +131,7 @@ class ClipServer:
                 headers[name.lower()] = value.strip()
             request = Request(target[1].decode(), headers)
             self.requests.append(request)
+            self.asked.set()
             answer = self.answers.popleft() if self.answers else Answer()
             try:
                 self._answer(connection, request, answer)
@@ -136,12 +160,26 @@ class ClipServer:
             headers["Content-Length"] = str(len(body) if answer.length == "true" else answer.length)
         headers |= answer.headers
         head = f"HTTP/1.1 {status} X\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers.items()) + "\r\n"
+        if answer.trickle:
+            slow = len(head) if answer.trickle == "body" else 0
+            connection.sendall(head[:slow].encode())
+            self._trickle(connection, head[slow:].encode() + body)
+            return
         connection.sendall(head.encode())
         self._send_body(connection, body[: answer.cut], answer)
         if answer.reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif answer.chunked and answer.cut is None:
             connection.sendall(b"0\r\n\r\n")
+
+    def _trickle(self, connection: socket.socket, data: bytes) -> None:
+        """Until the client hangs up."""
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            connection.settimeout(0.02)
+            with suppress(TimeoutError):
+                if not connection.recv(1):
+                    return
 
     def _send_body(self, connection: socket.socket, body: bytes, answer: Answer) -> None:
         at, turn = 0, 0

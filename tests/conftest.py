@@ -87,9 +87,10 @@ def gateway(shared_gateway: Emulator) -> Emulator:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for media.example, with its key."""
+    """A self-signed certificate for media.example and localhost, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "media.example")])
+    names = [x509.DNSName("media.example"), x509.DNSName("localhost")]
     now = dt.datetime.now(dt.UTC)
     made = (
         x509.CertificateBuilder()
@@ -99,7 +100,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("media.example")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

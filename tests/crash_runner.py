@@ -27,13 +27,13 @@ import botocore.auth
 import botocore.compat
 from botocore.config import Config
 
-from airflow_provider_codegateway import purchase as purchases
 from airflow_provider_codegateway.clip import Clip, ClipSpec, IfExists, S3Location
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings
 from airflow_provider_codegateway.ledger import Ledger
 from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.models import VideoRequest, build_request
 from airflow_provider_codegateway.purchase import Purchase
+from airflow_provider_codegateway.transfer import Transfer
 from airflow_provider_codegateway.transfer.upload import Upload
 
 if TYPE_CHECKING:
@@ -364,7 +364,7 @@ POINTS: dict[str, Callable[[Job, S3Client], None]] = {
     "before PutObject": lambda job, s3: _on_s3(s3, "before-call.s3.PutObject", key=job.key),
     "before completing": lambda job, s3: _on_s3(s3, "before-call.s3.CompleteMultipartUpload", key=job.key),
     "after completing": lambda job, s3: _on_s3(s3, "after-call.s3.CompleteMultipartUpload", key=job.key),
-    "after upload": lambda job, s3: _after(purchases, "transfer_clip"),
+    "after upload": lambda job, s3: _after(Transfer, "run"),
     "before settling": lambda job, s3: _before(Ledger, "settle"),
     "after settling": lambda job, s3: _after(Ledger, "settle"),
     "before XCom": lambda job, s3: None,

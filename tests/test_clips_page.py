@@ -301,7 +301,7 @@ def test_link_and_policy_name_the_buckets_own_region(
     monkeypatch.setenv("AIRFLOW_CONN_ANYWHERE", json.dumps(connection))
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     task = TaskRef("d", "r", "t")
-    metadata = {"codegateway-fingerprint": "f" * 64, "codegateway-run": storage.run_of(task)}
+    metadata = {"codegateway-fingerprint": "f" * 64, "codegateway-run": storage.runs_of(task)[0]}
     storage._make_client.cache_clear()
     name = f"acme{separator}{secrets.token_hex(6)}"
     s3 = boto3.client("s3", region_name="eu-south-1")

@@ -18,11 +18,11 @@ import httpx
 import pytest
 from airflow_run import AIRFLOW
 
-from airflow_provider_codegateway import gateway as gateways
 from airflow_provider_codegateway.emulator import Emulator, Fault
 from airflow_provider_codegateway.exceptions import InvalidConnection
 from airflow_provider_codegateway.gateway import Gateway, GatewaySettings
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+from airflow_provider_codegateway.net import tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ ANSWERS: list[tuple[Fault, list[str]]] = [
     (Fault.status(200, body={"status": "ok"}), ["So another server answered", NOTHING_BOUGHT]),
     (
         Fault.status(200, body={"data": [{"url": "https://x.example/a.mp4?signed"}]}),
-        ["rendered a request without a prompt", "A render was bought."],
+        ["rendered a request without a prompt", "One render was bought."],
     ),
     (Fault.reset_before(), ["gave no whole answer", SURELY]),
 ]
@@ -278,11 +278,11 @@ def test_certificates_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch:
     certificates = tmp_path / "certificates.pem"
     certificates.write_text("of no format at all")  # one that is missing is as if unset, before httpx 0.28
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates))
-    gateways._tls_context.cache_clear()
+    tls_context.cache_clear()
     try:
         passed, said = answer_of_test(monkeypatch, "https://api.codegateway.invalid")
     finally:
-        gateways._tls_context.cache_clear()
+        tls_context.cache_clear()
     assert not passed
     assert "SSL_CERT_FILE" in said
 
@@ -417,7 +417,7 @@ def test_a_connection_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch
     """With what to make."""
     passed, said = CodeGatewayVideoHook("nowhere").test_connection()
     assert not passed
-    assert "There is no connection 'nowhere': make one of type 'codegateway'" in said
+    assert "The connection 'nowhere' does not exist. Create it with type 'codegateway'" in said
 
 
 def test_the_test_speaks_of_this_connection(monkeypatch: pytest.MonkeyPatch) -> None:

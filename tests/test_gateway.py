@@ -9,13 +9,14 @@ import logging
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from airflow_provider_codegateway import gateway as gateways
 from airflow_provider_codegateway.emulator import Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
     Bought,
@@ -26,16 +27,19 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
 )
 from airflow_provider_codegateway.gateway import (
-    NEVER_SENT,
     BlockingCall,
     Gateway,
     GatewaySettings,
     Receipt,
     checked_settings,
+)
+from airflow_provider_codegateway.gateway.outcomes import (
+    NEVER_SENT,
     classify_answer,
     classify_error,
     retry_delay,
 )
+from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.models import build_request
 
 REQUEST = build_request("google/veo-3.1-fast", prompt="a lighthouse")
@@ -51,8 +55,8 @@ def settings_for(gateway: Emulator, **changes: Any) -> GatewaySettings:
     return replace(GatewaySettings(base_url=gateway.url, api_key=gateway.api_key, retries=0), **changes)
 
 
-def generate(settings: GatewaySettings) -> Receipt:
-    return BlockingCall().run(Gateway(settings).generate(REQUEST.content))
+def generate(settings: GatewaySettings, limits: Limits = LIMITS) -> Receipt:
+    return BlockingCall().run(Gateway(settings, limits=limits).generate(REQUEST.content))
 
 
 # The table.
@@ -189,7 +193,7 @@ def test_200_without_a_usable_url_was_bought_and_says_so(shape: Any, gateway: Em
     with pytest.raises(RenderOutcomeUnknown) as outcome:
         generate(settings_for(gateway))
     assert outcome.value.bought is Bought.YES
-    assert "A render was bought." in str(outcome.value)
+    assert "One render was bought." in str(outcome.value)
 
 
 @pytest.mark.parametrize(
@@ -288,31 +292,35 @@ def test_a_redirect_is_not_followed(gateway: Emulator) -> None:
     assert len(gateway.ledger) == 1
 
 
-def test_connections_are_kept_alive_and_never_reused(gateway: Emulator) -> None:
-    """NATs drop silent connections; pooled ones die under a POST, with an unknown outcome."""
-    pool = Gateway(settings_for(gateway))._client()._transport._pool  # type: ignore[attr-defined]
-    assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in pool._socket_options
-    assert (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30) in pool._socket_options
-    assert pool._max_keepalive_connections == 0
+TCP = Path("/proc/self/net/tcp")
+
+
+@pytest.mark.skipif(not TCP.exists(), reason="only Linux tells of its sockets' timers in /proc")
+def test_a_silent_connection_is_kept_alive(gateway: Emulator) -> None:
+    """A NAT forgets a connection over which nothing passes for two minutes."""
+    port = f"{httpx.URL(gateway.url).port:04X}"
+    with ThreadPoolExecutor(1) as thread, gateway.holding():
+        running = thread.submit(generate, settings_for(gateway))
+        gateway.wait_for(rendering=1)
+        rows = [line.split() for line in TCP.read_text().splitlines()[1:]]
+        timers = {row[5].partition(":")[0] for row in rows if row[2].endswith(f":{port}") and row[3] == "01"}
+    assert timers == {"02"}
+    assert running.result().url
 
 
 # Retries of what bought nothing.
 
 
-def test_what_bought_nothing_is_tried_again_within_the_call(
-    gateway: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_bought_nothing_is_tried_again_within_the_call(gateway: Emulator) -> None:
     """Two busy answers and a render: one bill."""
-    monkeypatch.setattr(gateways, "retry_delay", lambda attempt, *_: 0.0 if attempt <= 3 else None)
     gateway.fail_next(Fault.status(429))
     gateway.fail_next(Fault.status(503))
-    assert generate(settings_for(gateway, retries=3)).url
+    assert generate(settings_for(gateway, retries=3), Limits(longest_backoff=0.0)).url
     assert (gateway.refused, gateway.billed) == (2, 1)
 
 
-def test_retries_are_bounded(gateway: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_are_bounded(gateway: Emulator) -> None:
     """After the last one the error goes to Airflow, with what the gateway asked for."""
-    monkeypatch.setattr("random.uniform", lambda *_: 0.0)
     gateway.fail_next(Fault.status(429, retry_after=0), times=9)
     with pytest.raises(GatewayUnavailable) as outcome:
         generate(settings_for(gateway, retries=2))
@@ -364,14 +372,11 @@ def test_retry_after_as_a_date() -> None:
 # While it renders.
 
 
-def test_the_log_says_that_it_renders(
-    gateway: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_says_that_it_renders(gateway: Emulator, caplog: pytest.LogCaptureFixture) -> None:
     """Two silent minutes look like a hang: one line an interval, with the elapsed time."""
-    monkeypatch.setattr(gateways, "PROGRESS_INTERVAL", 0.05)
     gateway.render_seconds = 0.3
     with caplog.at_level(logging.INFO):
-        generate(settings_for(gateway))
+        generate(settings_for(gateway), Limits(progress_interval=0.05))
     assert sum("Rendering for" in record.message for record in caplog.records) >= 2
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from media_samples import mp4_base64, png_base64
 
@@ -90,26 +90,26 @@ LEGAL: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
-# Each with words that its message must hold: the field, the value, or what would do.
+# Each with words that its message must hold: the field, the value, or what to use.
 ILLEGAL: dict[str, list[tuple[dict[str, Any], str]]] = {
     VEO: [
         ({}, "prompt is required for google/veo-3.1-fast"),
         ({"prompt": ""}, "prompt is required"),
-        ({"prompt": " \n"}, "prompt is required"),
+        ({"prompt": " \n"}, "prompt=' \\n' describes no video"),
         ({"prompt": "x" * 2001}, "2,001 characters"),
-        ({"prompt": 7}, "use text"),
-        ({"prompt": "a", "duration": 5}, "use '4s', '6s' or '8s'"),
+        ({"prompt": 7}, "Use text"),
+        ({"prompt": "a", "duration": 5}, "veo-3.1-fast does not support duration=5. Use 4, 6 or 8."),
         ({"prompt": "a", "duration": "6 seconds"}, "duration='6 seconds'"),
         ({"prompt": "a", "duration": True}, "duration=True"),
-        ({"prompt": "a", "parameters": {"duration": 6}}, "duration=6"),
+        ({"prompt": "a", "parameters": {"duration": 6}}, "duration=6. Use '4s', '6s' or '8s'."),
         ({"prompt": "a", "parameters": {"duration": "6"}}, "duration='6'"),
-        ({"prompt": "a", "resolution": "480p"}, "use '720p' or '1080p'"),
+        ({"prompt": "a", "resolution": "480p"}, "Use '720p' or '1080p'"),
         ({"prompt": "a", "parameters": {"resolution": "1080P"}}, "resolution='1080P'"),
-        ({"prompt": "a", "aspect_ratio": "4:3"}, "use '16:9', '9:16' or '1:1'"),
-        ({"prompt": "a", "generate_audio": "yes"}, "use True or False"),
+        ({"prompt": "a", "aspect_ratio": "4:3"}, "Use '16:9', '9:16' or '1:1'"),
+        ({"prompt": "a", "generate_audio": "yes"}, "Use True or False"),
         ({"prompt": "a", "generate_audio": 1}, "generate_audio=1"),
         ({"prompt": "a", "seed": 1}, "only 'bytedance/seedance-2.0' has it"),
-        ({"prompt": "a", "parameters": {"aspect_ration": "1:1"}}, "did you mean 'aspect_ratio'?"),
+        ({"prompt": "a", "parameters": {"aspect_ration": "1:1"}}, "Did you mean 'aspect_ratio'?"),
         ({"prompt": "a", "parameters": {"fps": 24}}, "has no parameter 'fps'"),
         ({"prompt": "a", "image": "http://example.com/a.png"}, "is not https"),
         ({"prompt": "a", "image": "https://169.254.169.254/latest"}, "169.254.169.254"),
@@ -117,48 +117,71 @@ ILLEGAL: dict[str, list[tuple[dict[str, Any], str]]] = {
     SEEDANCE: [
         ({}, "prompt is required for bytedance/seedance-2.0"),
         ({"prompt": "x" * 2001}, "at most 2,000"),
-        ({"prompt": "a", "duration": 3}, "from 4 to 12"),
+        ({"prompt": "a", "duration": 3}, "Use an integer from 4 to 12"),
         ({"prompt": "a", "duration": 13}, "duration=13"),
         ({"prompt": "a", "duration": 5.5}, "duration=5.5"),
         ({"prompt": "a", "parameters": {"duration": "6s"}}, "duration='6s'"),
         ({"prompt": "a", "parameters": {"duration": True}}, "duration=True"),
-        ({"prompt": "a", "resolution": "768P"}, "use '480p', '720p' or '1080p'"),
+        ({"prompt": "a", "resolution": "768P"}, "Use '480p', '720p' or '1080p'"),
         ({"prompt": "a", "aspect_ratio": "2:1"}, "aspect_ratio='2:1'"),
-        ({"prompt": "a", "parameters": {"fps": 30}}, "use 24"),
+        ({"prompt": "a", "parameters": {"fps": 30}}, "Use 24"),
         ({"prompt": "a", "parameters": {"fps": "24"}}, "fps='24'"),
         ({"prompt": "a", "parameters": {"camera_fixed": "true"}}, "camera_fixed='true'"),
         ({"prompt": "a", "parameters": {"watermark": 0}}, "watermark=0"),
         ({"prompt": "a", "seed": "lucky"}, "seed='lucky'"),
         ({"prompt": "a", "parameters": {"seed": 1.5}}, "seed=1.5"),
-        ({"prompt": "a", "parameters": {"camera_fix": True}}, "did you mean 'camera_fixed'?"),
-        ({"prompt": "a", "parameters": {"reference_images": PNG}}, "use a list of images"),
+        ({"prompt": "a", "parameters": {"camera_fix": True}}, "Did you mean 'camera_fixed'?"),
+        ({"prompt": "a", "parameters": {"reference_images": PNG}}, "Use a list of images"),
         ({"prompt": "a", "parameters": {"reference_video": PNG}}, "reference_video"),
         ({"prompt": "a", "image": "https://assets.internal/a.png"}, "assets.internal"),
-        ({"prompt": "a", "image": PNG, "parameters": {"image": PNG}}, "keep one of the two"),
+        ({"prompt": "a", "image": PNG, "parameters": {"image": PNG}}, "Keep one of the two"),
     ],
     HAILUO: [
         ({"prompt": "x" * 2001}, "2,001 characters"),
         ({"prompt": 3}, "prompt=3"),
         ({"prompt": "a", "aspect_ratio": "16:9"}, "has no parameter 'aspect_ratio'"),
         ({"prompt": "a", "parameters": {"aspect_ratio": "16:9"}}, "has no parameter 'aspect_ratio'"),
-        ({"prompt": "a", "resolution": "720p"}, "use '768P' or '1080P'"),
+        ({"prompt": "a", "resolution": "720p"}, "Use '768P' or '1080P'"),
         ({"prompt": "a", "parameters": {"resolution": "768p"}}, "resolution='768p'"),
         ({"prompt": "a", "parameters": {"resolution": "1080p"}}, "resolution='1080p'"),
         ({"prompt": "a", "duration": "six"}, "duration='six'"),
-        ({"prompt": "a", "duration": 0}, "from 1 up"),
+        ({"prompt": "a", "duration": 0}, "an integer of 1 or more"),
         ({"prompt": "a", "parameters": {"duration": "6s"}}, "duration='6s'"),
         ({"prompt": "a", "parameters": {"duration": 6.5}}, "duration=6.5"),
         ({"prompt": "a", "generate_audio": True}, "has no parameter 'generate_audio'"),
         ({"prompt": "a", "seed": 1}, "has no parameter 'seed'"),
-        ({"prompt": "a", "parameters": {"prompt_optimiser": True}}, "did you mean 'prompt_optimizer'?"),
+        ({"prompt": "a", "parameters": {"prompt_optimiser": True}}, "Did you mean 'prompt_optimizer'?"),
         ({"prompt": "a", "parameters": {"prompt_optimizer": "true"}}, "prompt_optimizer='true'"),
         ({"prompt": "a", "parameters": {"fast_pretreatment": 1}}, "fast_pretreatment=1"),
         ({"prompt": "a", "parameters": {"watermark": False}}, "has no parameter 'watermark'"),
         ({"prompt": "a", "parameters": {"image": PNG}}, "has no parameter 'image'"),
         ({"prompt": "a", "image": "https://localhost/a.png"}, "localhost"),
-        ({"prompt": "a", "parameters": {"model": "x"}}, "'model' stands in parameters"),
+        ({"prompt": "a", "parameters": {"model": "x"}}, "'model' is set in parameters"),
     ],
 }
+
+
+class Scalar:
+    """A number as numpy has it, which pandas takes from it: no ``int``, and with a way to become one."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def item(self) -> float:
+        return self._value
+
+
+class Gap:
+    """A missing value as pandas has it, which can be compared with nothing."""
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __repr__(self) -> str:
+        return "<NA>"
 
 
 def cases(table: dict[str, list[Any]]) -> list[Any]:
@@ -194,7 +217,7 @@ def test_a_legal_request_is_never_answered_400(
 def test_an_illegal_request_is_refused_for_free_in_words_that_help(
     model: str, case: tuple[dict[str, Any], str]
 ) -> None:
-    """What the guide rules out never becomes a request; the message names what is wrong or what would do."""
+    """What the guide rules out never becomes a request; the message names what is wrong or what to use."""
     arguments, words = case
     with pytest.raises(InvalidRequest) as refusal:
         build_request(model, **arguments)
@@ -204,7 +227,7 @@ def test_an_illegal_request_is_refused_for_free_in_words_that_help(
 
 
 def test_every_problem_is_listed_at_once() -> None:
-    """Nobody mends a request one error at a time."""
+    """A request is fixed in one go, and not one error at a time."""
     with pytest.raises(InvalidRequest) as refusal:
         build_request(VEO, duration=5, resolution="480p", parameters={"watermark": True})
     assert len(refusal.value.problems) == 4
@@ -223,14 +246,54 @@ def test_only_what_the_author_set_is_sent() -> None:
         (HAILUO, 6, "1080P", "first_frame_image"),
     ],
 )
-@pytest.mark.parametrize("six", [6, "6", "6s", " 6 s "])
+@pytest.mark.parametrize("six", [6, "6", "6s", " 6 s ", 6.0, "6.0", "6.0s", "6.s"])
 @pytest.mark.parametrize("full_hd", ["1080p", "1080P"])
 def test_switching_models_is_changing_one_string(
-    model: str, duration: object, resolution: str, image_field: str, six: int | str, full_hd: str
+    model: str, duration: object, resolution: str, image_field: str, six: Any, full_hd: str
 ) -> None:
     """A portable value becomes what each model takes, however it was written."""
     body = build_request(model, prompt="a", duration=six, resolution=full_hd, image=PNG).body()
     assert (body["duration"], body["resolution"], body[image_field]) == (duration, resolution, PNG)
+
+
+@pytest.mark.parametrize("model", [*MODELS, "acme/next"])
+@pytest.mark.parametrize(
+    "prompt", ["None", "none", " nan ", "NaN", "null", "undefined", "NaT", "<NA>", " ", "\n\t", "\u3000"]
+)
+@pytest.mark.parametrize("where", ["argument", "parameters"])
+def test_a_prompt_that_is_a_missing_value_is_refused_on_every_model(
+    model: str, prompt: str, where: str
+) -> None:
+    """No clip of the word "None" is bought, and the message says where it may come from."""
+    arguments: dict[str, Any] = (
+        {"prompt": prompt} if where == "argument" else {"parameters": {"prompt": prompt}}
+    )
+    with pytest.raises(InvalidRequest, match="describes no video") as refusal:
+        build_request(model, **arguments)
+    assert "task id, key or column" in str(refusal.value)
+
+
+@pytest.mark.parametrize("prompt", ["None of them moves", "a null modem", "Nan bread", "naan"])
+def test_a_prompt_with_such_a_word_in_it_is_a_prompt(prompt: str) -> None:
+    """Only one that is nothing else is refused."""
+    assert build_request(HAILUO, prompt=prompt).body()["prompt"] == prompt
+
+
+def test_numbers_of_a_table_are_understood() -> None:
+    """pandas makes floats of integers if the column has a gap, and has scalars of its own."""
+    six, true, fraction = (cast("Any", Scalar(value)) for value in (6, True, 1.5))
+    body = build_request(
+        SEEDANCE,
+        prompt="a",
+        duration=six,
+        seed=7.0,
+        generate_audio=true,
+    ).body()
+    assert body == {"model": SEEDANCE, "prompt": "a", "duration": 6, "seed": 7, "generate_audio": True}
+    assert [type(value) for value in body.values()] == [str, str, int, bool, int]
+    assert build_request("acme/next", duration=six).body()["duration"] == 6
+    with pytest.raises(InvalidRequest, match=r"does not support seed=1.5. Use an integer"):
+        build_request(SEEDANCE, prompt="a", seed=fraction)
 
 
 def test_an_unknown_model_is_passed_through_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -258,7 +321,10 @@ def test_an_unknown_model_is_passed_through_with_a_warning(caplog: pytest.LogCap
     [
         ({"model": ""}, "not the name of a model"),
         ({"model": None}, "not the name of a model"),
-        ({"model": VEO, "prompt": "a", "parameters": ["duration"]}, "use a dict"),
+        ({"model": VEO, "prompt": "a", "parameters": ["duration"]}, "must be a dict"),
+        ({"model": VEO, "prompt": "a", "duration": float("nan")}, "does not support duration=nan"),
+        ({"model": VEO, "prompt": "a", "duration": Gap()}, "does not support duration=<NA>"),
+        ({"model": "x/y", "prompt": Gap()}, "cannot be written as JSON"),
         ({"model": "x/y", "parameters": {"when": object()}}, "cannot be written as JSON"),
         ({"model": "x/y", "parameters": {"weight": float("nan")}}, "cannot be written as JSON"),
     ],
@@ -323,6 +389,8 @@ def test_our_validation_and_the_emulators_agree(model: str, body: dict[str, Any]
     """Two readings of the guide, written apart, accept and refuse the same bodies."""
     # `None` means "not set" to us, and is a wrong type on the wire.
     body = {name: value for name, value in body.items() if value is not None}
+    # The guide allows these on Hailuo: that a missing value is no prompt is a rule of our own.
+    assume(not isinstance(body.get("prompt"), str) or not body["prompt"] or body["prompt"].strip())
     try:
         ours = build_request(model, parameters=body).body()
     except InvalidRequest:

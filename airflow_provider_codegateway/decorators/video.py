@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     SET_DURING_EXECUTION,
-    AirflowException,
     DecoratedOperator,
     TaskDeferred,
     context_merge,
@@ -78,6 +77,8 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
                 kwargs.setdefault(name, SET_DURING_EXECUTION)
         self._given: dict[str, Any] = {}
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
+        prompt: Any = self.prompt
+        self._prompt_is_given &= prompt is not SET_DURING_EXECUTION
 
     @property
     def overwrite_rtif_after_execution(self) -> bool:  # type: ignore[override]
@@ -115,16 +116,16 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
     def _resume(self, deferred: dict[str, Any]) -> None:
         # The function does not run again: this is for whoever looks at the task.
         super()._resume(deferred)
-        self._set(deferred["shown"])
+        self._set(deferred.get("shown", {}))
 
-    def _failed_deferral(self, error: AirflowException, context: Context) -> RenderOutcomeUnknown:
+    def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
         key: Any = self.s3_key
         if key is SET_DURING_EXECUTION:
             return RenderOutcomeUnknown(
-                f"The deferral ended without a clip ({type(error).__name__}: {error}). The function chose its key, so "
-                "which ledger entry it has is not known here. Run the task again: it takes what was bought."
+                f"{reason} The function chose its key, so which ledger entry it has is not known here. Run the task "
+                "again: it fetches what was bought."
             )
-        return super()._failed_deferral(error, context)
+        return super()._unknown_outcome(reason, context)
 
     def _requested(self, context: Context) -> dict[str, Any]:
         """What the function asks for.
@@ -137,17 +138,21 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
         function = f"{self.python_callable.__name__}()"
         if isinstance(returned, str):
             if not returned.strip():
-                raise InvalidRequest(f"{function} returned an empty prompt: return what to show.")
+                raise InvalidRequest(f"{function} returned an empty prompt. Return what to show.")
             return {"prompt": returned}
         if not isinstance(returned, Mapping):
             raise InvalidRequest(
-                f"{function} returned {'nothing' if returned is None else type(returned).__name__}: "
-                "return a prompt (str), or a dict of arguments."
+                f"{function} returned {'nothing' if returned is None else type(returned).__name__}. "
+                "Return a prompt (str), or a dict of arguments."
             )
         if unknown := [name for name in returned if name not in RETURNABLE]:
             raise InvalidRequest(
-                f"{function} returned {', '.join(map(_shown, unknown))}: "
-                f"use {', '.join(RETURNABLE)}; anything else that the model has goes into parameters."
+                f"{function} returned {', '.join(map(_shown, unknown))}. "
+                f"Use {', '.join(RETURNABLE)}; put anything else that the model has into parameters."
+            )
+        if "prompt" in returned and (returned["prompt"] is None or returned["prompt"] == ""):
+            raise InvalidRequest(
+                f"{function} returned prompt={returned['prompt']!r}. Return what to show, or leave the prompt out."
             )
         return dict(returned)
 

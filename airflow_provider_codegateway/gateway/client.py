@@ -10,10 +10,8 @@ from typing import Protocol
 
 import httpx
 
-from airflow_provider_codegateway import __version__
 from airflow_provider_codegateway.exceptions import (
     GatewayUnavailable,
-    InvalidConnection,
     RenderOutcomeUnknown,
 )
 from airflow_provider_codegateway.gateway.outcomes import (
@@ -26,8 +24,13 @@ from airflow_provider_codegateway.gateway.outcomes import (
 )
 from airflow_provider_codegateway.gateway.settings import DEADLINE_FLOOR, GatewaySettings
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.net import KEEP_ALIVE, environment_proxy, tls_context
-from airflow_provider_codegateway.redaction import redact_url
+from airflow_provider_codegateway.net import (
+    USER_AGENT,
+    post_transport,
+    proxy_for,
+    require_usable_proxy,
+    tls_context,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,9 @@ class Gateway:
         self.settings = settings
         self._limits = limits
         self._tls = tls_context()
-        self.proxy = environment_proxy(settings.base_url)
+        url = httpx.URL(settings.base_url)
+        require_usable_proxy(url)
+        self.proxy = proxy_for(url)
         if settings.deadline < DEADLINE_FLOOR:
             log.warning(
                 "The deadline of %g s is below %g s: a render takes about two minutes, "
@@ -64,8 +69,6 @@ class Gateway:
                 settings.deadline,
                 DEADLINE_FLOOR,
             )
-        if self.proxy is not None:
-            self._require_usable_proxy(self.proxy)
 
     async def generate(self, content: LoadContent) -> Receipt:
         """Buy one render.
@@ -161,24 +164,13 @@ class Gateway:
             return response.status_code, response.headers, bytes(answer)
 
     def _client(self) -> httpx.AsyncClient:
-        """A client for one call.
-
-        A pooled connection may be closed by the other side at any time, and a POST on it would then fail
-        with an unknown outcome. And a pool looks through all of its connections at each call: with a
-        thousand renders in flight, that holds up the event loop.
-        """
         settings = self.settings
         return httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(
-                verify=self._tls,
-                proxy=self.proxy,
-                limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
-                socket_options=KEEP_ALIVE,
-            ),
+            transport=post_transport(httpx.URL(settings.base_url)),
             headers={
                 "Authorization": f"Bearer {settings.api_key}",
                 "Content-Type": "application/json",
-                "User-Agent": f"airflow-provider-codegateway/{__version__}",
+                "User-Agent": USER_AGENT,
             },
             timeout=httpx.Timeout(
                 settings.read_timeout,
@@ -188,14 +180,3 @@ class Gateway:
             ),
             follow_redirects=False,
         )
-
-    def _require_usable_proxy(self, proxy: str) -> None:
-        """Else it would fail at each call, where nobody could tell that nothing was sent."""
-        try:
-            self._client()
-        except (ImportError, ValueError, httpx.InvalidURL) as error:
-            why = "it needs httpx[socks]" if isinstance(error, ImportError) else "not a URL that httpx knows"
-            raise InvalidConnection(
-                f"The proxy of the environment, {redact_url(proxy)}, cannot be used ({why}): give HTTPS_PROXY, "
-                "HTTP_PROXY or ALL_PROXY an http:// URL, or name the gateway's host in NO_PROXY."
-            ) from None

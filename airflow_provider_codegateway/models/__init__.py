@@ -11,6 +11,7 @@ from airflow_provider_codegateway.models.known import (
     UnlistedRequest,
     VeoRequest,
 )
+from airflow_provider_codegateway.models.problems import placeholder
 from airflow_provider_codegateway.models.request import MediaField, VideoRequest
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "VeoRequest",
     "VideoRequest",
     "build_request",
+    "placeholder",
 ]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from airflow_provider_codegateway.exceptions import InvalidRequest
 from airflow_provider_codegateway.models.known import MODELS, UnlistedRequest
-from airflow_provider_codegateway.models.problems import given_twice, one_of, problem_in_words
+from airflow_provider_codegateway.models.problems import given_twice, one_of, placeholder, problem_in_words
 from airflow_provider_codegateway.models.request import VideoRequest
 
 log = logging.getLogger(__name__)
@@ -37,31 +37,32 @@ def build_request(
     prompt: str | None = None,
     image: str | None = None,
     aspect_ratio: str | None = None,
-    duration: int | str | None = None,
+    duration: float | str | None = None,
     resolution: str | None = None,
     generate_audio: bool | str | None = None,
-    seed: int | str | None = None,
+    seed: float | str | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> VideoRequest:
     """The validated request for one render.
 
     The named arguments are portable: the same for every model, and turned into what the model takes.
     ``None`` and the empty string (an empty cell of a table, say) mean "not set". A templated argument
-    arrives as text, so ``"6"``, ``"true"`` and ``"42"`` are understood.
+    arrives as text and a table's number may be a float, so ``"6"``, ``6.0``, ``"true"`` and ``"42"`` are understood.
 
     :param model: such as ``google/veo-3.1-fast``. One that is not in ``MODELS`` is passed through.
-    :param duration: seconds: ``6``, ``"6"`` or ``"6s"``.
+    :param duration: whole seconds: ``6``, ``"6"``, ``"6s"`` or ``6.0``.
     :param resolution: such as ``"1080p"``, in either case.
     :param image: first frame: https URL, s3://, file://, base64 or data URI.
     :param parameters: further parameters, named and typed as the API has them, sent as they are.
     :raises InvalidRequest: listing every problem at once.
     """
     if not isinstance(model, str) or not model.strip():
-        raise InvalidRequest(f"model={model!r} is not the name of a model: use {one_of(MODELS)}.")
+        raise InvalidRequest(f"model={model!r} is not the name of a model. Use {one_of(MODELS)}.")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise InvalidRequest(
-            f"parameters is a {type(parameters).__name__}: use a dict of parameter names and values."
+            f"parameters must be a dict of names and values, not {type(parameters).__name__}."
         )
+    duration, generate_audio, seed = _plain(duration), _plain(generate_audio), _plain(seed)
     request_class = MODELS.get(model, UnlistedRequest)
     if request_class is UnlistedRequest:
         _warn_unlisted(model)
@@ -79,20 +80,23 @@ def build_request(
             "seed": _integer(seed),
         }
     portable |= {"prompt": prompt, "aspect_ratio": aspect_ratio, request_class.image_field: image}
-    portable = {name: value for name, value in portable.items() if value is not None and value != ""}
+    portable = {name: value for name, value in portable.items() if _is_set(value)}
     native = {name: value for name, value in (parameters or {}).items() if value is not None}
 
     problems = [given_twice(name, request_class) for name in native if name in portable or name == "model"]
+    problems += [placeholder(text) for text in (prompt, native.get("prompt")) if _is_placeholder(text)]
     try:
         request = request_class.model_validate({**native, **portable, "model": model})
     except ValidationError as error:
-        written = {"duration": duration, "resolution": resolution}
-        details = [
-            detail | {"input": written.get(str(detail["loc"][0])) or detail["input"]}
-            for detail in error.errors(include_url=False)
-        ]
+        written = {
+            name: each for name, each in (("duration", duration), ("resolution", resolution)) if _is_set(each)
+        }
         raise InvalidRequest(
-            problems + [problem_in_words(detail, request_class, model) for detail in details]
+            problems
+            + [
+                problem_in_words(detail, request_class, model, written)
+                for detail in error.errors(include_url=False)
+            ]
         ) from None
     problems += _unsendable(request)
     if problems:
@@ -100,15 +104,27 @@ def build_request(
     return request
 
 
+def _is_set(value: object) -> bool:
+    return value is not None and not (isinstance(value, str) and not value)
+
+
 # Portable → native. What cannot be understood stays as written, for validation to name.
 
 
-def _native_duration(request_class: type[VideoRequest], duration: int | str | None) -> Any:
-    if isinstance(duration, str) and (match := re.fullmatch(r"\s*([0-9]{1,6})\s*s?\s*", duration)):
-        return request_class.native_duration(int(match[1]))
-    if isinstance(duration, int) and not isinstance(duration, bool):
-        return request_class.native_duration(duration)
-    return duration
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or pandas as Python's own."""
+    try:
+        return value.item()
+    except (AttributeError, TypeError, ValueError):
+        return value
+
+
+def _native_duration(request_class: type[VideoRequest], duration: Any) -> Any:
+    if isinstance(duration, str):
+        duration = re.sub(r"(?<=[0-9.])\s*s\s*\Z", "", duration)
+    seconds = _integer(duration)
+    is_whole = isinstance(seconds, int) and not isinstance(seconds, bool)
+    return request_class.native_duration(seconds) if is_whole else duration
 
 
 def _native_resolution(request_class: type[VideoRequest], resolution: str | None) -> Any:
@@ -121,11 +137,21 @@ def _boolean(value: bool | str | None) -> Any:
     )
 
 
-def _integer(value: int | str | None) -> Any:
-    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", value) else value
+def _integer(value: Any) -> Any:
+    """Tables that have a gap in a column of integers make it one of floats."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(-?[0-9]{1,18})(?:\.0*)?\s*", value)):
+        return int(match[1])
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # Problems, in words.
+
+
+def _is_placeholder(prompt: object) -> bool:
+    """Whether it is what a missing value becomes as text. Whitespace alone is nothing to show either."""
+    if not isinstance(prompt, str) or not prompt:
+        return False
+    return prompt.strip().lower() in {"", "none", "null", "nan", "nat", "<na>", "undefined"}
 
 
 def _unsendable(request: VideoRequest) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from pydantic_core import ErrorDetails
@@ -13,8 +14,13 @@ from airflow_provider_codegateway.models.known import MODELS
 from airflow_provider_codegateway.models.request import VideoRequest, annotations_of
 
 
-def problem_in_words(detail: ErrorDetails, request_class: type[VideoRequest], model: str) -> str:
-    """One sentence or two: what is wrong with which value, and what to use."""
+def problem_in_words(
+    detail: ErrorDetails, request_class: type[VideoRequest], model: str, written: Mapping[str, Any]
+) -> str:
+    """One sentence or two: what is wrong with which value, and what to use.
+
+    :param written: those of the portable values that became others, as the author wrote them.
+    """
     name = str(detail["loc"][0])
     context = detail.get("ctx", {})
     match detail["type"]:
@@ -24,15 +30,18 @@ def problem_in_words(detail: ErrorDetails, request_class: type[VideoRequest], mo
             return _no_such_parameter(name, request_class, model)
         case "string_too_long":
             length = len(cast("str", detail["input"]))
-            return f"{name} has {length:,} characters; {model} takes at most {context['max_length']:,}."
+            return f"{name} has {length:,} characters, but {model} takes at most {context['max_length']:,}."
         case "value_error":
             where = "".join(f"[{part}]" for part in detail["loc"][1:] if isinstance(part, int))
             return f"{name}{where} of {model}: {context['error']}."
-    shown = _shown(name, detail["input"], request_class)
-    return f"{name}={shown} is not for {model}: use {_would_do(detail, name, request_class)}."
+    shown = _shown(name, written.get(name, detail["input"]), request_class)
+    supported = _supported(detail, name, request_class)
+    if name == "duration" and name in written:
+        supported = re.sub(r"'(\d+)s'", r"\1", supported)
+    return f"{model} does not support {name}={shown}. Use {supported}."
 
 
-def _would_do(detail: ErrorDetails, name: str, request_class: type[VideoRequest]) -> str:
+def _supported(detail: ErrorDetails, name: str, request_class: type[VideoRequest]) -> str:
     match detail["type"]:
         case "literal_error":
             return str(detail["ctx"]["expected"])
@@ -43,8 +52,8 @@ def _would_do(detail: ErrorDetails, name: str, request_class: type[VideoRequest]
                 for bound in ("ge", "le")
             )
             if low is None or low == high:
-                return "a whole number" if low is None else str(low)
-            return f"a whole number from {low} {'up' if high is None else f'to {high}'}"
+                return "an integer" if low is None else str(low)
+            return f"an integer of {low} or more" if high is None else f"an integer from {low} to {high}"
         case "bool_type":
             return "True or False"
         case "list_type":
@@ -57,19 +66,25 @@ def _would_do(detail: ErrorDetails, name: str, request_class: type[VideoRequest]
 def _no_such_parameter(name: str, request_class: type[VideoRequest], model: str) -> str:
     own = sorted(request_class.model_fields.keys() - {"model"})
     if close := difflib.get_close_matches(name, own, n=1):
-        return f"{model} has no parameter {name!r}: did you mean {close[0]!r}?"
+        return f"{model} has no parameter {name!r}. Did you mean {close[0]!r}?"
     others = [other for other, fields in MODELS.items() if name in fields.model_fields]
     elsewhere = (
         f" (only {one_of(others, 'and')} {'has' if len(others) == 1 else 'have'} it)" if others else ""
     )
-    return f"{model} has no parameter {name!r}{elsewhere}: leave it out, or use {one_of(own)}."
+    return f"{model} has no parameter {name!r}{elsewhere}. Leave it out, or use {one_of(own)}."
 
 
 def given_twice(name: str, request_class: type[VideoRequest]) -> str:
     """A parameter that has an argument of its own was set by both."""
     argument = "image" if name == request_class.image_field else name
+    return f"{name!r} is set in parameters and by the argument {argument!r}. Keep one of the two."
+
+
+def placeholder(prompt: object) -> str:
+    """A prompt that is only what a missing value becomes when a template renders it."""
     return (
-        f"{name!r} stands in parameters and is set by the argument {argument!r} as well: keep one of the two."
+        f"prompt={prompt!r} describes no video. A template renders to this when an XCom, a conf key or a table's "
+        "cell has no value: check the task id, key or column that the prompt comes from."
     )
 
 

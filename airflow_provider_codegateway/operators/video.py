@@ -7,17 +7,18 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, conf
 
 from airflow_provider_codegateway import lineage, metrics
 from airflow_provider_codegateway.clip import (
     DEFAULT_LEDGER_PREFIX,
+    NO_RUN,
     Clip,
     ClipSpec,
     IfExists,
     S3Location,
     clip_location,
-    task_identity,
+    identities,
 )
 from airflow_provider_codegateway.exceptions import (
     Bought,
@@ -29,7 +30,7 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
-from airflow_provider_codegateway.models import PORTABLE, build_request
+from airflow_provider_codegateway.models import PORTABLE, build_request, placeholder
 from airflow_provider_codegateway.s3 import read_object
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
@@ -76,17 +77,21 @@ class GenerateVideoOperator(BaseOperator):
     """Renders one clip with CodeGateway and stores it in S3.
 
     Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
-    key, uri, model, bytes, sha256, created, render_seconds, renders_bought, fingerprint, reused``. The same
-    facts are the extra of the asset events of its ``outlets``; an ``AssetAlias`` there becomes the clip's URI.
+    key, uri, model, bytes, sha256, created, render_seconds, renders_bought, renders_bought_here, fingerprint,
+    reused``. The same facts are the extra of the asset events of its ``outlets``; an ``AssetAlias`` there becomes
+    the clip's URI.
 
     What can be refused for free is refused before any money is spent. Once the gateway has answered, no
     crash, retry, clear or duplicate run buys the same render again.
+
+    ``execute({})`` renders as well outside a DAG run, in a unit test or inside another task, without XComs, asset
+    events or a deferral.
 
     :param model: such as ``google/veo-3.1-fast``, ``bytedance/seedance-2.0``, ``minimax/hailuo-2.3-fast``.
     :param prompt: what to show; 2,000 characters at most. Optional on Hailuo only.
     :param image: first frame: https URL, ``s3://`` key, ``file://`` path on the worker, base64 or data URI.
     :param aspect_ratio: such as ``"16:9"``. Hailuo has none.
-    :param duration: seconds: ``6``, ``"6"`` or ``"6s"``, whichever the model.
+    :param duration: whole seconds: ``6``, ``"6"``, ``"6s"`` or ``6.0``, whichever the model.
     :param resolution: such as ``"1080p"``, whichever the model.
     :param generate_audio: whether the clip has sound; off by default on every model.
     :param seed: for a repeatable clip, on Seedance.
@@ -95,7 +100,7 @@ class GenerateVideoOperator(BaseOperator):
     :param s3_bucket: the bucket, unless ``s3_key`` names it.
     :param if_exists: what to do if the key is taken. ``reuse``: return it if it is the clip of this very
         request, else fail. ``replace``: render anew, though never a second time for the same request of the
-        same run. ``fail``.
+        same DAG run. ``fail``.
     :param max_renders: how many renders may be begun at most, should the outcome of one remain unknown.
     :param codegateway_conn_id: connection to the gateway.
     :param aws_conn_id: connection to S3.
@@ -130,10 +135,10 @@ class GenerateVideoOperator(BaseOperator):
         prompt: str | None = None,
         image: str | None = None,
         aspect_ratio: str | None = None,
-        duration: int | str | None = None,
+        duration: float | str | None = None,
         resolution: str | None = None,
         generate_audio: bool | str | None = None,
-        seed: int | str | None = None,
+        seed: float | str | None = None,
         parameters: dict[str, Any] | None = None,
         s3_key: str,
         s3_bucket: str | None = None,
@@ -172,6 +177,7 @@ class GenerateVideoOperator(BaseOperator):
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {max_renders!r}.")
         refuse_multiple_outputs(getattr(self, "multiple_outputs", False))
+        self._prompt_is_given = prompt is not None and prompt != ""
         self._call: BlockingCall | None = None
         self._inputs: list[str] = []
         self._clip: Clip | None = None
@@ -210,9 +216,26 @@ class GenerateVideoOperator(BaseOperator):
         return S3Hook(aws_conn_id=self.aws_conn_id)
 
     def execute(self, context: Context) -> str:
-        """Render the clip, or find that it is there already, and return its key."""
-        with metrics.counting_refusals(lambda: self.model):
-            return self._run(context)
+        """Render the clip, or find that it is there already, and return its key.
+
+        :param context: Airflow's. Without a task instance in it, nothing is deferred, and no XCom is pushed.
+        """
+        try:
+            return self._run(context or {})
+        except CodeGatewayError as error:
+            self._report(error)
+            raise
+
+    def _report(self, error: CodeGatewayError) -> None:
+        """Count and log what a failure cost. The rest of it Airflow logs, with a traceback."""
+        metrics.failed(error, self.model)
+        self.log.error("%s", error.bought.value)
+        if isinstance(error, AirflowFailException):
+            # The author has something to change. The message says what, and our frames would only hide it.
+            error.__suppress_context__ = True
+            error.__traceback__ = None
+            if error.__cause__ is not None:
+                error.__cause__.__traceback__ = None
 
     def _run(self, context: Context) -> str:
         from airflow_provider_codegateway.gateway import BlockingCall
@@ -222,13 +245,15 @@ class GenerateVideoOperator(BaseOperator):
         spec = self._spec(request, context)
         lineage.require_assets(self.outlets, spec.target)
         purchase = self.hook.purchase(spec, s3=self._s3)
-        if self.deferrable:
+        if self.deferrable and self._can_resume(context):
             clip = purchase.begin(request)
             if clip is None:
                 self._require_not_killed(spec)
                 self._defer(spec)
             return self._hand_over(clip, context)
 
+        if self.deferrable:
+            self.log.info("Rendering in this process: only a task of its own in a DAG run can be deferred.")
         self._call = BlockingCall()
         self._require_not_killed(spec)
         try:
@@ -240,6 +265,15 @@ class GenerateVideoOperator(BaseOperator):
             ) from None
         return self._hand_over(clip, context)
 
+    def _can_resume(self, context: Context) -> bool:
+        """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""
+        instance: Any = context.get("ti")
+        if instance is None:
+            return False
+        running = getattr(instance, "task", self)
+        is_ours = isinstance(running, GenerateVideoOperator) or getattr(running, "is_mapped", False)
+        return is_ours and running.task_id == self.task_id
+
     def execute_complete(
         self, context: Context, event: dict[str, Any], deferred: dict[str, Any] | None = None
     ) -> str:
@@ -247,22 +281,32 @@ class GenerateVideoOperator(BaseOperator):
 
         :param deferred: what this task knew when it deferred, see ``_defer``.
         :raises CodeGatewayError: the very error that the trigger met.
-        :raises ValueError: this version does not know the event.
         """
         if deferred:
             self._resume(deferred)
-        with metrics.counting_refusals(lambda: self.model):
-            match event:
-                case {"status": "stored", "clip": dict(clip)}:
-                    return self._hand_over(Clip.from_dict(clip), context)
-                case {"status": "failed", "error": dict(error)}:
-                    raise from_dict(error)
-                case {"status": "gone"}:
-                    self.log.info("Another run settled the ledger entry. Looking for the clip.")
-                    if deferred and (found := self._find(deferred)):
-                        return self._hand_over(found, context)
-                    return self._run(context)
-        raise ValueError(f"The trigger sent an event that this version does not know: {sorted(event)}.")
+        try:
+            return self._take_over(context, event, deferred or {})
+        except CodeGatewayError as error:
+            self._report(error)
+            raise
+
+    def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
+        match event:
+            case {"status": "stored", "clip": dict(clip)} if Clip.is_dict_of(clip):
+                return self._hand_over(Clip.from_dict(clip), context)
+            case {"status": "failed", "error": dict(error)}:
+                raise from_dict(error)
+            case {"status": "gone"}:
+                self.log.info("Another run settled the ledger entry. Looking for the clip.")
+                if found := self._find(deferred):
+                    return self._hand_over(found, context)
+                return self._run(context)
+        # Triggerer and worker may run different versions while they are upgraded.
+        if found := self._find(deferred):
+            return self._hand_over(found, context)
+        raise self._unknown_outcome(
+            "The trigger is of another version, and what it reported is not understood.", context
+        )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after a deferral; of one that failed, say whether money was spent.
@@ -274,13 +318,15 @@ class GenerateVideoOperator(BaseOperator):
         except AirflowException as error:
             if next_method != _FAILED_DEFERRAL:
                 raise
-            raise self._failed_deferral(error, context) from error
+            reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
+            unknown = self._unknown_outcome(reason, context)
+            self._report(unknown)
+            raise unknown from error
 
-    def _failed_deferral(self, error: AirflowException, context: Context) -> RenderOutcomeUnknown:
-        """What became of a render whose trigger brought nothing: by the ledger, for nobody else can tell."""
+    def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
+        """What became of a render whose trigger reported nothing of use: by the ledger, for nobody else can tell."""
         from airflow_provider_codegateway.ledger import Ledger, describe_attempts, entry_location, money
 
-        reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
         try:
             at = entry_location(clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix)
             entry = Ledger(self._s3, at).read()
@@ -288,7 +334,7 @@ class GenerateVideoOperator(BaseOperator):
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
             return RenderOutcomeUnknown(f"{reason} The ledger could not be read: {why}")
         # What others began at this key is theirs.
-        if not any(attempt.requester == _requester(context) for attempt in entry.attempts):
+        if not any(attempt.requester in _requesters(context) for attempt in entry.attempts):
             return RenderOutcomeUnknown(
                 f"{reason} The ledger at {at.uri} has no render of this task: its clip is in S3, or at another key, or "
                 "no render was begun."
@@ -321,13 +367,16 @@ class GenerateVideoOperator(BaseOperator):
         return {"inputs": self._inputs}
 
     def _resume(self, deferred: dict[str, Any]) -> None:
-        self._inputs = deferred["inputs"]
+        self._inputs = deferred.get("inputs", [])
 
     def _find(self, deferred: dict[str, Any]) -> Clip | None:
         """The clip that this task deferred for, if it is in place."""
         from airflow_provider_codegateway.triggers.video import RenderTrigger
 
-        spec = RenderTrigger(**deferred["trigger"]).spec
+        try:
+            spec = RenderTrigger(**deferred["trigger"]).spec
+        except (KeyError, TypeError):  # deferred by another version
+            return None
         return self.hook.purchase(spec, s3=self._s3).find()
 
     def _require_not_killed(self, spec: ClipSpec) -> None:
@@ -348,17 +397,21 @@ class GenerateVideoOperator(BaseOperator):
 
     def _request(self) -> VideoRequest:
         """What is to be rendered: validated, and every image and video read. All of it for free."""
+        if self._prompt_is_given and (self.prompt is None or self.prompt == ""):
+            raise InvalidRequest(placeholder(self.prompt))
         arguments = {name: reveal(getattr(self, name)) for name in PORTABLE}
         request = build_request(self.model, **arguments)
         clip_location(self.s3_key, self.s3_bucket)  # refused before an image is fetched in vain
         return self._with_media(request)
 
     def _spec(self, request: VideoRequest, context: Context) -> ClipSpec:
+        requester, former_requester = _requesters(context)
         return ClipSpec(
             model=request.model,
             fingerprint=request.fingerprint(),
             target=clip_location(self.s3_key, self.s3_bucket),
-            requester=_requester(context),
+            requester=requester,
+            former_requester=former_requester,
             if_exists=self.if_exists,
             max_renders=self.max_renders,
             ledger_prefix=self.ledger_prefix,
@@ -387,7 +440,7 @@ class GenerateVideoOperator(BaseOperator):
         self._clip = clip
         metrics.clip_delivered(clip.model, size=clip.bytes, reused=clip.reused)
         lineage.collect_hook_lineage(self, self._inputs, clip)
-        if self.do_xcom_push:
+        if self.do_xcom_push and "ti" in context:
             context["ti"].xcom_push(key="clip", value=clip.as_dict())
         lineage.add_asset_events(self.outlets, context, clip)
         return clip.key
@@ -417,6 +470,10 @@ def _default_retry_policy() -> RetryPolicy | None:
     return CodeGatewayRetryPolicy()
 
 
-def _requester(context: Context) -> str:
-    instance = context["ti"]
-    return task_identity(instance.dag_id, instance.task_id, instance.run_id, instance.map_index)
+def _requesters(context: Context) -> tuple[str, str | None]:
+    """Who asks for the clip, and how the first versions named them."""
+    instance: Any = context.get("ti")
+    dag_id, run_id = getattr(instance, "dag_id", None), getattr(instance, "run_id", None)
+    if not isinstance(dag_id, str) or not isinstance(run_id, str):
+        return NO_RUN, None
+    return identities(dag_id, instance.task_id, run_id, instance.map_index)

@@ -175,7 +175,7 @@ async def link(user: GetUserDep, details: DetailsDep) -> Response:
         fingerprint = details.clip.fingerprint if details.clip else ""
         with create_session(scoped=False) as session:
             tasks = clips.tasks_with_clip(session, fingerprint)
-            makers = {task.dag_id for task in tasks if storage.run_of(task) == run}
+            makers = {task.dag_id for task in tasks if run in storage.runs_of(task)}
             return bool(access.readable_dags(user, makers, session))
 
     try:

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_codegateway.clip import Marks, S3Location, task_identity
+from airflow_provider_codegateway.clip import Marks, S3Location, identities
 from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId
 from airflow_provider_codegateway.s3 import Problem as S3Problem
 from airflow_provider_codegateway.s3 import error_code, error_words, problem_of
@@ -68,7 +68,7 @@ class NoLink(Exception):
 def link(details: Details, may_see_work_of: Callable[[str], bool]) -> str:
     """A URL that shows the clip for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log.
 
-    :param may_see_work_of: whether the viewer may see the clips of another task instance, given its ``run_of``.
+    :param may_see_work_of: whether the viewer may see the clips of a task instance with this among its ``runs_of``.
     :raises NoLink: S3 does not answer, or what is there is not the clip of this task.
     """
     clip = details.clip
@@ -85,7 +85,7 @@ def link(details: Details, may_see_work_of: Callable[[str], bool]) -> str:
     if marks.fingerprint != clip.fingerprint:
         raise NoLink(Problem.NOT_THE_CLIP)
     run = marks.requester or ""
-    if run != run_of(details.task) and not may_see_work_of(run):
+    if run not in runs_of(details.task) and not may_see_work_of(run):
         raise NoLink(Problem.NOT_THE_CLIP)
     return _sign(s3, S3Location(clip.bucket, clip.key))
 
@@ -105,9 +105,9 @@ def _media_origin(aws_conn_id: str | None, bucket: str, period: int) -> str | No
     return f"{url.scheme}://{url.netloc}"
 
 
-def run_of(task: TaskRef) -> str:
-    """What the metadata of the clips of a task instance says of it: a hash."""
-    return task_identity(task.dag_id, task.task_id, task.run_id, task.map_index)
+def runs_of(task: TaskRef) -> tuple[str, str]:
+    """What the metadata of a task instance's clips may say of who stored them: hashes."""
+    return identities(task.dag_id, task.task_id, task.run_id, task.map_index)
 
 
 def _no_link(error: Exception, *, place_is_known: bool) -> NoLink:

@@ -21,7 +21,6 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.redaction import redact_urls
 from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
-from airflow_provider_codegateway.transfer.download import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,6 +75,13 @@ def prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -
         log.warning(
             "An upload was begun to test the permissions, and could not be aborted: %s", error.args[0]
         )
+
+
+class UploadStopped(ClipTransferError):
+    """The transfer that this belongs to is given up."""
+
+    def __init__(self) -> None:
+        super().__init__("The transfer was stopped.")
 
 
 class PartCutter:
@@ -161,7 +167,7 @@ class PartBody:
     def read(self, size: int | None = None) -> memoryview | bytes:
         """The rest of a block, or of everything."""
         if self._stopped.is_set():
-            raise Stopped
+            raise UploadStopped
         if size is None or size < 0:
             rest = b"".join(self._blocks)[self._at :]
             self._at = self._size
@@ -369,14 +375,14 @@ class _Attempt:
     def _created(self) -> str:
         with self._creation:
             if self._stopped.is_set():
-                raise Stopped
+                raise UploadStopped
             if self._upload_id is None:
                 self._upload_id = self._target.create()
             return self._upload_id
 
     def _complete(self) -> None:
         if self._stopped.is_set() or self._upload_id is None:
-            raise Stopped
+            raise UploadStopped
         self._target.complete(self._upload_id, [part.result() for part in self._parts])
         self._upload_id = None
 
@@ -393,11 +399,8 @@ class _Attempt:
 class Upload:
     """Bytes in, one object out; or none, if the ``with`` block is left before :meth:`finish` has returned."""
 
-    def __init__(
-        self, target: UploadTarget, verify: Callable[[memoryview], None], limits: Limits = LIMITS
-    ) -> None:
+    def __init__(self, target: UploadTarget, limits: Limits = LIMITS) -> None:
         self._target = target
-        self._verify = verify
         self._limits = limits
         self._attempt = _Attempt(target, limits)
         self._blocks = _Blocks(limits)
@@ -452,7 +455,7 @@ class Upload:
                 self._send(last)
             self._attempt.complete()
             return
-        self._verify(last[0] if last else memoryview(b""))
+        _require_mp4(last[0] if last else memoryview(b""))
         stored = self._attempt.put(last)
         self._count(last)
         stored.result()
@@ -464,7 +467,7 @@ class Upload:
 
     def _send(self, part: list[memoryview]) -> None:
         if not self._attempt.is_multipart:
-            self._verify(part[0])
+            _require_mp4(part[0])
         self._attempt.send(part, sent=partial(self._blocks.give_back, part))
         # Hashed while it is on its way: only this thread fills blocks, so they stay as they are till then.
         self._count(part)
@@ -473,3 +476,13 @@ class Upload:
         for block in part:
             self._hash.update(block)
             self._size += len(block)
+
+
+def _require_mp4(head: memoryview) -> None:
+    """Refuse what does not begin as an MP4 does (ISO/IEC 14496-12: a ``ftyp`` box comes first)."""
+    if not head:
+        raise ClipTransferError("The clip's host sent no bytes at all.")
+    if bytes(head[4:8]) != b"ftyp":
+        raise ClipTransferError(
+            "What the clip's host sent is not an MP4: it has no `ftyp` at byte 4. It was not stored."
+        )

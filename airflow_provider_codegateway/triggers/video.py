@@ -19,8 +19,9 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_codegateway.clip import Clip, ClipSpec
-from airflow_provider_codegateway.exceptions import CodeGatewayError
+from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError, InvalidConnection
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+from airflow_provider_codegateway.ledger import Ledger, money
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.threads import to_the_end
 
@@ -88,10 +89,20 @@ class RenderTrigger(BaseTrigger):
 
     async def _resume(self) -> Clip | None:
         s3 = await _s3_client(self.aws_conn_id)
-        self._purchase = await CodeGatewayVideoHook(self.codegateway_conn_id).apurchase(self.spec, s3=s3)
+        try:
+            self._purchase = await CodeGatewayVideoHook(self.codegateway_conn_id).apurchase(self.spec, s3=s3)
+        except InvalidConnection as error:  # deleted or changed since the task deferred
+            error.bought = await to_the_end("ledger", self._bought_before, s3)
+            raise
         if self._moved_on:
             self._purchase.stop_buying()
         return await self._purchase.resume()
+
+    def _bought_before(self, s3: S3Client) -> Bought:
+        try:
+            return money(Ledger.of_clip(s3, self.spec).read())
+        except CodeGatewayError:
+            return Bought.PERHAPS
 
     def _leave_unattended(self, resuming: asyncio.Task[Clip | None]) -> None:
         self._moved_on = True
