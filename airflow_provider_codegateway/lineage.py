@@ -41,9 +41,9 @@ def input_uri(reference: str) -> str | None:
 
 
 def require_assets(outlets: Iterable[Any], target: S3Location) -> None:
-    """See that Airflow can take the clip as an asset, before it is bought.
+    """Check that Airflow takes the clip as an asset, before it is bought.
 
-    :raises InvalidRequest: there is an alias among the outlets, and the URI that it would become is none.
+    :raises InvalidRequest: there is an alias among the outlets, and Airflow refuses the URI that it would become.
     """
     from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
@@ -53,8 +53,8 @@ def require_assets(outlets: Iterable[Any], target: S3Location) -> None:
             Asset(uri)
         except ValueError as error:
             raise InvalidRequest(
-                f"The clip's URI as an asset, {len(uri)} characters long, is refused by Airflow ({error}): choose a "
-                "shorter s3_key, of ASCII, or no AssetAlias."
+                f"The clip's URI as an asset has {len(uri):,} characters, and Airflow refuses it ({error}). Choose a "
+                "shorter s3_key, in ASCII, or no AssetAlias."
             ) from None
 
 
@@ -67,7 +67,9 @@ def add_asset_events(outlets: Collection[Any], context: Context, clip: Clip) -> 
     from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
     if outlets and "outlet_events" not in context:
-        log.warning("There are no asset events for %s: this task does not run in Airflow.", clip.uri)
+        log.warning(
+            "There are no asset events for %s: the operator was run without Airflow's context.", clip.uri
+        )
         return
     for outlet in outlets:
         if isinstance(outlet, AssetAlias):

@@ -46,22 +46,21 @@ REQUEST = {"model": "bytedance/seedance-2.0", "prompt": "a paper boat", "duratio
 
 def ours(url: str, s3: S3Client, number: int) -> BaseTrigger:
     """A trigger whose task has opened the ledger entry."""
-    from airflow_provider_codegateway.render import Order, open_entry
-
-    from airflow_provider_codegateway.clip import S3Location
+    from airflow_provider_codegateway.clip import ClipSpec, S3Location
+    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
     from airflow_provider_codegateway.models import build_request
     from airflow_provider_codegateway.triggers.video import RenderTrigger
 
     request = build_request(**REQUEST)  # type: ignore[arg-type]
-    order = Order(
+    spec = ClipSpec(
         model=request.model,
         fingerprint=request.fingerprint(),
         target=S3Location(BUCKET, f"{uuid.uuid4().hex}/{number}.mp4"),
-        run=str(number),
+        requester=str(number),
     )
-    open_entry(order, request, s3=s3)
-    return RenderTrigger.for_order(
-        order, codegateway_conn_id="codegateway_default", aws_conn_id="aws_default"
+    CodeGatewayVideoHook().purchase(spec, s3=s3).begin(request)
+    return RenderTrigger(
+        codegateway_conn_id="codegateway_default", aws_conn_id="aws_default", **spec.as_arguments()
     )
 
 

@@ -202,6 +202,19 @@ def test_a_decorated_function_runs_in_a_unit_test(gateway: Emulator, bucket: str
     assert [render.prompt for render in gateway.ledger] == ["a mug"]
 
 
+def test_it_runs_in_a_loop(gateway: Emulator, bucket: str) -> None:
+    """As the page about the operator has it."""
+    for product in ("mug", "pot"):
+        GenerateVideoOperator(
+            task_id="clip",
+            model="google/veo-3.1-fast",
+            prompt=f"A {product} on a table",
+            s3_bucket=bucket,
+            s3_key=f"{product}.mp4",
+        ).execute({})
+    assert gateway.billed == 2
+
+
 @pytest.mark.parametrize("gives_context", [False, True], ids=["{}", "context"])
 def test_it_runs_inside_another_task_in_a_loop(
     gives_context: bool, gateway: Emulator, s3: S3Client, bucket: str, deferrable: bool

@@ -143,7 +143,9 @@ def test_a_key_that_airflow_takes_for_no_asset_is_refused_before_the_purchase(
     assert run(dag)["clip"].state == "failed"
     assert gateway.ledger == ()
     assert s3.list_objects_v2(Bucket=bucket).get("Contents", []) == []
-    with pytest.raises(InvalidRequest, match=r"3\d{3} characters long, is refused .* or no AssetAlias"):
+    with pytest.raises(
+        InvalidRequest, match=r"3,\d{3} characters, and Airflow refuses it .* or no AssetAlias"
+    ):
         lineage.require_assets([AssetAlias("a")], S3Location(bucket, KEY_OF_NO_ASSET))
 
 

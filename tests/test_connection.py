@@ -389,10 +389,13 @@ def test_the_fields_of_the_extra_arrive_from_each_form(
     ("connection", "words"),
     [
         (f"codegateway://:{KEY}@gw.example.com/cg", "The schema of connection 'tested' is 'cg'"),
-        (f"codegateway://:{KEY}@/?dedline=200", "an extra 'dedline' that means nothing here: use deadline"),
-        (f"codegateway://:{KEY}@/?deadline=soon", "The extra 'deadline' of connection 'tested' is 'soon'"),
+        (f"codegateway://:{KEY}@/?dedline=200", "an unknown extra 'dedline'. Use deadline"),
+        (
+            f"codegateway://:{KEY}@/?deadline=soon",
+            "The extra 'deadline' of connection 'tested' must be a number",
+        ),
         (f"codegateway://{KEY}@", "has no API key"),
-        (f"http://:{KEY}@gw.example.com", "is of type 'http'"),
+        (f"http://:{KEY}@gw.example.com", "has type 'http'"),
     ],
 )
 def test_what_means_nothing_is_named(connection: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +473,7 @@ def test_the_form_can_be_tested_in_the_api_server(
     path = client.post("/api/v2/connections/test", json=form(gateway, host=f"{gateway.url}/v1")).json()
     assert (path["status"], "it ends before /v1" in path["message"]) == (False, True)
     odd = client.post("/api/v2/connections/test", json=form(gateway, extra='{"dedline": 1}')).json()
-    assert odd["message"].startswith("This connection has an extra 'dedline' that means nothing here")
+    assert odd["message"].startswith("This connection has an unknown extra 'dedline'")
     assert gateway.billed == 0
 
 

@@ -198,7 +198,7 @@ def test_model_and_key_may_come_from_the_function_alone(
 def test_what_makes_no_request_is_refused_for_free(
     returned: Any, words: str, gateway: Emulator, s3: S3Client, bucket: str, deferrable: bool
 ) -> None:
-    """The message says what was returned, without anything secret in it, and what would do."""
+    """The message says what was returned, without anything secret in it, and what to return."""
 
     def paint() -> Any:
         return returned

@@ -16,52 +16,48 @@ def test_the_page_shows_the_example() -> None:
 
 
 # The example
-import json
-from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
-import boto3
-import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
-from airflow_provider_codegateway.emulator import Emulator, Fault
+from airflow_provider_codegateway.emulator import Emulator, Fault, run_task
+from airflow_provider_codegateway.exceptions import GatewayUnavailable, RenderOutcomeUnknown
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    httpx.post(f"http://{host}:{port}/moto-api/reset")  # moto keeps its buckets for the whole process
-    settings: dict[str, Any] = {
-        "aws_access_key_id": "test",
-        "aws_secret_access_key": "test",
-        "endpoint_url": f"http://{host}:{port}",
-        "region_name": "us-east-1",
-    }
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({"conn_type": "aws", "extra": settings}))
-    yield boto3.client("s3", **settings)
-    server.stop()
-
-
-def test_a_busy_gateway_is_waited_for(codegateway_emulator: Emulator, s3: Any) -> None:
-    s3.create_bucket(Bucket="marketing")
-    codegateway_emulator.fail_next(Fault.status(429, retry_after=0))
-
-    operator = GenerateVideoOperator(
+def boat(model: str = "google/veo-3.1-fast") -> GenerateVideoOperator:
+    return GenerateVideoOperator(
         task_id="clip",
-        model="google/veo-3.1-fast",
+        model=model,
         prompt="A paper boat drifting down a rain-filled gutter",
-        s3_key="s3://marketing/ads/boat.mp4",
+        s3_key="s3://marketing/{{ params.campaign }}/boat.mp4",
+        deferrable=True,
     )
-    task = SimpleNamespace(
-        dag_id="ads", task_id="clip", run_id="test", map_index=-1, xcom_push=lambda **_: None
-    )
-    key = operator.execute({"ti": task})  # type: ignore[typeddict-item]
 
-    assert s3.head_object(Bucket="marketing", Key=key)["ContentType"] == "video/mp4"
+
+def test_a_busy_gateway_is_waited_for(codegateway_emulator: Emulator, codegateway_s3: Any) -> None:
+    codegateway_s3.create_bucket(Bucket="marketing")
+    codegateway_emulator.fail_next(Fault.status(429, retry_after=0))
+    run = run_task(boat(), params={"campaign": "spring"})
+    stored = codegateway_s3.head_object(Bucket="marketing", Key=run.result)
+    assert stored["ContentLength"] == run.xcoms["clip"]["bytes"]
     assert codegateway_emulator.refused == 1
     assert codegateway_emulator.billed == 1
+
+
+def test_veo_is_down(codegateway_emulator: Emulator, codegateway_s3: Any) -> None:
+    codegateway_s3.create_bucket(Bucket="marketing")
+    codegateway_emulator.fail_next(Fault.status(503, retry_after=0), times=None, model="google/veo-3.1-fast")
+    with pytest.raises(GatewayUnavailable):
+        run_task(boat(), params={"campaign": "spring"})
+    run_task(boat("bytedance/seedance-2.0"), params={"campaign": "spring"})
+    assert codegateway_emulator.billed == 1
+
+
+def test_an_answer_that_is_lost_is_paid_for(codegateway_emulator: Emulator, codegateway_s3: Any) -> None:
+    codegateway_s3.create_bucket(Bucket="marketing")
+    codegateway_emulator.fail_next(Fault.foreign("cloudflare"))
+    with pytest.raises(RenderOutcomeUnknown):
+        run_task(boat(), params={"campaign": "spring"})
+    run = run_task(boat(), params={"campaign": "spring"}, try_number=2)
+    assert run.xcoms["clip"]["renders_bought"] == codegateway_emulator.billed == 2

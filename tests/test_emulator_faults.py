@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
+import shlex
 import socket
 import time
 import zlib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import av
@@ -18,6 +21,7 @@ import httpx
 import pytest
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
+from airflow_provider_codegateway.emulator.__main__ import main
 from airflow_provider_codegateway.emulator.faults import (
     HostileShape,
     OddShape,
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 VEO = "google/veo-3.1-fast"
 SEEDANCE = "bytedance/seedance-2.0"
 HAILUO = "minimax/hailuo-2.3-fast"
+PAGE = Path(__file__).parent.parent / "docs" / "emulator.md"
 CLIP = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 400
 
 
@@ -581,3 +586,45 @@ def test_every_fault_crosses_the_wire(name: str) -> None:
     """Each fault can be made by its name, and is the same after it was JSON."""
     fault = fault_by_name(name, **ARGUMENTS.get(name, {}))
     assert fault_from_json(json.loads(json.dumps(fault.as_json()))) == fault
+
+
+# The documentation.
+
+PARAMETERS_OF_SHAPES = ("who", "then", "shape", "encoding", "form", "framing")
+
+
+def rows(heading: str) -> dict[str, str]:
+    """The rows of a table on the page: what a fault is called, and the rest."""
+    table = PAGE.read_text(encoding="utf-8").partition(f"| `{heading}.` |")[2].partition("\n\n")[0]
+    return dict(re.findall(r"^\| `([^`]+)` \|(.*)\|$", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("heading", "prefix"), [("Fault", ""), ("ClipFault", "clip.")])
+def test_the_page_lists_every_fault(heading: str, prefix: str) -> None:
+    """The tables have each fault with its parameters, in the order of faults.py, and every value of a shape."""
+    of_kind = {
+        name: signature for name, signature in catalogue().items() if name.startswith("clip.") == bool(prefix)
+    }
+    expected = [
+        f"{name.removeprefix('clip.')}({', '.join(signature.parameters)})"
+        for name, signature in of_kind.items()
+    ]
+    listed = rows(heading)
+    assert list(listed) == expected
+    for call, (name, signature) in zip(expected, of_kind.items(), strict=True):
+        kind = ClipFault if prefix else Fault
+        hints = get_type_hints(getattr(kind, name.removeprefix("clip.")))
+        for parameter in PARAMETERS_OF_SHAPES:
+            if parameter in signature.parameters:
+                assert {
+                    value for value in get_args(hints[parameter]) if f"`{value}`" not in listed[call]
+                } == set()
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^codegateway-emulator (fail .*)$", PAGE.read_text(), re.MULTILINE)
+)
+def test_the_commands_of_the_page(line: str) -> None:
+    """The commands that the page shows queue their faults."""
+    with Emulator() as emulator:
+        assert main([*shlex.split(line), "--url", emulator.url]) == 0

@@ -243,9 +243,9 @@ REFUSALS: list[tuple[dict[str, Any], type[CodeGatewayError], str]] = [
     ({"s3_key": "no-image.txt"}, InvalidTarget, "an object that this provider did not create"),
     ({"s3_key": "no-image.txt", "if_exists": "fail"}, InvalidTarget, "already exists, and if_exists='fail'"),
     ({"codegateway_conn_id": "no_key"}, InvalidConnection, "has no API key"),
-    ({"codegateway_conn_id": "odd_extra"}, InvalidConnection, "'dedline' that means nothing"),
+    ({"codegateway_conn_id": "odd_extra"}, InvalidConnection, "has an unknown extra 'dedline'"),
     ({"codegateway_conn_id": "bad_extra"}, InvalidConnection, "'retries' of connection 'bad_extra'"),
-    ({"codegateway_conn_id": "other_type"}, InvalidConnection, "is of type 'http'"),
+    ({"codegateway_conn_id": "other_type"}, InvalidConnection, "has type 'http'"),
     ({"aws_conn_id": "aws_down"}, StorageUnavailable, "could not look for the clip"),
 ]
 
@@ -260,7 +260,7 @@ def test_what_can_be_refused_for_free_is_refused_before_any_call(
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The gateway hears of none of these, the ledger keeps nothing, and the message says what would do."""
+    """The gateway hears of none of these, the ledger keeps nothing, and the message says what to do."""
     s3.put_object(Bucket=bucket, Key="no-image.txt", Body=b"words")
     down = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"total_max_attempts": 1}}}
     for name, connection in {

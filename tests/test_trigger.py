@@ -134,7 +134,8 @@ def test_a_triggerer_that_stops_says_in_the_ledger_what_it_gave_up(
     with gateway.holding():
         asyncio.run(stop())
     assert {f"{KEY}/1.started", f"{KEY}/1.abandoned"} <= keys(s3, bucket)
-    assert "goes on" not in caplog.text
+    assert "Stopped while render 1 was under way" in caplog.text
+    assert "is brought to its end" not in caplog.text
 
 
 def test_a_trigger_does_not_fire_before_the_scheduler_has_heard_of_the_deferral(

@@ -130,7 +130,7 @@ def returned_by(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[as
 @cache
 def messages() -> list[Message]:
     """Every message of the package. The emulator's answers are those of a gateway, which it stands for."""
-    answers = {ROOT / "emulator" / name for name in ("app.py", "links.py", "media.py", "rules.py")}
+    answers = {ROOT / "emulator" / name for name in ("calls.py", "answers.py", "links.py", "media.py", "rules.py")}
     files = sorted(set(ROOT.rglob("*.py")) - answers)
     return [
         message

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--render-seconds", type=float, default=0.0, help="least time a render takes")
     option("--link-lifetime", type=float, default=3600.0, help="seconds until a clip's link expires")
     option("--certificate", help="PEM file with its key: speak TLS")
-    commands = parser.add_subparsers(dest="command", title="of an emulator that runs", metavar="")
+    commands = parser.add_subparsers(dest="command", title="commands for a running emulator")
     fail = commands.add_parser("fail", help="queue a fault", formatter_class=shows_defaults)
     fail.add_argument("fault", help="its name, as `faults` lists it")
     fail.add_argument("arguments", nargs="*", help="its parameters, as name=value")

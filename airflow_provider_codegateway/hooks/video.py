@@ -214,18 +214,17 @@ def settings_of(connection: Connection, where: str) -> GatewaySettings:
     """
     if connection.conn_type not in {CONNECTION_TYPE, "", None}:
         raise InvalidConnection(
-            f"{where} is of type {connection.conn_type!r}: make one of type {CONNECTION_TYPE!r}."
+            f"{where} has type {connection.conn_type!r}. Create one with type {CONNECTION_TYPE!r}."
         )
     parsed = connection.extra_dejson
     if not isinstance(parsed, dict) or (not parsed and (connection.extra or "").strip() not in _NO_EXTRA):
         raise InvalidConnection(
-            f'The extra of {where} is no JSON object: use one such as {{"deadline": 300}}.'
+            f'The extra of {where} is not a JSON object. Use one such as {{"deadline": 300}}.'
         )
     extra = {name: value for name, value in parsed.items() if value is not None and value != ""}
     if unknown := sorted(extra.keys() - CONNECTION_FIELDS.keys()):
         raise InvalidConnection(
-            f"{where} has an extra {unknown[0]!r} that means nothing here: "
-            f"use {', '.join(CONNECTION_FIELDS)}."
+            f"{where} has an unknown extra {unknown[0]!r}. Use {', '.join(CONNECTION_FIELDS)}."
         )
     numbers = {name: _number(name, value, where) for name, value in extra.items() if not _is_text(name)}
     settings = checked_settings(
@@ -297,7 +296,7 @@ def _base_url(connection: Connection, where: str) -> str | None:
     schema = connection.schema
     if schema and schema not in {"http", "https"}:
         raise InvalidConnection(
-            f"The schema of {where} is {schema!r}: use http, https or none. A path belongs to the base URL, in "
+            f"The schema of {where} is {schema!r}. Use http, https or none. A path belongs to the base URL, in "
             "the host field."
         )
     if not connection.host:
@@ -318,8 +317,8 @@ def _number(name: str, value: object, where: str) -> float | int:
         if not schema["minimum"] <= number < float("inf"):
             raise ValueError
     except (TypeError, ValueError):
-        what = "a whole number" if kind is int else "a number of seconds"
+        what = "an integer" if kind is int else "a number of seconds"
         raise InvalidConnection(
-            f"The extra {name!r} of {where} is {value!r}: use {what} from {schema['minimum']} up."
+            f"The extra {name!r} of {where} must be {what}, {schema['minimum']} or more, not {value!r}."
         ) from None
     return number
