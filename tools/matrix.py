@@ -32,7 +32,14 @@ CONSTRAINTS = PROJECT / "constraints"
 ENVIRONMENTS = PROJECT / ".matrix"
 
 LOWEST = "lowest"
-AIRFLOWS = {"2.11": "2.11.2", "3.0": "3.0.6", "3.1": "3.1.8", "3.2": "3.2.2", "3.3": "3.3.2", "3.4": "3.4.0b2"}
+AIRFLOWS = {
+    "2.11": "2.11.2",
+    "3.0": "3.0.6",
+    "3.1": "3.1.8",
+    "3.2": "3.2.2",
+    "3.3": "3.3.2",
+    "3.4": "3.4.0b2",
+}
 """The newest patch of each minor version. A newer one goes here, and then ``make constraints``."""
 PYTHONS = {
     "2.11": ("3.11", "3.12"),
