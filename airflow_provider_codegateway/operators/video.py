@@ -243,13 +243,19 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return self._run(context or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context or {})
             raise
 
-    def _report(self, error: CodeGatewayError) -> None:
-        """Count and log what a failure cost. The rest of it Airflow logs, with a traceback."""
+    def _report(self, error: CodeGatewayError, context: Context) -> None:
+        """Count and log what a failure cost, and leave it for the clip's page. The rest of it Airflow logs."""
         metrics.failed(error, self.model)
         self.log.error("%s", error.bought.value)
+        if self.do_xcom_push and "ti" in context:
+            told = {"class": type(error).__name__, "message": error.args[0], "bought": error.bought.value}
+            try:
+                context["ti"].xcom_push(key="clip_error", value=told)
+            except Exception as failure:  # the error itself matters more
+                self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
         if isinstance(error, AirflowFailException):
             # The author has something to change. The message says what, and our frames would only hide it.
             error.__suppress_context__ = True
@@ -331,7 +337,7 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return self._take_over(context, event, deferred or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context)
             raise
 
     def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
@@ -365,7 +371,7 @@ class GenerateVideoOperator(BaseOperator):
                 raise
             reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
             unknown = self._unknown_outcome(reason, context)
-            self._report(unknown)
+            self._report(unknown, context)
             raise unknown from error
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
