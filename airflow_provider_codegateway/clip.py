@@ -175,6 +175,45 @@ class ClipSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was measured of a clip.
+
+    :param width: in pixels, as shown: turned, and stretched where pixels are not square.
+    :param duration: in seconds; None if the index does not say.
+    :param fps: frames a second, on average.
+    :param codec: of the picture, such as ``h264``.
+    :param audio: whether there is sound, be it silence.
+    """
+
+    width: int
+    height: int
+    duration: float | None
+    fps: float | None
+    codec: str
+    audio: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for XCom."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self | None:
+        """The inverse of ``as_dict``; None if these are no facts."""
+        try:
+            width, height, codec, audio = (values[name] for name in ("width", "height", "codec", "audio"))
+            seconds = [values[name] for name in ("duration", "fps")]
+        except KeyError:
+            return None
+        is_right = all(type(each) is int for each in (width, height)) and isinstance(codec, str)
+        is_right &= isinstance(audio, bool) and all(
+            each is None or type(each) in (int, float) for each in seconds
+        )
+        if not is_right:
+            return None
+        return cls(width=width, height=height, duration=seconds[0], fps=seconds[1], codec=codec, audio=audio)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip in S3: what the XCom ``clip`` holds.
 
@@ -186,6 +225,7 @@ class Clip:
     :param renders_bought_here: how many of them by this DAG run, in whichever of its tries.
     :param reused: whether the clip was found in place.
     :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
+    :param facts: what it measures, as ``Facts.as_dict``; None if that could not be read.
     """
 
     bucket: str
@@ -201,6 +241,7 @@ class Clip:
     reused: bool
     renders_bought_here: int = 0
     cost: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
@@ -239,6 +280,7 @@ class Marks:
     renders_bought: int
     buyers: tuple[str, ...] = ()
     cost: Mapping[str, Any] | None = None
+    facts: Facts | None = None
 
     def as_metadata(self) -> dict[str, str]:
         """The object's metadata, ASCII."""
@@ -250,7 +292,8 @@ class Marks:
             "render-seconds": None if self.render_seconds is None else round(self.render_seconds, 3),
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
-            "cost": None if self.cost is None else json.dumps(dict(self.cost), separators=(",", ":")),
+            "cost": None if self.cost is None else _compact(self.cost),
+            "facts": None if self.facts is None else _compact(self.facts.as_dict()),
         }
         return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -267,7 +310,12 @@ class Marks:
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
             cost=_object(found.get("cost")),
+            facts=Facts.from_dict(_object(found.get("facts")) or {}),
         )
+
+
+def _compact(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), separators=(",", ":"))
 
 
 def _object(text: str | None) -> dict[str, Any] | None:

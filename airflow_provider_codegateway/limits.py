@@ -64,6 +64,10 @@ class Limits:
     """Bytes a second that a clip's host must send, over ``speed_window``. 60 MiB take an hour then."""
     speed_window: float = 20.0
     """A host that is slower holds a thread for this long, and the next clip has its turn."""
+    max_index_bytes: int = 4 * MIB
+    """Of an MP4, kept for the clip's facts while it passes by. A clip of a minute has 60 KiB."""
+    link_patience: float = 3600.0
+    """After the render. A link without a known end that is refused later than this has run out."""
     max_failures: int = 5
     """Connections in a row that may fail without a new byte."""
     max_redirects: int = 5
