@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 import struct
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,21 @@ def png(width: int = 16, height: int = 16, grey: int = 128) -> bytes:
         stream = container.add_stream("png", rate=1)
         stream.width, stream.height, stream.pix_fmt = width, height, "gray"
         for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    return file.getvalue()
+
+
+@cache
+def image(encoder: str, pix_fmt: str) -> bytes:
+    """A picture with some noise, from one of ffmpeg's encoders."""
+    frame = VideoFrame(64, 64, "gray")
+    noise = random.Random(encoder)
+    frame.planes[0].update(noise.randbytes(frame.planes[0].buffer_size))
+    file = io.BytesIO()
+    with av.open(file, "w", format="image2pipe") as container:
+        stream = container.add_stream(encoder, rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
+        for packet in [*stream.encode(frame.reformat(format=pix_fmt)), *stream.encode(None)]:
             container.mux(packet)
     return file.getvalue()
 
