@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 from urllib.parse import quote
@@ -18,6 +18,7 @@ DEFAULT_LEDGER_PREFIX = "_codegateway/"
 """Where the ledger is kept in the clip's bucket."""
 
 IfExists = Literal["reuse", "replace", "fail"]
+OnMismatch = Literal["warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class ClipSpec:
     :param asked_by: the task instance, for the journal.
     :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
     :param max_cost: what the clip may cost at most, in the price list's currency.
+    :param wanted: what the clip's facts are held against; see ``facts.wanted_of``. None if that is not known here.
     :raises InvalidRequest: a customer's own encryption key is among the arguments: it could not be kept out of
         Airflow's database.
     """
@@ -132,6 +134,7 @@ class ClipSpec:
     asked_by: TaskRun = TaskRun()
     priced_by: Mapping[str, Any] | None = None
     max_cost: str | None = None
+    wanted: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if secret := sorted(name for name in self.upload_args if name.startswith("SSECustomer")):
@@ -159,6 +162,7 @@ class ClipSpec:
             "asked_by": asdict(self.asked_by),
             "priced_by": None if self.priced_by is None else dict(self.priced_by),
             "max_cost": self.max_cost,
+            "wanted": None if self.wanted is None else dict(self.wanted),
         }
 
     @classmethod
@@ -226,6 +230,7 @@ class Clip:
     :param reused: whether the clip was found in place.
     :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
     :param facts: what it measures, as ``Facts.as_dict``; None if that could not be read.
+    :param mismatches: how it differs from what was asked for, a short sentence each.
     """
 
     bucket: str
@@ -242,10 +247,11 @@ class Clip:
     renders_bought_here: int = 0
     cost: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] | None = None
+    mismatches: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
-        return asdict(self)
+        return {**asdict(self), "mismatches": list(self.mismatches)}
 
     @classmethod
     def is_dict_of(cls, values: Mapping[str, Any]) -> bool:

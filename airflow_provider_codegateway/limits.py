@@ -76,6 +76,14 @@ class Limits:
     max_backoff: float = 30.0
     """A longer ``Retry-After`` is cut to this."""
 
+    # What came, held against what was asked for.
+    duration_tolerance: float = 0.5
+    """Seconds. Models count in frames: 5 s are 5.04, and 6 s are 5.88."""
+    aspect_tolerance: float = 0.03
+    """Part of the ratio. Encoders like sizes that 16 divides: 16:9 is 1248x704, and 21:9 960x416."""
+    resolution_tolerance: float = 0.05
+    """Part of the lines: 704 are 720, and 720 are not 768."""
+
     # The trigger.
     earliest_event: float = 5.0
     """A trigger runs at least this long.

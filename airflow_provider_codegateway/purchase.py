@@ -26,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks
+from airflow_provider_codegateway.clip import Clip, ClipSpec, Facts, Marks
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
@@ -37,7 +37,7 @@ from airflow_provider_codegateway.exceptions import (
     RenderOutcomeUnknown,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.facts import read_stored_facts
+from airflow_provider_codegateway.facts import differences, read_stored_facts
 from airflow_provider_codegateway.gateway import Buyer, Receipt
 from airflow_provider_codegateway.ledger import (
     Claim,
@@ -192,6 +192,7 @@ class Purchase:
                 reused=True,
                 cost=marks.cost,
                 facts=None if facts is None else facts.as_dict(),
+                mismatches=self._differences(facts),
             )
         if self.spec.if_exists == "replace":
             return None
@@ -554,7 +555,13 @@ class Purchase:
             reused=False,
             cost=marks.cost,
             facts=None if stored.facts is None else stored.facts.as_dict(),
+            mismatches=self._differences(stored.facts),
         )
+
+    def _differences(self, facts: Facts | None) -> tuple[str, ...]:
+        if facts is None or self.spec.wanted is None:
+            return ()
+        return differences(facts, self.spec.wanted, self._limits)
 
     def _count_own(self, buyers: Iterable[str]) -> int:
         return sum(map(self.spec.is_requested_by, buyers))

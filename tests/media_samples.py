@@ -9,6 +9,7 @@ import struct
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import av
 from av.video.frame import VideoFrame
@@ -36,7 +37,7 @@ def image(encoder: str, pix_fmt: str) -> bytes:
     frame.planes[0].update(noise.randbytes(frame.planes[0].buffer_size))
     file = io.BytesIO()
     with av.open(file, "w", format="image2pipe") as container:
-        stream = container.add_stream(encoder, rate=1)
+        stream = cast("av.VideoStream", container.add_stream(encoder, rate=1))
         stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
         for packet in [*stream.encode(frame.reformat(format=pix_fmt)), *stream.encode(None)]:
             container.mux(packet)

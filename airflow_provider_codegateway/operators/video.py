@@ -23,6 +23,7 @@ from airflow_provider_codegateway.clip import (
     Clip,
     ClipSpec,
     IfExists,
+    OnMismatch,
     S3Location,
     TaskRun,
     clip_location,
@@ -30,11 +31,13 @@ from airflow_provider_codegateway.clip import (
 )
 from airflow_provider_codegateway.exceptions import (
     Bought,
+    ClipMismatch,
     CodeGatewayError,
     InvalidRequest,
     RenderOutcomeUnknown,
     from_dict,
 )
+from airflow_provider_codegateway.facts import wanted_of
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
@@ -88,8 +91,8 @@ class GenerateVideoOperator(BaseOperator):
 
     Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
     key, uri, model, bytes, sha256, created, render_seconds, renders_bought, renders_bought_here, fingerprint,
-    reused``. The same facts are the extra of the asset events of its ``outlets``; an ``AssetAlias`` there becomes
-    the clip's URI.
+    reused, cost, facts, mismatches``. The same facts are the extra of the asset events of its ``outlets``; an
+    ``AssetAlias`` there becomes the clip's URI.
 
     What can be refused for free is refused before any money is spent. Once the gateway has answered, no
     crash, retry, clear or duplicate run buys the same render again.
@@ -121,6 +124,9 @@ class GenerateVideoOperator(BaseOperator):
     :param max_cost: what the clip may cost at most, in the price list's currency: ``"0.80"``, never a float.
     :param dry_run: make all checks, push what the clip would cost as XCom ``estimate``, and skip the task. Nothing is
         bought.
+    :param on_mismatch: what to do if the clip is not what was asked for: another shape, length or resolution, or no
+        sound. ``warn``: say so in the log and in the XCom ``clip``. ``fail``: fail the task as well. The clip is kept
+        either way, and never bought again by itself.
     :param deferrable: wait in the triggerer, and hold no worker slot for the render.
     """
 
@@ -164,6 +170,7 @@ class GenerateVideoOperator(BaseOperator):
         s3_extra_args: dict[str, Any] | None = None,
         max_cost: str | Decimal | None = None,
         dry_run: bool = False,
+        on_mismatch: OnMismatch = "warn",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -187,11 +194,14 @@ class GenerateVideoOperator(BaseOperator):
         self.s3_extra_args = s3_extra_args
         self.max_cost = max_cost
         self.dry_run_only = dry_run
+        self.on_mismatch = on_mismatch
         self.deferrable = deferrable
         if if_exists not in ("reuse", "replace", "fail"):
             raise InvalidRequest(
                 f"if_exists={if_exists!r} is not supported. Use 'reuse', 'replace' or 'fail'."
             )
+        if on_mismatch not in ("warn", "fail"):
+            raise InvalidRequest(f"on_mismatch={on_mismatch!r} is not supported. Use 'warn' or 'fail'.")
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {max_renders!r}.")
         if not isinstance(max_cost, str):
@@ -463,6 +473,7 @@ class GenerateVideoOperator(BaseOperator):
             asked_by=_asked_by(context),
             priced_by=PricedRender.parameters(request.body()),
             max_cost=self._checked_max_cost(),
+            wanted=wanted_of(request.body()),
         )
 
     def _checked_max_cost(self) -> str | None:
@@ -497,8 +508,24 @@ class GenerateVideoOperator(BaseOperator):
         lineage.collect_hook_lineage(self, self._inputs, clip)
         if self.do_xcom_push and "ti" in context:
             context["ti"].xcom_push(key="clip", value=clip.as_dict())
+        self._require_match(clip)
         lineage.add_asset_events(self.outlets, context, clip)
         return clip.key
+
+    def _require_match(self, clip: Clip) -> None:
+        """:raises ClipMismatch: the clip is not what was asked for, and that is to fail the task."""
+        if clip.facts is None:
+            self.log.warning("What %s measures could not be read: it was not compared.", clip.uri)
+        if not clip.mismatches:
+            return
+        words = " ".join(clip.mismatches)
+        if self.on_mismatch == "fail":
+            raise ClipMismatch(
+                f"The clip at {clip.uri} is not what was asked for. {words} It is kept, and will not be bought again. "
+                "To take it as it is, set on_mismatch='warn'; to render anew, delete it.",
+                bought=Bought.YES if clip.renders_bought_here else Bought.NO,
+            )
+        self.log.warning("The clip at %s is not what was asked for. %s", clip.uri, words)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What the OpenLineage provider asks for when the task has succeeded."""
