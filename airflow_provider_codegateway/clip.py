@@ -68,6 +68,13 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
     return location
 
 
+def is_in_ledger(at: S3Location, ledger_prefix: str, clip_bucket: str) -> bool:
+    """Whether an object would be among those of a ledger, whose names are its own."""
+    root = split_uri(ledger_prefix) or S3Location(clip_bucket, ledger_prefix)
+    prefix = root.key.strip("/")
+    return bool(prefix) and at.bucket == root.bucket and at.key.startswith(f"{prefix}/")
+
+
 def run_identity(dag_id: str, run_id: str) -> str:
     """Who asks for a clip: a DAG run, in characters that S3 metadata takes.
 
@@ -231,6 +238,8 @@ class Clip:
     :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
     :param facts: what it measures, as ``Facts.as_dict``; None if that could not be read.
     :param mismatches: how it differs from what was asked for, a short sentence each.
+    :param poster: the ``s3://`` URI of its first picture, where that was asked for.
+    :param last_frame: the same of its last one.
     """
 
     bucket: str
@@ -248,6 +257,8 @@ class Clip:
     cost: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] | None = None
     mismatches: Sequence[str] = ()
+    poster: str | None = None
+    last_frame: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""

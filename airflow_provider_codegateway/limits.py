@@ -84,6 +84,12 @@ class Limits:
     resolution_tolerance: float = 0.05
     """Part of the lines: 704 are 720, and 720 are not 768."""
 
+    # Pictures of a stored clip.
+    max_looked_at: int = 1024 * MIB
+    """A longer clip is not copied to the worker's disk, and has no pictures."""
+    look_timeout: float = 120.0
+    """A clip of 12 s in 1080p takes about a second."""
+
     # The trigger.
     earliest_event: float = 5.0
     """A trigger runs at least this long.

@@ -708,7 +708,8 @@ def test_inline_data_described() -> None:
     """Inline data is described by type, size and digest."""
     digest = hashlib.sha256(PNG).hexdigest()[:8]
     assert (
-        inputs.describe(f"data:image/png;base64,{b64(PNG)}") == f"<image/png, {len(PNG):,} bytes, sha256 {digest}…>"
+        inputs.describe(f"data:image/png;base64,{b64(PNG)}")
+        == f"<image/png, {len(PNG):,} bytes, sha256 {digest}…>"
     )
     assert inputs.describe(b64(PNG)) == f"<image/png, {len(PNG):,} bytes, sha256 {digest}…>"
 

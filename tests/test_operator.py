@@ -123,17 +123,19 @@ def test_a_clip_of_each_model_lands_in_s3_and_its_key_in_xcom(
     assert stored["ContentType"] == "video/mp4"
     clip = result["clip"].xcoms["clip"]
     assert set(clip) == {
-        *("bucket", "key", "uri", "model", "bytes", "sha256", "created"),
+        *("bucket", "key", "uri", "model", "bytes", "sha256", "created", "render_seconds", "renders_bought"),
         *(
-            "render_seconds",
-            "renders_bought",
             "renders_bought_here",
             "fingerprint",
             "reused",
             "cost",
             "facts",
+            "mismatches",
+            "poster",
+            "last_frame",
         ),
     }
+    assert (clip["mismatches"], clip["poster"], clip["last_frame"]) == ([], None, None)
     width, height = size
     shape = {
         "width": width,

@@ -29,6 +29,9 @@ _X264 = {
     "threads": "1",  # so that the bytes do not depend on the machine's cores
     "x264-params": "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m",
 }
+_FIRST_FRAMES = ("image", "image_input", "first_frame_image")
+_OPENING = FPS // 4
+"""Pictures at the beginning that show the one that was sent."""
 _SAMPLE_RATE = 48_000
 _AAC_FRAME = 1024
 
@@ -101,13 +104,15 @@ def render(
         still = Canvas(shape.width, shape.height) if wrong == "black" else _draw(request, shape)
         if wrong == "black":
             still.fill(0, 0, shape.width, shape.height, BLACK)
-        second = _encode_second(video, still, _stand_still if wrong in ("black", "frozen") else _draw_motion)
+        move = _stand_still if wrong in ("black", "frozen") else _draw_motion
+        opening = None if wrong or container_name else _opening_of(request, shape)
+        first, second = _encode_seconds(video, opening, still, move)
         loudness = 0.0 if wrong == "silent" else 0.25
         sound: Iterator[Packet] = (
             iter(()) if audio is None else _encode_tone(audio, request.fingerprint, shape.seconds, loudness)
         )
         for start in range(shape.seconds):
-            for packet in _shifted(second, start, video):
+            for packet in _shifted(second if start else first, start, video):
                 container.mux(packet)
             for packet in sound:
                 container.mux(packet)
@@ -123,19 +128,25 @@ def _add_audio(container: av.container.OutputContainer, form: _Format) -> av.Aud
     return audio
 
 
-def _encode_second(
-    stream: av.VideoStream, still: Canvas, move: Callable[[Canvas, int], None]
-) -> list[Packet]:
-    """Encode one second of motion, a closed group of pictures: a clip is that second over and over.
+def _encode_seconds(
+    stream: av.VideoStream, opening: Canvas | None, still: Canvas, move: Callable[[Canvas, int], None]
+) -> tuple[list[Packet], list[Packet]]:
+    """Encode the first second and one of those after it, each a closed group of pictures.
 
-    Twelve seconds cost no more than one.
+    A clip is the second one over and over: twelve seconds cost no more than one.
+
+    :param opening: what the first pictures show; None where the first second is like the others.
     """
     packets: list[Packet] = []
-    for number in range(FPS):
-        picture = still.copy()
-        move(picture, number)
+    for number in range(FPS if opening is None else 2 * FPS):
+        if opening is not None and number < _OPENING:
+            picture = opening
+        else:
+            picture = still.copy()
+            move(picture, number % FPS)
         packets += stream.encode(picture.frame(number))
-    return packets + stream.encode(None)
+    packets += stream.encode(None)
+    return packets[:FPS], packets[-FPS:]
 
 
 def _shifted(packets: list[Packet], seconds: int, stream: av.VideoStream) -> Iterator[Packet]:
@@ -143,7 +154,7 @@ def _shifted(packets: list[Packet], seconds: int, stream: av.VideoStream) -> Ite
         packet = av.Packet(bytes(original))
         packet.stream = stream
         packet.time_base = Fraction(1, FPS)
-        ticks = round((original.pts or 0) * original.time_base * FPS) + seconds * FPS
+        ticks = round((original.pts or 0) * original.time_base * FPS) % FPS + seconds * FPS
         packet.pts = packet.dts = ticks
         packet.duration = 1
         packet.is_keyframe = original.is_keyframe
@@ -170,6 +181,16 @@ def _encode_tone(stream: av.AudioStream, key: str, seconds: int, loudness: float
         frame.sample_rate, frame.pts, frame.time_base = _SAMPLE_RATE, start, Fraction(1, _SAMPLE_RATE)
         yield from stream.encode(frame)
     yield from stream.encode(None)
+
+
+def _opening_of(request: VideoRequest, shape: Shape) -> Canvas | None:
+    """The picture that the clip is to begin with, if it is all that was sent."""
+    match [(name, item) for name, items in request.media.items() for item in items]:
+        case [(name, MediaBytes(data))] if name in _FIRST_FRAMES:
+            canvas = Canvas(shape.width, shape.height)
+            canvas.paste(first_frame(data, "image"), 0, 0, shape.width, shape.height)
+            return canvas
+    return None
 
 
 def _draw(request: VideoRequest, shape: Shape) -> Canvas:
