@@ -216,7 +216,7 @@ def emulator_parser() -> argparse.ArgumentParser:
 def check_pip(words: list[str]) -> None:
     install, *packages = words
     assert install == "install"
-    assert all(re.fullmatch(r"airflow-provider-codegateway(\[emulator\])?", name) for name in packages)
+    assert all(re.fullmatch(r"airflow-provider-codegateway(\[(emulator|media)\])?", name) for name in packages)
 
 
 CHECKS: dict[str, Callable[[list[str]], object]] = {

@@ -45,9 +45,9 @@ def media_type(data: bytes) -> str | None:
     return next((media_type for magic, media_type in _MAGIC if magic.match(data)), None)
 
 
-def is_whole(data: bytes, media_type: str) -> bool:
-    """Whether an image reaches the end that its format marks. Those without such a mark count as whole."""
-    match media_type:
+def is_whole(data: bytes) -> bool:
+    """Whether an image reaches the end that its format marks. What has no such mark counts as whole."""
+    match media_type(data):
         case "image/jpeg":
             return _reaches_jpeg_end(data)
         case "image/png":
