@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 from urllib.parse import quote
@@ -18,6 +18,7 @@ DEFAULT_LEDGER_PREFIX = "_codegateway/"
 """Where the ledger is kept in the clip's bucket."""
 
 IfExists = Literal["reuse", "replace", "fail"]
+OnMismatch = Literal["warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
     if not location.bucket or not location.key or location.key.endswith("/"):
         raise InvalidRequest(f"{location.uri} is not an object. Use a key such as 'path/clip.mp4'.")
     return location
+
+
+def is_in_ledger(at: S3Location, ledger_prefix: str, clip_bucket: str) -> bool:
+    """Whether an object would be among those of a ledger, whose names are its own."""
+    root = split_uri(ledger_prefix) or S3Location(clip_bucket, ledger_prefix)
+    prefix = root.key.strip("/")
+    return bool(prefix) and at.bucket == root.bucket and at.key.startswith(f"{prefix}/")
 
 
 def run_identity(dag_id: str, run_id: str) -> str:
@@ -116,6 +124,7 @@ class ClipSpec:
     :param asked_by: the task instance, for the journal.
     :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
     :param max_cost: what the clip may cost at most, in the price list's currency.
+    :param wanted: what the clip's facts are held against; see ``facts.wanted_of``. None if that is not known here.
     :raises InvalidRequest: a customer's own encryption key is among the arguments: it could not be kept out of
         Airflow's database.
     """
@@ -132,6 +141,7 @@ class ClipSpec:
     asked_by: TaskRun = TaskRun()
     priced_by: Mapping[str, Any] | None = None
     max_cost: str | None = None
+    wanted: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if secret := sorted(name for name in self.upload_args if name.startswith("SSECustomer")):
@@ -159,6 +169,7 @@ class ClipSpec:
             "asked_by": asdict(self.asked_by),
             "priced_by": None if self.priced_by is None else dict(self.priced_by),
             "max_cost": self.max_cost,
+            "wanted": None if self.wanted is None else dict(self.wanted),
         }
 
     @classmethod
@@ -175,6 +186,45 @@ class ClipSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was measured of a clip.
+
+    :param width: in pixels, as shown: turned, and stretched where pixels are not square.
+    :param duration: in seconds; None if the index does not say.
+    :param fps: frames a second, on average.
+    :param codec: of the picture, such as ``h264``.
+    :param audio: whether there is sound, be it silence.
+    """
+
+    width: int
+    height: int
+    duration: float | None
+    fps: float | None
+    codec: str
+    audio: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for XCom."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self | None:
+        """The inverse of ``as_dict``; None if these are no facts."""
+        try:
+            width, height, codec, audio = (values[name] for name in ("width", "height", "codec", "audio"))
+            seconds = [values[name] for name in ("duration", "fps")]
+        except KeyError:
+            return None
+        is_right = all(type(each) is int for each in (width, height)) and isinstance(codec, str)
+        is_right &= isinstance(audio, bool) and all(
+            each is None or type(each) in (int, float) for each in seconds
+        )
+        if not is_right:
+            return None
+        return cls(width=width, height=height, duration=seconds[0], fps=seconds[1], codec=codec, audio=audio)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip in S3: what the XCom ``clip`` holds.
 
@@ -186,6 +236,10 @@ class Clip:
     :param renders_bought_here: how many of them by this DAG run, in whichever of its tries.
     :param reused: whether the clip was found in place.
     :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
+    :param facts: what it measures, as ``Facts.as_dict``; None if that could not be read.
+    :param mismatches: how it differs from what was asked for, a short sentence each.
+    :param poster: the ``s3://`` URI of its first picture, where that was asked for.
+    :param last_frame: the same of its last one.
     """
 
     bucket: str
@@ -201,10 +255,14 @@ class Clip:
     reused: bool
     renders_bought_here: int = 0
     cost: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] | None = None
+    mismatches: Sequence[str] = ()
+    poster: str | None = None
+    last_frame: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
-        return asdict(self)
+        return {**asdict(self), "mismatches": list(self.mismatches)}
 
     @classmethod
     def is_dict_of(cls, values: Mapping[str, Any]) -> bool:
@@ -239,6 +297,7 @@ class Marks:
     renders_bought: int
     buyers: tuple[str, ...] = ()
     cost: Mapping[str, Any] | None = None
+    facts: Facts | None = None
 
     def as_metadata(self) -> dict[str, str]:
         """The object's metadata, ASCII."""
@@ -250,7 +309,8 @@ class Marks:
             "render-seconds": None if self.render_seconds is None else round(self.render_seconds, 3),
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
-            "cost": None if self.cost is None else json.dumps(dict(self.cost), separators=(",", ":")),
+            "cost": None if self.cost is None else _compact(self.cost),
+            "facts": None if self.facts is None else _compact(self.facts.as_dict()),
         }
         return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -267,7 +327,12 @@ class Marks:
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
             cost=_object(found.get("cost")),
+            facts=Facts.from_dict(_object(found.get("facts")) or {}),
         )
+
+
+def _compact(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), separators=(",", ":"))
 
 
 def _object(text: str | None) -> dict[str, Any] | None:

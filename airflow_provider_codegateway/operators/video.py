@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -23,6 +24,7 @@ from airflow_provider_codegateway.clip import (
     Clip,
     ClipSpec,
     IfExists,
+    OnMismatch,
     S3Location,
     TaskRun,
     clip_location,
@@ -30,11 +32,13 @@ from airflow_provider_codegateway.clip import (
 )
 from airflow_provider_codegateway.exceptions import (
     Bought,
+    ClipMismatch,
     CodeGatewayError,
     InvalidRequest,
     RenderOutcomeUnknown,
     from_dict,
 )
+from airflow_provider_codegateway.facts import Beside, put_beside, wanted_of
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
@@ -88,8 +92,8 @@ class GenerateVideoOperator(BaseOperator):
 
     Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
     key, uri, model, bytes, sha256, created, render_seconds, renders_bought, renders_bought_here, fingerprint,
-    reused``. The same facts are the extra of the asset events of its ``outlets``; an ``AssetAlias`` there becomes
-    the clip's URI.
+    reused, cost, facts, mismatches``. The same facts are the extra of the asset events of its ``outlets``; an
+    ``AssetAlias`` there becomes the clip's URI.
 
     What can be refused for free is refused before any money is spent. Once the gateway has answered, no
     crash, retry, clear or duplicate run buys the same render again.
@@ -121,6 +125,16 @@ class GenerateVideoOperator(BaseOperator):
     :param max_cost: what the clip may cost at most, in the price list's currency: ``"0.80"``, never a float.
     :param dry_run: make all checks, push what the clip would cost as XCom ``estimate``, and skip the task. Nothing is
         bought.
+    :param on_mismatch: what to do if the clip is not what was asked for: another shape, length or resolution, or no
+        sound. ``warn``: say so in the log and in the XCom ``clip``. ``fail``: fail the task as well. The clip is kept
+        either way, and never bought again by itself.
+    :param poster_key: where the first picture of the clip goes: a key in the clip's bucket, a whole
+        ``s3://bucket/key``, or a suffix of ``s3_key`` such as ``.jpg``; JPEG or PNG, by how it ends. Needs the extra
+        ``media`` on the workers.
+    :param last_frame_key: the same for its last picture, for a next clip to go on from.
+    :param sidecar_key: the same for a JSON document that says where the clip comes from.
+    :param check_content: look for a black picture, one that never moves, and sound that is silent. Needs the extra
+        ``media``.
     :param deferrable: wait in the triggerer, and hold no worker slot for the render.
     """
 
@@ -134,6 +148,9 @@ class GenerateVideoOperator(BaseOperator):
         "ledger_prefix",
         "s3_extra_args",
         "max_cost",
+        "poster_key",
+        "last_frame_key",
+        "sidecar_key",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json"}
     ui_color = "#e8e4f3"
@@ -164,6 +181,11 @@ class GenerateVideoOperator(BaseOperator):
         s3_extra_args: dict[str, Any] | None = None,
         max_cost: str | Decimal | None = None,
         dry_run: bool = False,
+        on_mismatch: OnMismatch = "warn",
+        poster_key: str | None = None,
+        last_frame_key: str | None = None,
+        sidecar_key: str | None = None,
+        check_content: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -187,11 +209,18 @@ class GenerateVideoOperator(BaseOperator):
         self.s3_extra_args = s3_extra_args
         self.max_cost = max_cost
         self.dry_run_only = dry_run
+        self.on_mismatch = on_mismatch
+        self.poster_key = poster_key
+        self.last_frame_key = last_frame_key
+        self.sidecar_key = sidecar_key
+        self.check_content = check_content
         self.deferrable = deferrable
         if if_exists not in ("reuse", "replace", "fail"):
             raise InvalidRequest(
                 f"if_exists={if_exists!r} is not supported. Use 'reuse', 'replace' or 'fail'."
             )
+        if on_mismatch not in ("warn", "fail"):
+            raise InvalidRequest(f"on_mismatch={on_mismatch!r} is not supported. Use 'warn' or 'fail'.")
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {max_renders!r}.")
         if not isinstance(max_cost, str):
@@ -200,6 +229,7 @@ class GenerateVideoOperator(BaseOperator):
         self._prompt_is_given = prompt is not None and prompt != ""
         self._call: BlockingCall | None = None
         self._inputs: list[str] = []
+        self._shown_request: dict[str, Any] | None = None
         self._clip: Clip | None = None
         self._is_killed = False
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
@@ -270,6 +300,8 @@ class GenerateVideoOperator(BaseOperator):
         request = self._request()
         spec = self._spec(request, context)
         lineage.require_assets(self.outlets, spec.target)
+        self._beside()  # refuses for free
+        self._shown_request = request.shown()
         purchase = self.hook.purchase(spec, s3=self._s3)
         if self.dry_run_only:
             self._estimate(purchase.preview(request), context)
@@ -415,10 +447,14 @@ class GenerateVideoOperator(BaseOperator):
 
     def _to_remember(self) -> dict[str, Any]:
         """Plain values for the process that resumes. Airflow stores them, so they must hold nothing secret."""
-        return {"inputs": self._inputs}
+        remembered: dict[str, Any] = {"inputs": self._inputs}
+        if self.sidecar_key:
+            remembered["request"] = self._shown_request
+        return remembered
 
     def _resume(self, deferred: dict[str, Any]) -> None:
         self._inputs = deferred.get("inputs", [])
+        self._shown_request = deferred.get("request")
 
     def _find(self, deferred: dict[str, Any]) -> Clip | None:
         """The clip that this task deferred for, if it is in place."""
@@ -470,6 +506,7 @@ class GenerateVideoOperator(BaseOperator):
             asked_by=_asked_by(context),
             priced_by=PricedRender.parameters(request.body()),
             max_cost=self._checked_max_cost(),
+            wanted=wanted_of(request.body()),
         )
 
     def _checked_max_cost(self) -> str | None:
@@ -499,6 +536,7 @@ class GenerateVideoOperator(BaseOperator):
 
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
+        clip = self._put_beside(clip, context)
         self._clip = clip
         metrics.clip_delivered(clip.model, size=clip.bytes, reused=clip.reused)
         lineage.collect_hook_lineage(self, self._inputs, clip)
@@ -506,8 +544,54 @@ class GenerateVideoOperator(BaseOperator):
             # The connection too: Airflow keeps the rendered arguments of the last runs only.
             facts = {**clip.as_dict(), "aws_conn_id": self.aws_conn_id}
             context["ti"].xcom_push(key="clip", value=facts)
+        self._require_match(clip)
         lineage.add_asset_events(self.outlets, context, clip)
         return clip.key
+
+    def _beside(self) -> Beside:
+        """What is wanted beside the clip.
+
+        :raises InvalidRequest: it cannot be had.
+        """
+        return Beside.of(
+            clip_location(self.s3_key, self.s3_bucket),
+            poster_key=self.poster_key,
+            last_frame_key=self.last_frame_key,
+            sidecar_key=self.sidecar_key,
+            looks_inside=self.check_content,
+            ledger_prefix=self.ledger_prefix,
+        )
+
+    def _put_beside(self, clip: Clip, context: Context) -> Clip:
+        try:
+            beside = self._beside()
+        except InvalidRequest as error:  # resumed on a worker where it cannot be had
+            self.log.warning("The clip is stored without what was wanted beside it: %s", error.args[0])
+            return clip
+        return put_beside(
+            self._s3,
+            clip,
+            beside,
+            request=self._shown_request,
+            asked_by=asdict(_asked_by(context)),
+            upload_args=self.s3_extra_args or {},
+            limits=self.hook.limits,
+        )
+
+    def _require_match(self, clip: Clip) -> None:
+        """:raises ClipMismatch: the clip is not what was asked for, and that is to fail the task."""
+        if clip.facts is None:
+            self.log.warning("What %s measures could not be read: it was not compared.", clip.uri)
+        if not clip.mismatches:
+            return
+        words = " ".join(clip.mismatches)
+        if self.on_mismatch == "fail":
+            raise ClipMismatch(
+                f"The clip at {clip.uri} is not what was asked for. {words} It is kept, and will not be bought again. "
+                "To take it as it is, set on_mismatch='warn'; to render anew, delete it.",
+                bought=Bought.YES if clip.renders_bought_here else Bought.NO,
+            )
+        self.log.warning("The clip at %s is not what was asked for. %s", clip.uri, words)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What the OpenLineage provider asks for when the task has succeeded."""
