@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from airflow_provider_codegateway.exceptions import InvalidRequest
 
@@ -100,6 +100,21 @@ class TaskRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model of a chain: the first, or a fallback.
+
+    :param priced_by: the parameters of its request that its price depends on; None if they are not known here.
+    """
+
+    model: str
+    priced_by: Mapping[str, Any] | None = None
+
+
+PassedOver = Mapping[str, str]
+"""A model that provably sold nothing, and why the next one was asked: ``{"model": …, "reason": …}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipSpec:
     """One clip to be made: where it goes, for whom, and on which terms. Nothing in it is secret or large.
 
@@ -116,6 +131,8 @@ class ClipSpec:
     :param asked_by: the task instance, for the journal.
     :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
     :param max_cost: what the clip may cost at most, in the price list's currency.
+    :param fallbacks: the models to ask, in this order, if the first provably sells nothing.
+    :param fallback_on: for which reasons; see ``gateway.fallback``.
     :raises InvalidRequest: a customer's own encryption key is among the arguments: it could not be kept out of
         Airflow's database.
     """
@@ -132,6 +149,8 @@ class ClipSpec:
     asked_by: TaskRun = TaskRun()
     priced_by: Mapping[str, Any] | None = None
     max_cost: str | None = None
+    fallbacks: tuple[Member, ...] = ()
+    fallback_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if secret := sorted(name for name in self.upload_args if name.startswith("SSECustomer")):
@@ -140,12 +159,18 @@ class ClipSpec:
                 "Use a KMS key."
             )
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The whole chain: the first model and its fallbacks."""
+        return (Member(model=self.model, priced_by=self.priced_by), *self.fallbacks)
+
     def is_requested_by(self, requester: str | None) -> bool:
         """Whether this name, of an object or a ledger's marker, is that of whoever asks for this clip."""
         return requester is not None and requester in (self.requester, self.former_requester)
 
     def as_arguments(self) -> dict[str, Any]:
         """Plain values, under the names that triggers are stored with."""
+        chain = {"fallbacks": [asdict(each) for each in self.fallbacks], "fallback_on": [*self.fallback_on]}
         return {
             "bucket": self.target.bucket,
             "key": self.target.key,
@@ -159,6 +184,7 @@ class ClipSpec:
             "asked_by": asdict(self.asked_by),
             "priced_by": None if self.priced_by is None else dict(self.priced_by),
             "max_cost": self.max_cost,
+            **(chain if self.fallbacks else {}),
         }
 
     @classmethod
@@ -170,6 +196,8 @@ class ClipSpec:
             requester=rest.pop("run"),
             upload_args=rest.pop("extra_args"),
             asked_by=TaskRun(**rest.pop("asked_by", {})),  # a trigger that an earlier version stored has none
+            fallbacks=tuple(Member(**each) for each in rest.pop("fallbacks", ())),
+            fallback_on=tuple(rest.pop("fallback_on", ())),
             **rest,
         )
 
@@ -186,6 +214,7 @@ class Clip:
     :param renders_bought_here: how many of them by this DAG run, in whichever of its tries.
     :param reused: whether the clip was found in place.
     :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
+    :param fallback: the models that were passed over for it, and why; None if its request has no fallbacks.
     """
 
     bucket: str
@@ -201,6 +230,7 @@ class Clip:
     reused: bool
     renders_bought_here: int = 0
     cost: Mapping[str, Any] | None = None
+    fallback: Sequence[PassedOver] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
@@ -239,6 +269,7 @@ class Marks:
     renders_bought: int
     buyers: tuple[str, ...] = ()
     cost: Mapping[str, Any] | None = None
+    fallback: Sequence[PassedOver] = ()
 
     def as_metadata(self) -> dict[str, str]:
         """The object's metadata, ASCII."""
@@ -251,6 +282,7 @@ class Marks:
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
             "cost": None if self.cost is None else json.dumps(dict(self.cost), separators=(",", ":")),
+            "fallback": json.dumps([*self.fallback], separators=(",", ":")) if self.fallback else None,
         }
         return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -261,21 +293,21 @@ class Marks:
         return cls(
             fingerprint=found.get("fingerprint"),
             requester=found.get("run"),
-            model=found.get("model"),
+            model=unquote(found["model"]) if "model" in found else None,
             created=_float(found.get("created")),
             render_seconds=_float(found.get("render-seconds")),
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
-            cost=_object(found.get("cost")),
+            cost=cost if isinstance(cost := _json(found.get("cost")), dict) else None,
+            fallback=tuple(passed) if isinstance(passed := _json(found.get("fallback")), list) else (),
         )
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
+def _json(text: str | None) -> Any:
     try:
-        value = json.loads(text or "null")
+        return json.loads(text or "null")
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _float(value: str | None) -> float | None:

@@ -138,13 +138,15 @@ class GatewayUnavailable(CodeGatewayError):
     """The gateway could not be reached, or began nothing (429, 503).
 
     :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
+    :param status: the HTTP status; 0 if the gateway did not answer.
     """
 
     bought = Bought.NO
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, status: int = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class RenderOutcomeUnknown(CodeGatewayError):

@@ -124,7 +124,15 @@ def test_a_clip_of_each_model_lands_in_s3_and_its_key_in_xcom(
     clip = result["clip"].xcoms["clip"]
     assert set(clip) == {
         *("bucket", "key", "uri", "model", "bytes", "sha256", "created"),
-        *("render_seconds", "renders_bought", "renders_bought_here", "fingerprint", "reused", "cost"),
+        *(
+            "render_seconds",
+            "renders_bought",
+            "renders_bought_here",
+            "fingerprint",
+            "reused",
+            "cost",
+            "fallback",
+        ),
     }
     assert clip["sha256"] == hashlib.sha256(content).hexdigest()
     assert (clip["uri"], clip["bytes"]) == (f"s3://{bucket}/{key}", len(content))

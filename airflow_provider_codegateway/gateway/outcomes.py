@@ -122,7 +122,8 @@ def classify_answer(
     if status in REJECTED:
         raise RequestRejected(f"{said}{_ADVICE.get(status, '')}", status=status)
     if status in UNAVAILABLE:
-        raise GatewayUnavailable(said, retry_after=_retry_after(headers.get("retry-after")))
+        retry_after = _retry_after(headers.get("retry-after"))
+        raise GatewayUnavailable(said, retry_after=retry_after, status=status)
     raise RenderOutcomeUnknown(said)
 
 
