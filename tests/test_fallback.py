@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
+import logging
+import os
+import pkgutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import crash_runner
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, TaskDeferred
+from airflow_run import run_dag
 from clip_server import make_clip
-from crash_runner import FALLBACK_POINTS, Job
+from crash_runner import FALLBACK_POINTS, KEY, Job
 from hypothesis import given
 from hypothesis import strategies as st
+from media_samples import png
 
 from airflow_provider_codegateway import exceptions
-from airflow_provider_codegateway.clip import Clip
+from airflow_provider_codegateway.clip import Clip, S3Location
+from airflow_provider_codegateway.decorators.video import generate_video_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.emulator.faults import catalogue
 from airflow_provider_codegateway.exceptions import (
@@ -26,12 +36,18 @@ from airflow_provider_codegateway.exceptions import (
     CodeGatewayError,
     GatewayUnavailable,
     InvalidRequest,
+    InvalidTarget,
+    LedgerConflict,
     RenderLimitReached,
     RenderOutcomeUnknown,
     RequestRejected,
 )
 from airflow_provider_codegateway.gateway import FALLBACK_ON, reason_to_fall_back
+from airflow_provider_codegateway.ledger.command import main as ledger_main
 from airflow_provider_codegateway.models import build_chain, build_request, chain_fingerprint
+from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from airflow_provider_codegateway.spend.command import main
+from airflow_provider_codegateway.spend.journal import Journal
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -351,6 +367,33 @@ def test_a_gateway_that_cannot_be_reached_is_the_same_for_every_model(
     assert "Falling back" not in caplog.text
 
 
+def test_the_ledgers_command_shows_the_chain_and_whose_render_it_is(
+    job: Job,
+    gateway: Emulator,
+    s3_endpoint: str,
+    s3_credentials: dict[str, str],
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The model that the entry stays with, why, and what each model would be sent."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_credentials["aws_access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_credentials["aws_secret_access_key"])
+    gateway.fail_next(Fault.status(503), model=VEO)
+    assert crash_runner.run(replace(job, kill_at="after the fallback's receipt")).killed
+    entry, endpoint = f"s3://{bucket}/_codegateway/{KEY}", ["--endpoint-url", s3_endpoint]
+    assert ledger_main([*endpoint, "list", f"s3://{bucket}"]) == 0
+    assert f"1 begun  {SEEDANCE}" in capsys.readouterr().out
+    assert ledger_main([*endpoint, "show", entry]) == 0
+    shown = capsys.readouterr().out
+    assert f"model: {VEO}\nprompt: p\nfallback 1:\n  model: {SEEDANCE}\n  prompt: p\nfallback 2:" in shown
+    assert f"Render 1 ({SEEDANCE}), started" in shown
+    assert ledger_main([*endpoint, "show", entry, "--json"]) == 0
+    (render,) = json.loads(capsys.readouterr().out)["renders"]
+    assert render["model"] == SEEDANCE
+    assert render["passed_over"] == [{"model": VEO, "reason": "unavailable (503)"}]
+
+
 # What is raised if no model could be used.
 
 
@@ -454,3 +497,307 @@ def test_two_runs_that_race_with_the_first_model_down_buy_one_clip(
 
 def crash_rounds() -> int:
     return 8
+
+
+# The operator, in both modes.
+
+PRICES = [
+    {"model": VEO, "per_second": "0.15"},
+    {"model": SEEDANCE, "per_second": "0.04"},
+    {"model": HAILUO, "per_render": "0.30"},
+]
+
+
+@pytest.fixture(params=[False, True], ids=["blocking", "deferrable"])
+def deferrable(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def connected(
+    gateway: Emulator, bucket: str, connections: None, no_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections whose calls ask the gateway once, with prices and a journal."""
+    gateway.serve_clip(CLIP)
+    spend = {"currency": "USD", "journal": f"s3://{bucket}/ops/journal", "prices": PRICES}
+    connection = {"conn_type": "codegateway", "host": gateway.url, "password": gateway.api_key}
+    extra = {"retries": 0, "spend": spend}
+    monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps({**connection, "extra": extra}))
+
+
+def operator(bucket: str, key: str = KEY, **arguments: Any) -> GenerateVideoOperator:
+    arguments = {"model": VEO, "prompt": "p", "fallbacks": [SEEDANCE], **arguments}
+    return GenerateVideoOperator(task_id="clip", s3_bucket=bucket, s3_key=key, **arguments)
+
+
+def execute(task: GenerateVideoOperator, *, run_id: str = "r") -> dict[str, Any]:
+    """The operator without a scheduler around it; what it pushed."""
+    pushed: dict[str, Any] = {}
+    context = context_of(pushed, run_id)
+    try:
+        task.execute(context)
+    except TaskDeferred as deferred:
+        event = asyncio.run(first_event(deferred.trigger))
+        getattr(task, deferred.method_name)(context, event)
+    except AirflowSkipException as skipped:
+        pushed["skipped"] = str(skipped)
+    return json.loads(json.dumps(pushed))  # type: ignore[no-any-return]
+
+
+def context_of(pushed: dict[str, Any], run_id: str = "r") -> Any:
+    def push(key: str, value: Any) -> None:
+        pushed[key] = value
+
+    instance = SimpleNamespace(dag_id="d", task_id="clip", run_id=run_id, map_index=-1, xcom_push=push)
+    return {"ti": instance}
+
+
+async def first_event(trigger: Any) -> Any:
+    """What a triggerer would bring back: through the database, by another process."""
+    path, arguments = json.loads(json.dumps(trigger.serialize()))
+    events = [event.payload async for event in pkgutil.resolve_name(path)(**arguments).run()]
+    return json.loads(json.dumps(events[0]))
+
+
+def renders(s3: S3Client, bucket: str) -> list[tuple[str | None, str]]:
+    """The rows of the journal: model and kind."""
+    journal = Journal(s3, S3Location(bucket, "ops/journal"))
+    return [(row.model, row.kind) for key in journal.objects() for row in journal.rows(key)]
+
+
+@pytest.mark.usefixtures("connected")
+class TestOperator:
+    def test_the_clip_says_who_rendered_it_and_who_was_passed_over(
+        self, deferrable: bool, gateway: Emulator, s3: S3Client, bucket: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """In XCom, and in the object's metadata, from where a run that reuses it reads it."""
+        gateway.fail_next(Fault.status(503), model=VEO)
+        with caplog.at_level(logging.INFO):
+            clip = execute(operator(bucket, duration=4, deferrable=deferrable))["clip"]
+        assert clip["model"] == SEEDANCE
+        assert clip["fallback"] == [{"model": VEO, "reason": "unavailable (503)"}]
+        assert (clip["cost"]["amount"], clip["renders_bought"]) == ("0.16", 1)
+        assert f"Falling back from {VEO} to {SEEDANCE} for s3://{bucket}/{KEY}: The gateway" in caplog.text
+        reused = execute(operator(bucket, duration=4), run_id="another")["clip"]
+        assert reused["reused"]
+        for name in ("model", "fallback", "cost", "fingerprint"):
+            assert reused[name] == clip[name]
+        assert renders(s3, bucket) == [
+            (VEO, "reserved"),
+            (VEO, "released"),
+            (SEEDANCE, "reserved"),
+            (SEEDANCE, "bought"),
+        ]
+
+    def test_the_first_model_renders_if_it_can(
+        self, deferrable: bool, gateway: Emulator, bucket: str
+    ) -> None:
+        """Nobody was passed over; without fallbacks there is nothing to say."""
+        clip = execute(operator(bucket, deferrable=deferrable))["clip"]
+        assert (clip["model"], clip["fallback"]) == (VEO, [])
+        clip = execute(operator(bucket, "single.mp4", fallbacks=None, deferrable=deferrable))["clip"]
+        assert (clip["model"], clip["fallback"]) == (VEO, None)
+        assert asked(gateway) == [VEO, VEO]
+
+    def test_what_may_have_been_bought_stays_with_its_model(
+        self, deferrable: bool, gateway: Emulator, bucket: str
+    ) -> None:
+        """The retry asks the fallback again, although the first model is up; its error crosses the triggerer."""
+        gateway.fail_next(Fault.status(503), model=VEO)
+        gateway.fail_next(Fault.reset_after(), model=SEEDANCE)
+        with pytest.raises(RenderOutcomeUnknown):
+            execute(operator(bucket, deferrable=deferrable))
+        clip = execute(operator(bucket, deferrable=deferrable))["clip"]
+        assert (clip["model"], clip["renders_bought"]) == (SEEDANCE, 2)
+        assert clip["fallback"] == [{"model": VEO, "reason": "unavailable (503)"}]
+        assert asked(gateway) == [VEO, SEEDANCE, SEEDANCE]
+
+    def test_a_model_is_asked_as_often_as_the_connection_says_before_the_next(
+        self, gateway: Emulator, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A short burst of 503 changes no model."""
+        connection = {"conn_type": "codegateway", "host": gateway.url, "password": gateway.api_key}
+        extra = {"retries": 1}
+        monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps({**connection, "extra": extra}))
+        gateway.fail_next(Fault.status(503, retry_after=0), model=VEO)
+        assert execute(operator(bucket, "a.mp4"))["clip"]["model"] == VEO
+        gateway.fail_next(Fault.status(503, retry_after=0), model=VEO, times=2)
+        assert execute(operator(bucket, "b.mp4"))["clip"]["model"] == SEEDANCE
+        assert asked(gateway) == [VEO, VEO, VEO, VEO, SEEDANCE]
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"fallbacks": [HAILUO], "aspect_ratio": "16:9"},
+            {"fallbacks": [{"model": SEEDANCE, "duration": 20}]},
+            {"fallbacks": [{"model": SEEDANCE, "image": "s3://no-such-bucket-here/x.png"}]},
+            {"fallback_on": "whenever"},
+            {"fallback_on": ()},
+            {"max_cost": "0.50", "duration": 8, "model": SEEDANCE, "fallbacks": [VEO]},
+        ],
+        ids=["parameter", "value", "image", "unknown reason", "no reason", "price"],
+    )
+    def test_what_a_fallback_cannot_do_is_refused_before_anything_is_bought(
+        self, arguments: dict[str, Any], deferrable: bool, gateway: Emulator, s3: S3Client, bucket: str
+    ) -> None:
+        """Nobody is asked, and nothing is left behind."""
+        with pytest.raises(CodeGatewayError) as refused:
+            execute(operator(bucket, deferrable=deferrable, **arguments))
+        assert refused.value.bought is Bought.NO
+        assert (asked(gateway), leftovers(s3, bucket)) == ([], [])
+
+    def test_a_dry_run_says_the_cheapest_and_the_dearest_of_the_chain(
+        self, gateway: Emulator, bucket: str
+    ) -> None:
+        """One that has no price makes both unknown."""
+        task = operator(bucket, duration=6, fallbacks=[SEEDANCE, HAILUO], dry_run=True)
+        pushed = execute(task)
+        estimate = pushed["estimate"]
+        assert (estimate["model"], estimate["cost"]["amount"]) == (VEO, "0.90")
+        assert (estimate["cheapest"]["model"], estimate["cheapest"]["cost"]["amount"]) == (SEEDANCE, "0.24")
+        assert (estimate["dearest"]["model"], estimate["dearest"]["cost"]["amount"]) == (VEO, "0.90")
+        assert pushed["skipped"].endswith("would cost 0.24 to 0.90 USD. Nothing was bought.")
+        unpriced = execute(operator(bucket, duration=6, fallbacks=["acme/new"], dry_run=True))["estimate"]
+        assert (unpriced["cheapest"], unpriced["dearest"]) == (None, None)
+        assert not gateway.ledger
+
+    def test_a_fallback_beyond_the_budget_leaves_the_first_model_to_a_retry(
+        self, gateway: Emulator, s3: S3Client, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be up by then, and there is room for it."""
+        connection = json.loads(os.environ["AIRFLOW_CONN_CODEGATEWAY_DEFAULT"])
+        connection["extra"]["spend"]["budgets"] = [{"per": "day", "amount": "0.50"}]
+        monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(connection))
+        gateway.fail_next(Fault.status(503), model=SEEDANCE)
+        task = operator(bucket, model=SEEDANCE, fallbacks=[VEO], duration=4)
+        with pytest.raises(GatewayUnavailable, match=r"0\.50 USD per day"):
+            execute(task)
+        assert leftovers(s3, bucket) == []
+        assert execute(task)["clip"]["model"] == SEEDANCE
+
+    def test_an_image_is_read_once_for_all_models_that_take_its_bytes(
+        self, gateway: Emulator, s3: S3Client, bucket: str
+    ) -> None:
+        """And its bytes are in no argument of the trigger."""
+        s3.put_object(Bucket=bucket, Key="in.png", Body=png())
+        task = operator(bucket, image=f"s3://{bucket}/in.png", fallbacks=[SEEDANCE, HAILUO], deferrable=True)
+        gateway.fail_next(Fault.status(503), model=VEO)
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context_of({}))
+        arguments = json.dumps(deferred.value.trigger.serialize())
+        assert base64.b64encode(png()).decode()[:40] not in arguments
+        assert "prompt" not in arguments
+        event = asyncio.run(first_event(deferred.value.trigger))
+        assert event["clip"]["model"] == SEEDANCE
+        assert "image" in gateway.ledger[-1].request
+
+    def test_two_tasks_with_one_key_never_pay_twice(
+        self, deferrable: bool, gateway: Emulator, bucket: str
+    ) -> None:
+        """What the first may have bought, the second is told; what it has stored is not replaced."""
+        gateway.fail_next(Fault.reset_after(), model=VEO)
+        with pytest.raises(RenderOutcomeUnknown):
+            execute(operator(bucket, fallbacks=None))
+        second = operator(bucket, model=SEEDANCE, fallbacks=None, deferrable=deferrable)
+        with pytest.raises(LedgerConflict, match=VEO):
+            execute(second)
+        execute(operator(bucket, fallbacks=None))
+        with pytest.raises(InvalidTarget, match="the clip of another request"):
+            execute(second)
+        gateway.fail_next(Fault.status(503), model=VEO)
+        with pytest.raises(GatewayUnavailable):
+            execute(operator(bucket, "other.mp4", fallbacks=None))
+        second.s3_key = "other.mp4"
+        assert execute(second)["clip"]["model"] == SEEDANCE
+        assert set(asked(gateway)) == {VEO, SEEDANCE}
+
+    def test_media_in_a_fallback_is_hidden(self, bucket: str) -> None:
+        """In what Airflow stores and shows of the task."""
+        image = base64.b64encode(png() * 20).decode()
+        task = operator(bucket, fallbacks=[{"model": SEEDANCE, "image": image}])
+        assert image[:40] not in str(task.fallbacks)
+
+    @pytest.mark.usefixtures("airflow_database")
+    def test_fallbacks_are_templates_and_a_decorated_function_may_return_them(
+        self, deferrable: bool, gateway: Emulator, bucket: str
+    ) -> None:
+        """In a DAG run of Airflow's own."""
+        gateway.fail_next(Fault.status(503), model=VEO, times=None)
+        with DAG("chain", schedule=None, params={"next": SEEDANCE, "when": "unavailable"}) as dag:
+            GenerateVideoOperator(
+                task_id="listed",
+                model=VEO,
+                prompt="p",
+                fallbacks=["{{ params.next }}"],
+                fallback_on=["{{ params.when }}"],
+                s3_key=f"s3://{bucket}/listed.mp4",
+                deferrable=deferrable,
+            )
+            GenerateVideoOperator(
+                task_id="text",
+                model=VEO,
+                prompt="p",
+                fallbacks="{{ [params.next] | tojson }}",
+                fallback_on="{{ params.when }}",
+                s3_key=f"s3://{bucket}/text.mp4",
+                deferrable=deferrable,
+            )
+
+            @generate_video_task(model=VEO, s3_key=f"s3://{bucket}/returned.mp4", deferrable=deferrable)
+            def returned() -> dict[str, Any]:
+                return {"prompt": "p", "fallbacks": [{"model": SEEDANCE, "duration": 4}]}
+
+            returned()
+        result = run_dag(dag)
+        assert result.state == "success"
+        for task_id in ("listed", "text", "returned"):
+            assert result[task_id].xcoms["clip"]["model"] == SEEDANCE
+        durations = [render.request.get("duration") for render in gateway.ledger if render.model == SEEDANCE]
+        assert Counter(durations) == {None: 2, 4: 1}
+
+
+@pytest.mark.usefixtures("connected")
+def test_thirty_clips_with_the_first_model_down_are_stored_by_its_fallback(
+    gateway: Emulator,
+    s3: S3Client,
+    s3_endpoint: str,
+    s3_credentials: dict[str, str],
+    bucket: str,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All in one triggerer; the report by model says who rendered what."""
+    gateway.fail_next(Fault.status(503, retry_after=3600), model=VEO, times=None)
+    tasks = [
+        operator(bucket, f"spring/{number}.mp4", prompt=f"clip {number}", duration=4, deferrable=True)
+        for number in range(30)
+    ]
+    deferrals = []
+    for task in tasks:
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context_of({}))
+        deferrals.append(deferred.value)
+
+    async def triggerer() -> list[Any]:
+        return await asyncio.gather(*(first_event(each.trigger) for each in deferrals))
+
+    events = asyncio.run(triggerer())
+    pushed: list[dict[str, Any]] = [{} for _ in tasks]
+    for task, event, values in zip(tasks, events, pushed, strict=True):
+        task.execute_complete(context_of(values), event)
+    assert [values["clip"]["model"] for values in pushed] == [SEEDANCE] * 30
+    stored = s3.list_objects_v2(Bucket=bucket, Prefix="spring/")["KeyCount"]
+    billed = Counter(render.model for render in gateway.ledger if render.billed_at)
+    assert (stored, billed, leftovers(s3, bucket)) == (30, {SEEDANCE: 30}, [])
+    assert caplog.text.count(f"Falling back from {VEO} to {SEEDANCE}") == 30
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_credentials["aws_access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_credentials["aws_secret_access_key"])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    place = ["--journal", f"s3://{bucket}/ops/journal", "--endpoint-url", s3_endpoint]
+    capsys.readouterr()
+    assert main([*place, "report", "--by", "model", "--format", "json"], lambda conn_id: None) == 0  # type: ignore[arg-type, return-value]
+    lines = {line["model"]: line for line in json.loads(capsys.readouterr().out)}
+    assert (lines[SEEDANCE]["bought"], lines[SEEDANCE]["cost"]) == (30, "4.80")
+    assert (lines[VEO]["bought"], lines[VEO]["released"]) == (0, 30)

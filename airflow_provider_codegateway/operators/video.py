@@ -148,7 +148,7 @@ class GenerateVideoOperator(BaseOperator):
         "fallbacks",
         "fallback_on",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json", "fallbacks": "json"}
     ui_color = "#e8e4f3"
     operator_extra_links = (ClipLink(),)
 
