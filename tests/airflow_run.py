@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -119,21 +119,33 @@ def _result(dag_id: str, run_id: str, state: str) -> RunResult:
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
 
-    if AIRFLOW >= (3, 0):
-        from airflow.models.xcom import XComModel
+    if AIRFLOW >= (3, 4):
+        from airflow.models.xcom import XComModelV2 as XComModel
+    elif AIRFLOW >= (3, 0):
+        from airflow.models.xcom import XComModel  # type: ignore[no-redef]
     else:
         from airflow.models.xcom import XCom as XComModel  # type: ignore[no-redef]
 
     def of_run(model: Any) -> Any:
-        return session.scalars(select(model).where(model.dag_id == dag_id, model.run_id == run_id))
+        """Rows of a table with their task's name, map index and state."""
+        names = TaskInstance.task_id, TaskInstance.map_index
+        if model is TaskInstance:
+            query = select(*names, model)
+        elif AIRFLOW >= (3, 4):
+            query = select(*names, model).join(TaskInstance, model.task_instance_id == TaskInstance.id)
+        else:
+            columns = "dag_id", "task_id", "run_id", "map_index"
+            same = [getattr(model, name) == getattr(TaskInstance, name) for name in columns]
+            query = select(*names, model).join(TaskInstance, and_(*same))
+        return session.execute(query.where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id))
 
     with create_session() as session:
         tasks = {
-            (task.task_id, task.map_index): TaskResult(task.state and str(task.state))
-            for task in of_run(TaskInstance)
+            (task_id, index): TaskResult(task.state and str(task.state))
+            for task_id, index, task in of_run(TaskInstance)
         }
-        for rendered in of_run(Rendered):
-            tasks[rendered.task_id, rendered.map_index].rendered = rendered.rendered_fields
-        for xcom in of_run(XComModel):
-            tasks[xcom.task_id, xcom.map_index].xcoms[xcom.key] = xcom.value
+        for task_id, index, rendered in of_run(Rendered):
+            tasks[task_id, index].rendered = rendered.rendered_fields
+        for task_id, index, xcom in of_run(XComModel):
+            tasks[task_id, index].xcoms[xcom.key] = xcom.value
     return RunResult(state, tasks)

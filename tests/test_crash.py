@@ -233,7 +233,7 @@ def test_a_transfer_that_is_alive_is_left_alone(
     clip = make_clip(200_000)
     gateway.serve_clip(clip)
     gateway.fail_next(ClipFault.slow(100_000), times=8)
-    patient = replace(job, claim_seconds=60, limits=replace(job.limits, beat_patience=5))
+    patient = replace(job, claim_seconds=60, limits=replace(job.limits, settle_grace=5, beat_patience=5))
     with crash_runner.workers(8) as one_round:
         ended = one_round([replace(patient, requester=f"run-{n}") for n in range(8)])
     assert [each.message for each in ended] == [""] * 8

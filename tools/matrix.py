@@ -32,7 +32,14 @@ CONSTRAINTS = PROJECT / "constraints"
 ENVIRONMENTS = PROJECT / ".matrix"
 
 LOWEST = "lowest"
-AIRFLOWS = {"2.11": "2.11.2", "3.0": "3.0.6", "3.1": "3.1.8", "3.2": "3.2.2", "3.3": "3.3.2"}
+AIRFLOWS = {
+    "2.11": "2.11.2",
+    "3.0": "3.0.6",
+    "3.1": "3.1.8",
+    "3.2": "3.2.2",
+    "3.3": "3.3.2",
+    "3.4": "3.4.0b2",
+}
 """The newest patch of each minor version. A newer one goes here, and then ``make constraints``."""
 PYTHONS = {
     "2.11": ("3.11", "3.12"),
@@ -40,6 +47,7 @@ PYTHONS = {
     "3.1": ("3.11", "3.12", "3.13"),
     "3.2": ("3.11", "3.12", "3.13"),
     "3.3": ("3.11", "3.12", "3.13"),
+    "3.4": ("3.11", "3.12", "3.13"),
 }
 """The Pythons of each that Airflow and this package support."""
 BROKEN_BY = {
@@ -50,6 +58,8 @@ BROKEN_BY = {
     "3.2": "fastapi<0.137\nsvcs<26.2",
 }
 """What an Airflow allows, and does not work with."""
+PRE_RELEASES = {"3.4": "apache-airflow-core==3.4.0b2\napache-airflow-task-sdk==1.4.0b2"}
+"""What a pre-release of Airflow needs, pinned: only a package that is named may be a pre-release."""
 
 LOWEST_PYTHON = "3.11"
 CELLS = (*(f"{airflow}-{python}" for airflow, pythons in PYTHONS.items() for python in pythons), LOWEST)
@@ -363,7 +373,7 @@ def resolve(cell: Cell) -> str:
         # The exact patch: left free, the newest of all else may win over the newest Airflow.
         minor = cell.name.split("-")[0]
         airflow = AIRFLOWS[minor]
-        pinned = f"apache-airflow=={airflow}\n{BROKEN_BY.get(minor, '')}\n"
+        pinned = f"apache-airflow=={airflow}\n{BROKEN_BY.get(minor, '')}\n{PRE_RELEASES.get(minor, '')}\n"
         command += ["--constraint", "-"]
         what = f"Airflow {airflow} on Python {cell.python}"
     return f"# {what}. Made by: make constraints CELLS={cell.name}\n{uv(*command, text=pinned)}"

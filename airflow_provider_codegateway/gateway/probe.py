@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from airflow_provider_codegateway.exceptions import Bought
 from airflow_provider_codegateway.gateway.client import GENERATE_PATH, Gateway
 from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, root_cause, words_of
 from airflow_provider_codegateway.gateway.settings import GatewaySettings
@@ -70,8 +71,8 @@ def _content(answer: bytes) -> dict[str, Any]:
 def _accepted(url: str, status: int, said: str, content: dict[str, Any]) -> str:
     if "data" in content:
         return (
-            f"{url} rendered a request without a prompt, which it should have refused: this is no CodeGateway, "
-            "or no longer the one of the guide. A render was bought."
+            f"{url} rendered a request without a prompt, which it should have refused: this is not CodeGateway, "
+            f"or no longer the one of the guide. {Bought.YES.value}"
         )
     return (
         f"{url} answered {status} to a request that CodeGateway refuses: {said}. So another server answered, such as "

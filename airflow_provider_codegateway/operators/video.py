@@ -370,7 +370,8 @@ class GenerateVideoOperator(BaseOperator):
         if found := self._find(deferred):
             return self._hand_over(found, context)
         raise self._unknown_outcome(
-            "The trigger is of another version, and what it reported is not understood.", context
+            "The triggerer runs another version of this provider, and what it reported is not understood.",
+            context,
         )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
