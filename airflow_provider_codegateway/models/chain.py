@@ -65,7 +65,7 @@ def _listed(fallbacks: object) -> Sequence[object]:
             fallbacks = json.loads(text) if text.startswith("[") else [text] if text else None
         except ValueError:
             raise InvalidRequest(
-                "fallbacks is text, but not a JSON list. Write {{ … | tojson }} in the template."
+                "fallbacks is text, but not a JSON list. Render it with the tojson filter."
             ) from None
     if fallbacks is None:
         return ()
@@ -98,5 +98,5 @@ def _build(fallback: object, arguments: Mapping[str, Any]) -> VideoRequest:
         if not taken_over or not isinstance(model, str) or not model:
             raise
         *rest, last = error.problems
-        hint = f'It takes over what it does not override; {{"model": "{model}", "…": None}} drops a value.'
+        hint = "A fallback takes over what it does not override; an override of None drops a value."
         raise InvalidRequest([*rest, f"{last} {hint}"]) from None
