@@ -104,10 +104,12 @@ class Member:
     """One model of a chain: the first, or a fallback.
 
     :param priced_by: the parameters of its request that its price depends on; None if they are not known here.
+    :param fingerprint: of its request alone.
     """
 
     model: str
     priced_by: Mapping[str, Any] | None = None
+    fingerprint: str | None = None
 
 
 PassedOver = Mapping[str, str]
@@ -119,7 +121,7 @@ class ClipSpec:
     """One clip to be made: where it goes, for whom, and on which terms. Nothing in it is secret or large.
 
     :param model: of the request.
-    :param fingerprint: of the request, its media resolved; see ``VideoRequest.fingerprint``.
+    :param fingerprint: of the request, its media resolved; see ``models.chain_fingerprint``.
     :param target: where the clip goes.
     :param requester: who asks for it; see ``run_identity``.
     :param former_requester: the same as the first versions named it; see ``task_identity``. A trigger need not
@@ -131,6 +133,7 @@ class ClipSpec:
     :param asked_by: the task instance, for the journal.
     :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
     :param max_cost: what the clip may cost at most, in the price list's currency.
+    :param first_fingerprint: of the first model's request alone; that of the whole, if left out.
     :param fallbacks: the models to ask, in this order, if the first provably sells nothing.
     :param fallback_on: for which reasons; see ``gateway.fallback``.
     :raises InvalidRequest: a customer's own encryption key is among the arguments: it could not be kept out of
@@ -149,6 +152,7 @@ class ClipSpec:
     asked_by: TaskRun = TaskRun()
     priced_by: Mapping[str, Any] | None = None
     max_cost: str | None = None
+    first_fingerprint: str | None = None
     fallbacks: tuple[Member, ...] = ()
     fallback_on: tuple[str, ...] = ()
 
@@ -162,7 +166,17 @@ class ClipSpec:
     @property
     def members(self) -> tuple[Member, ...]:
         """The whole chain: the first model and its fallbacks."""
-        return (Member(model=self.model, priced_by=self.priced_by), *self.fallbacks)
+        fingerprint = self.first_fingerprint or self.fingerprint
+        first = Member(model=self.model, priced_by=self.priced_by, fingerprint=fingerprint)
+        return (first, *self.fallbacks)
+
+    def is_request_of(self, marks: Marks) -> bool:
+        """Whether an object is the clip of this request, or of one of its models alone.
+
+        So a clip that is stored stays what it was when fallbacks are added, changed or removed.
+        """
+        ours = {self.fingerprint, *(each.fingerprint for each in self.members)}
+        return not ours.isdisjoint({marks.fingerprint, marks.member} - {None})
 
     def is_requested_by(self, requester: str | None) -> bool:
         """Whether this name, of an object or a ledger's marker, is that of whoever asks for this clip."""
@@ -170,7 +184,11 @@ class ClipSpec:
 
     def as_arguments(self) -> dict[str, Any]:
         """Plain values, under the names that triggers are stored with."""
-        chain = {"fallbacks": [asdict(each) for each in self.fallbacks], "fallback_on": [*self.fallback_on]}
+        chain = {
+            "first_fingerprint": self.first_fingerprint,
+            "fallbacks": [asdict(each) for each in self.fallbacks],
+            "fallback_on": [*self.fallback_on],
+        }
         return {
             "bucket": self.target.bucket,
             "key": self.target.key,
@@ -258,6 +276,7 @@ class Marks:
     """What the object of a clip says of itself in its metadata.
 
     :param requester: who stored it; see ``run_identity``.
+    :param member: the fingerprint of the rendering model's request alone, if it is of a chain.
     :param buyers: who asked for each render, the last ones if they were many; those of the first versions are unknown.
     """
 
@@ -269,6 +288,7 @@ class Marks:
     renders_bought: int
     buyers: tuple[str, ...] = ()
     cost: Mapping[str, Any] | None = None
+    member: str | None = None
     fallback: Sequence[PassedOver] = ()
 
     def as_metadata(self) -> dict[str, str]:
@@ -282,6 +302,7 @@ class Marks:
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
             "cost": None if self.cost is None else json.dumps(dict(self.cost), separators=(",", ":")),
+            "member": self.member,
             "fallback": json.dumps([*self.fallback], separators=(",", ":")) if self.fallback else None,
         }
         return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
@@ -299,6 +320,7 @@ class Marks:
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
             cost=cost if isinstance(cost := _json(found.get("cost")), dict) else None,
+            member=found.get("member"),
             fallback=tuple(passed) if isinstance(passed := _json(found.get("fallback")), list) else (),
         )
 

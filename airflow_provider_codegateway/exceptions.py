@@ -138,7 +138,7 @@ class GatewayUnavailable(CodeGatewayError):
     """The gateway could not be reached, or began nothing (429, 503).
 
     :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
-    :param status: the HTTP status; 0 if the gateway did not answer.
+    :param status: the HTTP status of CodeGateway's own answer; 0 if another answered in its place, or nobody.
     """
 
     bought = Bought.NO

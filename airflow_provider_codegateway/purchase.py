@@ -185,7 +185,7 @@ class Purchase:
         if head is None:
             return None
         marks = Marks.from_metadata(head["Metadata"])
-        is_same_request = marks.fingerprint == self.spec.fingerprint
+        is_same_request = self.spec.is_request_of(marks)
         # What this DAG run stored before is its own work, also with if_exists="replace".
         is_own = is_same_request and self.spec.is_requested_by(marks.requester)
         if is_own or (is_same_request and self.spec.if_exists == "reuse"):
@@ -200,7 +200,7 @@ class Purchase:
                 render_seconds=marks.render_seconds,
                 renders_bought=marks.renders_bought,
                 renders_bought_here=self._count_own(marks.buyers),
-                fingerprint=self.spec.fingerprint,
+                fingerprint=marks.fingerprint or self.spec.fingerprint,
                 reused=True,
                 cost=marks.cost,
                 fallback=self._fallback(marks),
@@ -288,7 +288,9 @@ class Purchase:
                     except (GatewayUnavailable, RequestRejected, BudgetExceeded) as error:
                         if not self._turned_down or entry.attempts:
                             raise
-                        raise self._of_chain(error) from error
+                        if (unavailable := self._of_chain(error)) is None:
+                            raise
+                        raise unavailable from error
             if clip is not None:
                 return clip
 
@@ -526,8 +528,8 @@ class Purchase:
             error.args[0],
         )
 
-    def _of_chain(self, error: CodeGatewayError) -> CodeGatewayError:
-        """What to raise where no model of a chain could be used."""
+    def _of_chain(self, error: CodeGatewayError) -> GatewayUnavailable | None:
+        """What to raise instead where no model of a chain could be used; None: the error, which says so now."""
         passed = "; ".join(f"{each['model']}: {each['reason']}" for each in self._passed_over)
         words = f"No model could be used. {passed}; {self._turn.model}: {error.args[0]}"
         busy = [each for each in (*self._turned_down, error) if isinstance(each, GatewayUnavailable)]
@@ -537,7 +539,7 @@ class Purchase:
             waits = [each.retry_after for each in busy if each.retry_after is not None]
             return GatewayUnavailable(words, retry_after=min(waits, default=None), status=busy[0].status)
         error.args = (words,)
-        return error
+        return None
 
     # 5. Deliver, and settle.
 
@@ -609,6 +611,7 @@ class Purchase:
             renders_bought=number,
             buyers=buyers,
             cost=None if cost is None else cost.as_dict(),
+            member=self.spec.members[self._turn.index].fingerprint if self.spec.fallbacks else None,
             fallback=self._turn.passed_over,
         )
 

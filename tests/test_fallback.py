@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from media_samples import png
 
 from airflow_provider_codegateway import exceptions
-from airflow_provider_codegateway.clip import Clip, S3Location
+from airflow_provider_codegateway.clip import Clip, Marks, S3Location
 from airflow_provider_codegateway.decorators.video import generate_video_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.emulator.faults import catalogue
@@ -45,6 +45,7 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.gateway import FALLBACK_ON, reason_to_fall_back
 from airflow_provider_codegateway.ledger.command import main as ledger_main
 from airflow_provider_codegateway.models import build_chain, build_request, chain_fingerprint
+from airflow_provider_codegateway.models.chain import LONGEST_MODEL, MAX_FALLBACKS
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 from airflow_provider_codegateway.spend.command import main
 from airflow_provider_codegateway.spend.journal import Journal
@@ -102,10 +103,10 @@ def test_what_a_fallback_cannot_do_is_refused_with_its_name() -> None:
         ([VEO], f"fallbacks[0]: {VEO} with the same values is already asked before"),
         ([SEEDANCE, SEEDANCE], "fallbacks[1]:"),
         ([""], "fallbacks[0]: model='' is not the name of a model"),
-        (["m" * 81], "fallbacks[0]: the name of the model is longer than 80 characters"),
+        (["m" * 65], "is too long for a chain. Use a name of at most 64 characters"),
         ({"model": SEEDANCE}, "fallbacks must be a list of models, not dict"),
         ("[not json", "fallbacks is text, but not a JSON list"),
-        ([f"acme/{n}" for n in range(5)], "fallbacks has 5 models. Use at most 4"),
+        ([f"acme/{n}" for n in range(4)], "fallbacks has 4 models. Use at most 3"),
     ],
 )
 def test_fallbacks_that_cannot_be_meant_are_refused(fallbacks: Any, words: str) -> None:
@@ -138,6 +139,34 @@ def test_the_fingerprint_covers_the_whole_chain_and_its_order(models: list[str],
     others += [build_chain(models[-1], models[:-1], prompt=prompt)] if len(models) > 1 else []
     others += [chain[:-1]] if len(chain) > 1 else []
     assert chain_fingerprint(chain) not in map(chain_fingerprint, others)
+
+
+def test_what_a_clip_says_of_itself_fits_into_its_metadata() -> None:
+    """S3 takes 2 KB: the longest chain, names, prices and list of buyers."""
+    fingerprint, model = "f" * 64, "m" * LONGEST_MODEL
+    amount = "123456789.123456789"
+    price = {"model": model, "resolution": "1080p", "generate_audio": True, "per_second": amount}
+    cost = {
+        "amount": amount,
+        "at_most": amount,
+        "currency": "USD",
+        "assumed": ["generate_audio"],
+        "price": price,
+    }
+    marks = Marks(
+        fingerprint=fingerprint,
+        requester="r" * 32,
+        model=model,
+        created=1795702287.123456,
+        render_seconds=120.123,
+        renders_bought=100,
+        buyers=("r" * 32,) * 30,
+        cost=cost,
+        member=fingerprint,
+        fallback=[{"model": model, "reason": "unknown model (404)"}] * MAX_FALLBACKS,
+    )
+    assert sum(len(name) + len(value) for name, value in marks.as_metadata().items()) <= 2048
+    assert Marks.from_metadata(marks.as_metadata()).fallback == tuple(marks.fallback)
 
 
 # When the next model is asked.
@@ -186,6 +215,8 @@ REJECTED = frozenset({400, 413, 422})
 FAULTS: dict[str, Fault | ClipFault] = {
     **{f"status {code}": Fault.status(code) for code in _STATUSES},
     **{f"status {code}, billed": Fault.status(code, billed=True) for code in (500, 502, 504)},
+    "foreign 503": Fault.foreign("envoy", billed=False),
+    "foreign 429": Fault.foreign("rate_limiter"),
     "foreign 504": Fault.foreign("nginx"),
     "foreign 524": Fault.foreign("cloudflare"),
     "foreign 403": Fault.foreign("corporate_proxy"),
@@ -735,6 +766,29 @@ class TestOperator:
         second.s3_key = "other.mp4"
         assert execute(second)["clip"]["model"] == SEEDANCE
         assert set(asked(gateway)) == {VEO, SEEDANCE}
+
+    def test_a_stored_clip_stays_what_it_was_when_fallbacks_come_and_go(
+        self, deferrable: bool, gateway: Emulator, bucket: str
+    ) -> None:
+        """It is the clip of the model that rendered it, alone or in any chain, and of no other model."""
+
+        def run(*models: str, key: str = KEY) -> dict[str, Any]:
+            task = operator(bucket, key, model=models[0], fallbacks=[*models[1:]], deferrable=deferrable)
+            clip: dict[str, Any] = execute(task)["clip"]
+            return clip
+
+        alone = run(VEO)
+        chained = run(VEO, SEEDANCE)
+        assert (chained["reused"], chained["fingerprint"]) == (True, alone["fingerprint"])
+        gateway.fail_next(Fault.status(503), model=VEO)
+        chained = run(VEO, SEEDANCE, key="b.mp4")
+        for models in [(VEO, HAILUO, SEEDANCE), (SEEDANCE, VEO), (SEEDANCE,)]:
+            clip = run(*models, key="b.mp4")
+            assert (clip["reused"], clip["model"]) == (True, SEEDANCE)
+            assert clip["fingerprint"] == chained["fingerprint"]
+        with pytest.raises(InvalidTarget, match="the clip of another request"):
+            run(VEO, HAILUO, key="b.mp4")
+        assert gateway.billed == 2
 
     def test_media_in_a_fallback_is_hidden(self, bucket: str) -> None:
         """In what Airflow stores and shows of the task."""

@@ -14,10 +14,10 @@ from airflow_provider_codegateway.models.request import VideoRequest
 
 Fallbacks = Sequence[str | Mapping[str, Any]] | str | None
 
-MAX_FALLBACKS = 4
+MAX_FALLBACKS = 3
 """What a clip says of those passed over must fit into the 2 KB of its object's metadata."""
-LONGEST_MODEL = 80
-"""Characters; the same."""
+LONGEST_MODEL = 64
+"""Characters, as JSON has them; the same."""
 
 
 def build_chain(model: str, fallbacks: Fallbacks = None, **arguments: Any) -> tuple[VideoRequest, ...]:
@@ -47,6 +47,12 @@ def build_chain(model: str, fallbacks: Fallbacks = None, **arguments: Any) -> tu
                 f"{where}: {request.model} with the same values is already asked before. Remove it."
             )
         requests.append(request)
+    if len(requests) > 1:
+        problems += [
+            f"model={each.model!r} is too long for a chain. Use a name of at most {LONGEST_MODEL} characters."
+            for each in requests
+            if len(json.dumps(each.model)) - 2 > LONGEST_MODEL
+        ]
     if problems:
         raise InvalidRequest(problems)
     return tuple(requests)
@@ -89,8 +95,6 @@ def _build(fallback: object, arguments: Mapping[str, Any]) -> VideoRequest:
             "model has into parameters."
         )
     model = overrides.get("model")
-    if isinstance(model, str) and len(model) > LONGEST_MODEL:
-        raise InvalidRequest(f"the name of the model is longer than {LONGEST_MODEL} characters.")
     try:
         return build_request(**{"model": None, **arguments, **overrides})
     except InvalidRequest as error:

@@ -473,7 +473,12 @@ class GenerateVideoOperator(BaseOperator):
     def _spec(self, requests: tuple[VideoRequest, ...], context: Context) -> ClipSpec:
         requester, former_requester = _requesters(context)
         first, *fallbacks = [
-            Member(model=each.model, priced_by=PricedRender.parameters(each.body())) for each in requests
+            Member(
+                model=each.model,
+                priced_by=PricedRender.parameters(each.body()),
+                fingerprint=each.fingerprint(),
+            )
+            for each in requests
         ]
         return ClipSpec(
             model=first.model,
@@ -488,6 +493,7 @@ class GenerateVideoOperator(BaseOperator):
             asked_by=_asked_by(context),
             priced_by=first.priced_by,
             max_cost=self._checked_max_cost(),
+            first_fingerprint=first.fingerprint if fallbacks else None,
             fallbacks=tuple(fallbacks),
             fallback_on=self._checked_fallback_on() if fallbacks else (),
         )
