@@ -145,6 +145,7 @@ def no_link(error: Exception, *, place_is_known: bool) -> NoLink:
 
 
 def client_for(aws_conn_id: str | None, bucket: str) -> S3Client:
+    """A client for a bucket; of the last minute, at most."""
     return _client_in_region(aws_conn_id, bucket, _period())
 
 
@@ -179,6 +180,10 @@ def _is_aws(s3: S3Client) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3Client:
+    """A client that gives up soon, and signs links as browsers need them.
+
+    :param period: a new one is made when it changes.
+    """
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 
@@ -202,6 +207,7 @@ def make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3C
 
 
 def sign(s3: S3Client, at: S3Location) -> str:
+    """A link to an object, which shows it as a video."""
     _signing.link = True
     try:
         return s3.generate_presigned_url(
