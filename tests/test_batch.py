@@ -7,13 +7,20 @@ import csv
 import io
 import json
 import pkgutil
+import re
+import subprocess
+import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import batch_runner
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, AssetAlias, TaskDeferred, task
 from airflow_run import run_dag
+from batch_runner import HASTY
 from media_samples import png
 
 from airflow_provider_codegateway.decorators.videos import generate_videos_task
@@ -24,8 +31,12 @@ from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
     InvalidRequest,
+    RenderOutcomeUnknown,
 )
+from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
+from airflow_provider_codegateway.triggers import videos as triggers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -529,6 +540,141 @@ def test_a_gateway_that_stays_away_ends_the_batch(
     found = statuses(run.manifest())
     assert found["failed"] + found["not_begun"] == 5
     assert run.ledger() == []
+
+
+# Ends.
+
+
+def deferred_trigger(run: Run, requests: Any, **arguments: Any) -> Any:
+    """The trigger of a task that has deferred."""
+    with pytest.raises(TaskDeferred) as deferred:
+        run.operator(requests, deferrable=True, **arguments).execute(run.context)
+    return deferred.value.trigger
+
+
+def test_a_triggerer_that_is_killed_costs_no_more_than_what_was_in_flight(
+    run: Run, gateway: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor goes on by the ledgers: every clip is stored, and none of the stored ones is bought again."""
+    set_extra(monkeypatch, gateway, deadline=2)
+    monkeypatch.setattr(CodeGatewayVideoHook, "limits", HASTY)
+    gateway.render_seconds = 0.2
+    count, at_once = 16, 4
+    trigger = deferred_trigger(run, rows(count), max_active=at_once)
+    with subprocess.Popen(
+        [sys.executable, str(Path(batch_runner.__file__))], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(trigger.serialize()[1]).encode())
+        process.stdin.close()
+        gateway.wait_for(billed=6)
+        process.kill()
+    event = asyncio.run(first_event(trigger))
+    assert event["summary"]["stored"] == count
+    assert len(run.clips()) == count
+    assert gateway.billed <= count + at_once
+    assert statuses(run.manifest()) == {"stored": count}
+
+
+def test_renders_that_are_under_way_are_stored_although_the_task_moved_on(
+    run: Run, gateway: Emulator
+) -> None:
+    """The manifest says at once what is known, and again in the end; no other row is begun."""
+    trigger = deferred_trigger(run, rows(6), max_active=2)
+
+    async def move_on() -> None:
+        with gateway.holding():
+            running = asyncio.create_task(anext(trigger.run()))
+            await asyncio.to_thread(gateway.wait_for, rendering=2)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert statuses(run.manifest()) == {"unknown": 2, "not_begun": 4}
+        while triggers.unattended:
+            await asyncio.wait(set(triggers.unattended))
+
+    asyncio.run(move_on())
+    assert statuses(run.manifest()) == {"stored": 2, "not_begun": 4}
+    assert gateway.billed == 2
+    assert "cleared, marked or out of time" in run.manifest()[-1]["error"]["message"]
+    asyncio.run(first_event(trigger))
+    assert statuses(run.manifest()) == {"stored": 6}
+    assert gateway.billed == 6
+
+
+def test_a_batch_that_was_left_does_not_overwrite_the_manifest_of_the_next_one(
+    run: Run, gateway: Emulator, s3: S3Client
+) -> None:
+    """It may end long after the task's next attempt has."""
+    trigger = deferred_trigger(run, rows(2))
+
+    async def move_on() -> None:
+        with gateway.holding():
+            running = asyncio.create_task(anext(trigger.run()))
+            await asyncio.to_thread(gateway.wait_for, rendering=2)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            s3.put_object(Bucket=run.bucket, Key="result/manifest.jsonl", Body=b"another's")
+        while triggers.unattended:
+            await asyncio.wait(set(triggers.unattended))
+
+    asyncio.run(move_on())
+    assert s3.get_object(Bucket=run.bucket, Key="result/manifest.jsonl")["Body"].read() == b"another's"
+    assert len(run.clips()) == gateway.billed == 2
+
+
+def test_a_triggerer_that_stops_says_in_each_ledger_what_it_gave_up(run: Run, gateway: Emulator) -> None:
+    """And in the manifest; the next one need not wait for claims that nobody holds."""
+    trigger = deferred_trigger(run, rows(5), max_active=3)
+
+    async def stop() -> None:
+        running = asyncio.create_task(anext(trigger.run()))
+        await asyncio.to_thread(gateway.wait_for, rendering=3)
+        assert not running.done()
+
+    with gateway.holding():
+        asyncio.run(stop())
+    assert sum(key.endswith("1.abandoned") for key in run.ledger()) == 3
+    assert statuses(run.manifest()) == {"unknown": 3, "not_begun": 2}
+    event = asyncio.run(first_event(trigger))
+    assert event["summary"]["stored"] == 5
+    assert gateway.billed <= 5 + 3
+
+
+def test_a_task_that_is_killed_says_what_was_under_way(run: Run, gateway: Emulator) -> None:
+    """In blocking mode: the manifest is whole, and the message counts."""
+    operator = run.operator(rows(4), max_active=2)
+    with gateway.holding(), ThreadPoolExecutor(1) as thread:
+        executing = thread.submit(operator.execute, run.context)
+        gateway.wait_for(rendering=2)
+        operator.on_kill()
+        with pytest.raises(BatchIncomplete, match="stopped from outside") as killed:
+            executing.result()
+    assert "0 renders were bought, and 2 more may have been." in str(killed.value)
+    assert statuses(run.manifest()) == {"unknown": 2, "not_begun": 2}
+
+
+def test_a_deferral_that_timed_out_says_where_to_look(run: Run) -> None:
+    """Airflow's own words hide it."""
+    operator = run.operator(rows(1))
+    with pytest.raises(RenderOutcomeUnknown, match=r"manifest\.jsonl. Run the task again"):
+        operator.resume_execution("__fail__", {"error": "Trigger timeout"}, run.context)
+
+
+def test_the_log_says_how_far_the_batch_is(
+    run: Run, gateway: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line for all rows, instead of several for each."""
+    monkeypatch.setattr(CodeGatewayVideoHook, "limits", Limits(progress_interval=0.05))
+    gateway.render_seconds = 0.3
+    gateway.fail_next(Fault.status(400))
+    caplog.set_level("INFO")
+    run.execute(rows(4), max_active=2, tolerated_failures=1)
+    assert re.search(r"\d stored, \d failed, 2 in flight, \d waiting; \d renders spent", caplog.text)
+    assert "3 stored, 1 failed, 0 in flight, 0 waiting; 3 renders spent." in caplog.text
+    assert re.search(r"Row \d \(id 'sku-\d'\): The gateway answered 400", caplog.text)
+    assert "Requesting render" not in caplog.text
 
 
 # Budgets.
