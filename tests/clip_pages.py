@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
@@ -178,15 +179,15 @@ def _log_in(client: httpx.Client, user: str, password: str) -> str:
 
 def cursor_at(dag_id: str) -> str:
     """The cursor of the gallery's page that ends with a DAG's clip."""
+    from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
-
-    from airflow_provider_codegateway.plugins import clips
+    from sqlalchemy import select
 
     with create_session() as session:
-        first = clips.recent(session, [DAG_A, DAG_B], limit=1)
-    assert first.cards[0].task.dag_id == dag_id
-    assert first.next is not None
-    return first.next
+        of_render = TaskInstance.dag_id == dag_id, TaskInstance.task_id == "render"
+        start = session.scalars(select(TaskInstance.start_date).where(*of_render)).one()
+    assert start is not None
+    return base64.urlsafe_b64encode(json.dumps([start.isoformat(), 1]).encode()).decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,29 +213,46 @@ def copy_tasks(dag_id: str, copies: Iterable[Copy]) -> None:
     """
     from airflow.models.renderedtifields import RenderedTaskInstanceFields
     from airflow.models.taskinstance import TaskInstance
-    from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import insert
 
+    xcom_table = xcom_model()
     with create_session() as session:
         task = _row(session, TaskInstance, dag_id)
         rendered = _row(session, RenderedTaskInstanceFields, dag_id)
-        xcom = _row(session, XComModel, dag_id, XComModel.key == "clip")
+        xcom = _row(session, xcom_table, dag_id, xcom_table.key == "clip")
         tasks, all_rendered, xcoms = [], [], []
         for copy in copies:
-            same = {"map_index": copy.map_index}
-            tasks.append({**task, **same, "id": _new_id(task), **copy.task})
+            own = {**task, "map_index": copy.map_index, "id": _new_id(task), **copy.task}
+            if "region_index" in task:
+                own["region_index"] = copy.map_index
+            tasks.append(own)
             if copy.rendered is not None:
                 fields = {**rendered["rendered_fields"], **copy.rendered}
-                all_rendered.append({**rendered, **same, "rendered_fields": fields})
+                all_rendered.append({**_belonging_to(own, rendered), "rendered_fields": fields})
             if copy.clip is not ...:
                 value = xcom["value"] if copy.clip is None else copy.clip
                 stored = copy.stored or xcom["timestamp"]
-                xcoms.append({**xcom, **same, "value": value, "timestamp": stored})
-        tables = (TaskInstance, tasks), (RenderedTaskInstanceFields, all_rendered), (XComModel, xcoms)
+                xcoms.append({**_belonging_to(own, xcom), "value": value, "timestamp": stored})
+        tables = (TaskInstance, tasks), (RenderedTaskInstanceFields, all_rendered), (xcom_table, xcoms)
         for model, rows in tables:
             if rows:
-                session.execute(insert(model.__table__), rows)
+                keys = rows[0].keys() & model.__table__.columns.keys()
+                session.execute(insert(model.__table__), [{name: row[name] for name in keys} for row in rows])
+
+
+def xcom_model() -> Any:
+    """Airflow's table of XComs, which is another one from 3.4 on."""
+    from airflow.models import xcom
+
+    return getattr(xcom, "XComModelV2", None) or xcom.XComModel
+
+
+def _belonging_to(task: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A row of another task instance, by its names or, from Airflow 3.4 on, by its id."""
+    if "task_instance_id" in row:
+        return {**row, "id": _new_id(row), "task_instance_id": task["id"]}
+    return {**row, "map_index": task["map_index"]}
 
 
 def _new_id(task: dict[str, Any]) -> Any:
@@ -242,7 +260,19 @@ def _new_id(task: dict[str, Any]) -> Any:
 
 
 def _row(session: Session, model: Any, dag_id: str, *conditions: Any) -> dict[str, Any]:
+    from airflow.models.taskinstance import TaskInstance
     from sqlalchemy import select
 
-    of_render = (model.dag_id == dag_id, model.task_id == "render", model.map_index == -1, *conditions)
-    return dict(session.execute(select(model.__table__).where(*of_render)).mappings().one())
+    of_render = (
+        TaskInstance.dag_id == dag_id,
+        TaskInstance.task_id == "render",
+        TaskInstance.map_index == -1,
+    )
+    query = select(model.__table__)
+    if hasattr(model, "task_instance_id"):
+        query = query.join(TaskInstance.__table__, TaskInstance.id == model.task_instance_id).where(
+            *of_render
+        )
+    else:
+        query = query.where(model.dag_id == dag_id, model.task_id == "render", model.map_index == -1)
+    return dict(session.execute(query.where(*conditions)).mappings().one())

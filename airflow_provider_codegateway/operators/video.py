@@ -497,7 +497,9 @@ class GenerateVideoOperator(BaseOperator):
         metrics.clip_delivered(clip.model, size=clip.bytes, reused=clip.reused)
         lineage.collect_hook_lineage(self, self._inputs, clip)
         if self.do_xcom_push and "ti" in context:
-            context["ti"].xcom_push(key="clip", value=clip.as_dict())
+            # The connection too: Airflow keeps the rendered arguments of the last runs only.
+            facts = {**clip.as_dict(), "aws_conn_id": self.aws_conn_id}
+            context["ti"].xcom_push(key="clip", value=facts)
         lineage.add_asset_events(self.outlets, context, clip)
         return clip.key
 

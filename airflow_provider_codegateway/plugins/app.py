@@ -1,8 +1,8 @@
 """The pages' own small web app, mounted by Airflow's API server.
 
-Airflow does not protect a plugin's app: every route here that tells anything asks ``access`` first. All are
-GETs that change nothing. A DAG that does not exist, one that may not be read and a task that makes no clips get
-the very same answer.
+Airflow does not protect a plugin's app: every route here that tells anything asks Airflow's API, with the viewer's own
+login. All are GETs that change nothing. A DAG that does not exist, one that may not be read and a task that makes no
+clips get the very same answer.
 """
 
 from __future__ import annotations
@@ -11,26 +11,21 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-from airflow.api_fastapi.core_api.security import GetUserDep
-from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from airflow_provider_codegateway.links import URL_PREFIX
-from airflow_provider_codegateway.plugins import access, clips, storage
-from airflow_provider_codegateway.plugins.clips import Card, ConnId, Details, Page, TaskRef
-
-if TYPE_CHECKING:
-    from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
-    from sqlalchemy.orm import Session
+from airflow_provider_codegateway.plugins import clips, storage
+from airflow_provider_codegateway.plugins.airflow_api import AirflowApi, NotAllowed, NotLoggedIn, TaskRef
+from airflow_provider_codegateway.plugins.clips import Choice, ConnId, Entry
 
 Result = TypeVar("Result")
 
@@ -41,6 +36,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_AIRFLOW = "airflow_provider_codegateway.airflow"
+"""Where a request has the app of Airflow that serves it."""
 _NOTHING_TO_SEE = "There is no such clip, or you may not see it."
 
 # S3, or whatever gives the credentials for it, may be slow to fail. In these few threads it holds up nobody but our
@@ -54,9 +51,17 @@ _GALLERY_PATIENCE = 0.3
 """Seconds: a new process has boto3 to load first. A gallery that misses an origin reloads itself, once."""
 
 
+class ClipApp(FastAPI):
+    """Knows the app that it is mounted in, which is Airflow's."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await super().__call__({**scope, _AIRFLOW: scope.get("app")}, receive, send)
+
+
 def create_app() -> FastAPI:
     """The app, to be mounted at ``links.URL_PREFIX``."""
-    app = FastAPI(title="CodeGateway clips", docs_url=None, redoc_url=None, openapi_url=None)
+    app = ClipApp(title="CodeGateway clips", docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=_PAGES / "static"))
     app.get("/clips")(gallery_page)
     app.get("/clip")(clip_page)
@@ -65,6 +70,8 @@ def create_app() -> FastAPI:
     app.get("/api/clip")(clip)
     app.get("/api/link")(link)
     app.exception_handler(HTTPException)(_refuse)
+    app.exception_handler(NotLoggedIn)(_refuse_stranger)
+    app.exception_handler(NotAllowed)(_refuse_viewer)
     app.middleware("http")(_with_headers)
     return app
 
@@ -72,20 +79,11 @@ def create_app() -> FastAPI:
 # Who asks for what.
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which clips of the gallery somebody asks for."""
+def _api(request: Request) -> AirflowApi:
+    return AirflowApi(request.scope[_AIRFLOW], request.headers)
 
-    user: BaseUser
-    dag_id: str
-    model: str
-    before: str
 
-    def page(self, session: Session) -> Page:
-        """Those of them that the user may see."""
-        wanted = [self.dag_id] if self.dag_id else clips.dags_with_clips(session)
-        dag_ids = access.readable_dags(self.user, wanted, session)
-        return clips.recent(session, dag_ids, model=self.model, before=self.before)
+ApiDep = Annotated[AirflowApi, Depends(_api)]
 
 
 def _task(
@@ -97,91 +95,91 @@ def _task(
     return TaskRef(dag_id, run_id, task_id, map_index)
 
 
-def _details(user: GetUserDep, task: Annotated[TaskRef, Depends(_task)]) -> Details:
-    if any("\0" in part for part in (task.dag_id, task.run_id, task.task_id)):  # no database takes it
-        raise HTTPException(403, _NOTHING_TO_SEE)
-    with create_session(scoped=False) as session:
-        may_read = access.may_read_clips(user, task.dag_id, session)
-        details = clips.details(session, task) if may_read else None
-    if details is None:
-        raise HTTPException(403, _NOTHING_TO_SEE)
-    return details
+async def _entry(api: ApiDep, task: Annotated[TaskRef, Depends(_task)]) -> Entry:
+    return await clips.look_up(api, task)
 
 
 def _choice(
-    user: GetUserDep,
     dag_id: Annotated[str, Query(max_length=250)] = "",
     model: Annotated[str, Query(max_length=250)] = "",
+    state: Annotated[str, Query(pattern="^[a-z_]{0,20}$")] = "",
+    words: Annotated[str, Query(max_length=250)] = "",
     before: Annotated[str, Query(max_length=2000)] = "",
 ) -> Choice:
     # No database takes a zero byte.
-    return Choice(user, dag_id.replace("\0", ""), model.replace("\0", ""), before)
+    return Choice(dag_id.replace("\0", ""), model, state, words, before)
 
 
-DetailsDep = Annotated[Details, Depends(_details)]
+EntryDep = Annotated[Entry, Depends(_entry)]
 ChoiceDep = Annotated[Choice, Depends(_choice)]
 
 
 # The routes.
 
 
-async def gallery_page(choice: ChoiceDep, stills: bool = False) -> Response:
+async def gallery_page(api: ApiDep, choice: ChoiceDep, stills: bool = False) -> Response:
     """The gallery. With ``stills``, its policy names the places that the frames of this page come from."""
-    places = await run_in_threadpool(_places, choice) if stills else ()
+    if not stills:
+        await api.require_login()
+        return _html("gallery.html")
+    page = await clips.recent(api, choice)
+    places = {(entry.aws_conn_id, entry.clip.bucket) for entry in page.entries if entry.clip}
     return _html("gallery.html", media=await _origins(places, _GALLERY_PATIENCE))
 
 
-async def clip_page(details: DetailsDep) -> Response:
+async def clip_page(entry: EntryDep) -> Response:
     """The page of one clip. Its policy names the one place that its video comes from."""
-    places = [(details.aws_conn_id, details.clip.bucket)] if details.clip else ()
+    places = [(entry.aws_conn_id, entry.clip.bucket)] if entry.clip else ()
     return _html("clip.html", media=await _origins(places, _PAGE_PATIENCE))
 
 
-def gallery(choice: ChoiceDep) -> Response:
+async def gallery(api: ApiDep, choice: ChoiceDep) -> Response:
     """The facts of some clips, newest first."""
-    with create_session(scoped=False) as session:
-        page = choice.page(session)
-    return _json({"clips": [_card(card) for card in page.cards], "next": page.next})
+    page = await clips.recent(api, choice)
+    return _json({"clips": [_card(entry) for entry in page.entries], "next": page.next})
 
 
-def filters(user: GetUserDep) -> Response:
-    """What the gallery can be narrowed to: DAGs that the viewer may read, and the models of their clips."""
-    with create_session(scoped=False) as session:
-        dag_ids = access.readable_dags(user, clips.dags_with_clips(session), session)
-        return _json({"dags": dag_ids, "models": clips.models_of(session, dag_ids)})
+async def filters(api: ApiDep) -> Response:
+    """What the gallery can be narrowed to: DAGs and models of the newest clips that the viewer may see."""
+    return _json(await clips.choices(api))
 
 
-def clip(details: DetailsDep) -> Response:
+async def clip(api: ApiDep, entry: EntryDep) -> Response:
     """The facts of one clip, and of the task that makes it."""
+    tries = await api.tries(entry.task)
     return _json(
         {
-            "task": asdict(details.task),
-            "state": details.state,
-            "clip": details.clip and details.clip.as_dict(),
-            "stored": _iso(details.stored),
-            "request": details.request,
+            "task": asdict(entry.task),
+            "label": entry.instance.label,
+            "state": entry.instance.state,
+            "number": entry.instance.number,
+            "model": entry.model,
+            "target": entry.target and entry.target.uri,
+            "clip": entry.clip and entry.clip.as_dict(),
+            "stored": _iso(entry.stored),
+            "request": entry.request,
             "tries": [
-                {**asdict(attempt), "start": _iso(attempt.start), "end": _iso(attempt.end)}
-                for attempt in details.tries
+                {
+                    "number": attempt.number,
+                    "state": attempt.state,
+                    "start": _iso(attempt.start),
+                    "end": _iso(attempt.end),
+                    "seconds": attempt.seconds,
+                }
+                for attempt in tries
             ],
         }
     )
 
 
-async def link(user: GetUserDep, details: DetailsDep) -> Response:
+async def link(api: ApiDep, entry: EntryDep) -> Response:
     """A link to the video, for a few minutes; or why there is none."""
-
-    def may_see_work_of(run: str) -> bool:
-        fingerprint = details.clip.fingerprint if details.clip else ""
-        with create_session(scoped=False) as session:
-            tasks = clips.tasks_with_clip(session, fingerprint)
-            makers = {task.dag_id for task in tasks if run in storage.runs_of(task)}
-            return bool(access.readable_dags(user, makers, session))
-
     try:
-        url = await asyncio.wait_for(
-            _in_thread(_link_threads, storage.link, details, may_see_work_of), _LINK_PATIENCE
-        )
+        async with asyncio.timeout(_LINK_PATIENCE):
+            found = await _in_thread(_link_threads, storage.look_at, entry)
+            if not found.is_own and not await clips.may_see_work_of(api, found.stored_by, found.clip):
+                raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
+            url = await _in_thread(_link_threads, found.sign)
     except TimeoutError:
         return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
     except storage.NoLink as error:
@@ -193,21 +191,23 @@ def _no_link(error: storage.NoLink) -> Response:
     return _json({"problem": error.problem.name, "words": error.words}, status=error.problem.value)
 
 
-def _places(choice: Choice) -> Collection[tuple[ConnId, str]]:
-    with create_session(scoped=False) as session:
-        return clips.places(session, choice.page(session).cards)
-
-
-def _card(card: Card) -> dict[str, Any]:
+def _card(entry: Entry) -> dict[str, Any]:
+    clip = entry.clip
     return {
-        "task": asdict(card.task),
-        "model": card.clip.model,
-        "bytes": card.clip.bytes,
-        "reused": card.clip.reused,
-        "fingerprint": card.clip.fingerprint,
-        "stored": _iso(card.stored),
-        "prompt": card.prompt,
-        "aspect_ratio": card.aspect_ratio,
+        "task": asdict(entry.task),
+        "label": entry.instance.label,
+        "state": entry.instance.state,
+        "model": entry.model,
+        "prompt": entry.text("prompt"),
+        "aspect_ratio": entry.text("aspect_ratio"),
+        "when": _iso(entry.stored or entry.instance.end or entry.instance.start),
+        "clip": clip
+        and {
+            "bytes": clip.bytes,
+            "reused": clip.reused,
+            "fingerprint": clip.fingerprint,
+            "cost": clip.cost,
+        },
     }
 
 
@@ -256,6 +256,14 @@ def _policy(media: Iterable[str] = ()) -> str:
         f"media-src {sources}; "
         "frame-ancestors 'self'; base-uri 'none'; form-action 'self'"
     )
+
+
+async def _refuse_stranger(request: Request, error: Exception) -> Response:
+    return await _refuse(request, HTTPException(401, "Not authenticated"))
+
+
+async def _refuse_viewer(request: Request, error: Exception) -> Response:
+    return await _refuse(request, HTTPException(403, _NOTHING_TO_SEE))
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:

@@ -1,4 +1,4 @@
-"""What Airflow's database knows of clips.
+"""What Airflow knows of clips, as far as the viewer may see it.
 
 A clip is an XCom ``clip`` with the facts of a clip of ours. Whoever may write XComs may write those, so each
 value is checked for its form here, and against the object itself before the object is shown (``storage``).
@@ -6,44 +6,48 @@ value is checked for its form here, and against the object itself before the obj
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from airflow.models.renderedtifields import RenderedTaskInstanceFields as Rendered
-from airflow.models.serialized_dag import SerializedDagModel
-from airflow.models.taskinstance import TaskInstance
-from airflow.models.taskinstancehistory import TaskInstanceHistory
-from airflow.models.xcom import XComModel
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Text, and_, case, cast, false, func, or_, select
 
-from airflow_provider_codegateway.clip import MAX_KEY_BYTES, Clip, S3Location, clip_location
+from airflow_provider_codegateway.clip import (
+    MAX_KEY_BYTES,
+    Clip,
+    S3Location,
+    clip_location,
+    identities,
+)
 from airflow_provider_codegateway.exceptions import InvalidRequest
-
-if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
-    from sqlalchemy.orm import Session
+from airflow_provider_codegateway.plugins.airflow_api import (
+    OPERATORS,
+    PAGE,
+    AirflowApi,
+    Instance,
+    NotAllowed,
+    Position,
+    TaskRef,
+)
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
-"""A longer XCom is no clip of ours, and is not loaded."""
-MAX_MODELS = 100
-MAX_MODEL_CHARACTERS = 250
-MAX_BATCHES = 5
-"""A page is read in so many batches at most, should much of what is there be no clips."""
-_OPERATOR = "GenerateVideoOperator"
+"""A longer XCom is no clip of ours."""
+MAX_PAGES = 5
+"""So many pages of Airflow's list are read at most for one page of the gallery, if little of it is wanted."""
 _REQUEST_FIELDS = ("prompt", "image", "aspect_ratio", "duration", "resolution", "generate_audio", "seed")
 _BUCKET = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint[:/][a-z0-9-]{1,63}"
 )
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _CLIP = TypeAdapter(Clip)
+_CLOCKS_APART = timedelta(minutes=5)
 
 
 class Unknown(Enum):
@@ -58,63 +62,70 @@ ConnId = str | None | Literal[Unknown.UNKNOWN]
 
 
 @dataclass(frozen=True)
-class TaskRef:
-    """One task instance."""
+class Entry:
+    """A task instance and the clip that it made, if it did.
 
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int = -1
+    :param stored: when the XCom was written.
+    """
 
+    instance: Instance
+    clip: Clip | None = None
+    stored: datetime | None = None
+    aws_conn_id: ConnId = UNKNOWN
 
-@dataclass(frozen=True)
-class Card:
-    """A clip in the gallery. ``prompt`` and ``aspect_ratio`` are None where Airflow keeps them no more."""
+    @property
+    def task(self) -> TaskRef:
+        """The task instance."""
+        return self.instance.task
 
-    task: TaskRef
-    clip: Clip
-    stored: datetime
-    prompt: str | None
-    aspect_ratio: str | None
+    @property
+    def model(self) -> str | None:
+        """Of the clip, or as it was asked for."""
+        return self.clip.model if self.clip else self.text("model")
+
+    @property
+    def request(self) -> dict[str, str] | None:
+        """The rendered arguments, media hidden and secrets masked by whoever stored them."""
+        return None if self.instance.fields is None else _request(self.instance.fields)
+
+    @property
+    def target(self) -> S3Location | None:
+        """Where the task's own arguments put its clip, if they are still known."""
+        return _target(self.instance.fields or {})
+
+    def text(self, name: str) -> str | None:
+        """A rendered argument, if it is a text."""
+        value = (self.instance.fields or {}).get(name)
+        return value if isinstance(value, str) and value else None
+
+    def says(self, words: str) -> bool:
+        """Whether all of these words are in its prompt or its key, in whatever case."""
+        key = self.clip.key if self.clip else self.text("s3_key")
+        text = f"{self.text('prompt') or ''} {key or ''}".casefold()
+        return all(word in text for word in words.casefold().split())
 
 
 @dataclass(frozen=True)
 class Page:
     """Some clips, newest first, and the cursor for those after them; None at the end."""
 
-    cards: Sequence[Card]
+    entries: Sequence[Entry]
     next: str | None
 
 
 @dataclass(frozen=True)
-class Try:
-    """One try of a task instance. Seconds, and times with a time zone."""
+class Choice:
+    """Which clips somebody asks for. An empty text is no choice.
 
-    number: int
-    state: str | None
-    start: datetime | None
-    end: datetime | None
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Details:
-    """What there is to say of a task instance and its clip.
-
-    :param clip: None while there is none.
-    :param request: the task's rendered arguments, media hidden and secrets masked by whoever stored them; None
-        if Airflow keeps them no more.
-    :param target: where the task's own arguments put its clip, if they are still known.
+    :param words: must be in the prompt or the key.
+    :param before: the ``next`` of the page before; one that is none of ours starts anew.
     """
 
-    task: TaskRef
-    state: str | None
-    clip: Clip | None
-    stored: datetime | None
-    request: dict[str, str] | None
-    tries: Sequence[Try]
-    aws_conn_id: ConnId
-    target: S3Location | None
+    dag_id: str = ""
+    model: str = ""
+    state: str = ""
+    words: str = ""
+    before: str = ""
 
 
 def parse_clip(value: str) -> Clip | None:
@@ -125,7 +136,8 @@ def parse_clip(value: str) -> Clip | None:
         return None
     numbers = [clip.bytes, clip.render_seconds or 0, clip.renders_bought]
     if (
-        _BUCKET.fullmatch(clip.bucket) is None
+        len(value) > MAX_VALUE_CHARACTERS
+        or _BUCKET.fullmatch(clip.bucket) is None
         or not 1 <= len(clip.key.encode(errors="surrogatepass")) <= MAX_KEY_BYTES
         or _FINGERPRINT.fullmatch(clip.fingerprint) is None
         or not (clip.model and clip.model.isprintable())
@@ -139,223 +151,142 @@ def parse_clip(value: str) -> Clip | None:
 # The gallery.
 
 
-def dags_with_clips(session: Session) -> list[str]:
-    """The DAGs that have an XCom ``clip``: who asks must still be allowed to know of them."""
-    return list(session.scalars(select(XComModel.dag_id).where(XComModel.key == "clip").distinct()))
+async def recent(api: AirflowApi, choice: Choice, *, limit: int = PAGE_SIZE) -> Page:
+    """The clips that the viewer may see, newest first; failed tasks and those under way, too."""
+    entries: list[Entry] = []
+    position = _from_cursor(choice.before)
+    filters = {"state": [choice.state]} if choice.state else {}
+    readable: dict[str, bool] = {}
+    for _ in range(MAX_PAGES):
+        instances = await api.begun(dag_id=choice.dag_id, after=position, **filters)
+        await _learn_readable(api, readable, instances)
+        wanted = [
+            instance
+            for instance in instances
+            if readable[instance.task.dag_id] and _may_be_wanted(instance, choice)
+        ]
+        while wanted and len(entries) < limit:
+            asked, wanted = wanted[: limit - len(entries)], wanted[limit - len(entries) :]
+            found = await asyncio.gather(*(_entry(api, each) for each in asked))
+            entries += [entry for entry in found if entry is not None and _is_wanted(entry, choice)]
+            last = asked[-1]
+        if len(entries) == limit and (wanted or len(instances) == PAGE):
+            return Page(entries, _to_cursor(_position_of(last, instances, position)))
+        if len(instances) < PAGE:
+            return Page(entries, None)
+        position = _position_of(instances[-1], instances, position)
+    return Page(entries, _to_cursor(position))
 
 
-def models_of(session: Session, dag_ids: Collection[str]) -> list[str]:
-    """The models of the clips of these DAGs."""
-    model = _fact("model", session)
-    names = (
-        select(model)
-        .where(*_are_clips(session, dag_ids), func.length(model) <= MAX_MODEL_CHARACTERS)
-        .distinct()
-        .order_by(model)
-        .limit(MAX_MODELS)
-    )
-    return [name for name in session.scalars(names) if name and name.isprintable()]
+async def _learn_readable(api: AirflowApi, readable: dict[str, bool], instances: Sequence[Instance]) -> None:
+    """A clip is an XCom: who may not read a DAG's XComs sees none of its tasks here."""
+    unknown = {instance.task.dag_id for instance in instances} - readable.keys()
+    answers = await asyncio.gather(*map(api.may_read_xcoms, unknown))
+    readable.update(zip(unknown, answers, strict=True))
 
 
-def recent(
-    session: Session,
-    dag_ids: Collection[str],
-    *,
-    model: str | None = None,
-    before: str | None = None,
-    limit: int = PAGE_SIZE,
-) -> Page:
-    """The clips of these DAGs, newest first.
-
-    Finds its page by narrow rows, in the order of (time, primary key), and loads the values of those only.
-
-    :param before: the ``next`` of the page before; one that is none of ours starts anew.
-    """
-    key = (XComModel.timestamp, XComModel.dag_run_id, XComModel.task_id, XComModel.map_index)
-    are_wanted = _are_clips(session, dag_ids)
-    if model:
-        are_wanted.append(_fact("model", session) == model)
-    cards: list[Card] = []
-    position = _from_cursor(before)
-    for _ in range(MAX_BATCHES):
-        are_next = [] if position is None else [_is_before(key, position)]
-        rows = session.execute(
-            select(*key, XComModel.dag_id, XComModel.run_id)
-            .where(*are_wanted, *are_next)
-            .order_by(*(column.desc() for column in key))
-            .limit(limit + 1)
-        ).all()
-        refs = [TaskRef(row.dag_id, row.run_id, row.task_id, row.map_index) for row in rows]
-        clips, requests = _clips_of(session, refs), _rendered_of(session, refs)
-        for ref, row in zip(refs, rows, strict=True):
-            if len(cards) == limit:
-                return Page(cards, _to_cursor(position))
-            position = row.timestamp, row.dag_run_id, row.task_id, row.map_index
-            if clip := clips.get(ref):
-                cards.append(_card(ref, clip, row.timestamp, requests.get(ref, {})))
-        if len(rows) <= limit:
-            return Page(cards, None)
-    return Page(cards, _to_cursor(position))
-
-
-def _card(ref: TaskRef, clip: Clip, stored: datetime, fields: dict[str, Any]) -> Card:
-    return Card(
-        task=ref,
-        clip=clip,
-        stored=stored,
-        prompt=_text(fields, "prompt"),
-        aspect_ratio=_text(fields, "aspect_ratio"),
+def _may_be_wanted(instance: Instance, choice: Choice) -> bool:
+    """What its arguments already say of it, before its XCom is asked for."""
+    if instance.fields is None:
+        return True
+    entry = Entry(instance)
+    return (not choice.model or entry.model in (choice.model, None)) and (
+        not choice.words or entry.says(choice.words)
     )
 
 
-def places(session: Session, cards: Sequence[Card]) -> set[tuple[ConnId, str]]:
-    """Where the videos of these cards are: their connections to S3, and buckets."""
-    refs = [card.task for card in cards]
-    conn_ids = _aws_conn_ids(session, refs, _rendered_of(session, refs))
-    return {(conn_ids[card.task], card.clip.bucket) for card in cards}
-
-
-def tasks_with_clip(session: Session, fingerprint: str) -> Iterator[TaskRef]:
-    """The task instances of all DAGs that made or reused a clip of this fingerprint."""
-    rows = session.execute(
-        select(*_identity(XComModel)).where(
-            XComModel.key == "clip", _fact("fingerprint", session) == fingerprint
-        )
-    )
-    return (TaskRef(*row) for row in rows)
-
-
-def _are_clips(session: Session, dag_ids: Collection[str]) -> list[ColumnElement[bool]]:
-    return [
-        XComModel.key == "clip",
-        XComModel.dag_id.in_(dag_ids),
-        _fact("fingerprint", session).is_not(None),
-    ]
-
-
-def _fact(name: str, session: Session) -> ColumnElement[str]:
-    fact: ColumnElement[str] = XComModel.value[name].as_string()
-    if session.get_bind().dialect.name == "sqlite":
-        # There, one NaN in anybody's XCom would be an error for the whole query.
-        return case((func.json_valid(XComModel.value) == 1, fact), else_=None)
-    return fact
-
-
-def _is_before(key: Sequence[Any], position: Sequence[Any]) -> ColumnElement[bool]:
-    # Written out: not every database compares whole rows by an index.
-    return or_(
-        *(
-            and_(
-                *(column == value for column, value in zip(key[:n], position, strict=False)),
-                key[n] < position[n],
-            )
-            for n in range(len(key))
-        )
+def _is_wanted(entry: Entry, choice: Choice) -> bool:
+    if entry.clip is None and entry.instance.state == "success":
+        return False  # its XCom is of another kind
+    return (not choice.model or entry.model == choice.model) and (
+        not choice.words or entry.says(choice.words)
     )
 
 
-def _to_cursor(position: tuple[datetime, int, str, int] | None) -> str | None:
-    if position is None:
-        return None
-    timestamp, *rest = position
-    return base64.urlsafe_b64encode(json.dumps([timestamp.isoformat(), *rest]).encode()).decode()
+async def choices(api: AirflowApi) -> dict[str, list[str]]:
+    """The DAGs and models of the newest clips."""
+    readable: dict[str, bool] = {}
+    instances = await api.begun()
+    await _learn_readable(api, readable, instances)
+    shown = [Entry(instance) for instance in instances if readable[instance.task.dag_id]]
+    models = {entry.model for entry in shown}
+    return {
+        "dags": sorted({entry.task.dag_id for entry in shown}),
+        "models": sorted(name for name in models if name and name.isprintable()),
+    }
 
 
-def _from_cursor(cursor: str | None) -> tuple[datetime, int, str, int] | None:
+async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
+    """None if the viewer may not read the XComs."""
     try:
-        timestamp, dag_run_id, task_id, map_index = json.loads(base64.urlsafe_b64decode(cursor or ""))
-        moment = datetime.fromisoformat(timestamp)
-        position = moment.astimezone(UTC), int(dag_run_id), str(task_id), int(map_index)
-        position[2].encode()  # half a surrogate is no text to a database
-    except (ValueError, TypeError, OverflowError, RecursionError):
+        found = await api.xcom(instance.task, "clip")
+    except NotAllowed:
         return None
-    fits = moment.tzinfo is not None and all(abs(number) < 2**31 for number in (position[1], position[3]))
-    return position if fits and "\0" not in position[2] else None
-
-
-def _clips_of(session: Session, refs: Sequence[TaskRef]) -> dict[TaskRef, Clip]:
-    as_text = cast(XComModel.value, Text)
-    rows = session.execute(
-        select(*_identity(XComModel), as_text.label("value")).where(
-            XComModel.key == "clip",
-            _is_one_of(XComModel, refs),
-            func.length(as_text) <= MAX_VALUE_CHARACTERS,
-        )
+    clip = parse_clip(found[0]) if found else None
+    return Entry(
+        instance=instance,
+        clip=clip,
+        stored=found[1] if found and clip else None,
+        aws_conn_id=_aws_conn_id(instance, found[0] if found and clip else "{}"),
     )
-    clips = {TaskRef(*row[:4]): parse_clip(row.value) for row in rows}
-    return {ref: clip for ref, clip in clips.items() if clip}
 
 
-def _rendered_of(session: Session, refs: Sequence[TaskRef]) -> dict[TaskRef, dict[str, Any]]:
-    rows = session.execute(
-        select(*_identity(Rendered), Rendered.rendered_fields).where(_is_one_of(Rendered, refs))
-    )
-    return {TaskRef(*row[:4]): fields for row in rows if isinstance(fields := row.rendered_fields, dict)}
-
-
-def _identity(model: Any) -> tuple[Any, Any, Any, Any]:
-    return model.dag_id, model.run_id, model.task_id, model.map_index
-
-
-def _is_one_of(model: Any, refs: Sequence[TaskRef]) -> ColumnElement[bool]:
-    # Not `(a, b) IN (…)`: SQLite would scan the table for it.
-    return or_(false(), *(and_(*_is(model, ref)) for ref in refs))
-
-
-def _key(ref: TaskRef) -> tuple[str, str, str, int]:
-    return ref.dag_id, ref.run_id, ref.task_id, ref.map_index
-
-
-def _text(fields: dict[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    return value if isinstance(value, str) and value else None
+def _aws_conn_id(instance: Instance, clip: str) -> ConnId:
+    """As it was rendered; or as the clip has it, for Airflow keeps the arguments of the last runs only."""
+    known = json.loads(clip)
+    for values in (instance.fields or {}, known):
+        if "aws_conn_id" in values:
+            value = values["aws_conn_id"]
+            return value if isinstance(value, str) and value else None
+    return UNKNOWN
 
 
 # One clip.
 
 
-def details(session: Session, ref: TaskRef) -> Details | None:
-    """All about one task instance; None if there is none, or it is no task of ours."""
-    row = session.execute(
-        select(
-            TaskInstance.state,
-            TaskInstance.try_number,
-            TaskInstance.start_date,
-            TaskInstance.end_date,
-            TaskInstance.duration,
-            TaskInstance.operator,
-        ).where(*_is(TaskInstance, ref))
-    ).one_or_none()
-    if row is None:
-        return None
-    clip = _clips_of(session, [ref]).get(ref)
-    rendered = _rendered_of(session, [ref])
-    fields = rendered.get(ref)
-    if clip is None and not _is_ours(row.operator, fields):
-        return None
-    return Details(
-        task=ref,
-        state=row.state,
-        clip=clip,
-        stored=session.scalar(
-            select(XComModel.timestamp).where(*_is(XComModel, ref), XComModel.key == "clip")
-        )
-        if clip
-        else None,
-        request=None if fields is None else _request(fields),
-        tries=_tries(session, ref, row),
-        aws_conn_id=_aws_conn_ids(session, [ref], rendered)[ref],
-        target=_target(fields or {}),
+async def look_up(api: AirflowApi, task: TaskRef) -> Entry:
+    """A task instance and its clip.
+
+    :raises NotAllowed: there is none, it is no task of ours, or the viewer may not see it.
+    """
+    instance = await api.instance(task)
+    entry = await _entry(api, instance)
+    if entry is None or not (entry.clip or _is_ours(instance)):
+        raise NotAllowed
+    return entry
+
+
+async def may_see_work_of(api: AirflowApi, run: str, clip: Clip) -> bool:
+    """Whether the viewer may see the clips of the task instance that stored an object.
+
+    :param run: that task instance, as the object's metadata has it.
+    :param clip: what it made.
+    """
+    made = datetime.fromtimestamp(clip.created or 0, UTC)
+    filters = {"end_date_gte": made.isoformat()} if clip.created else {}
+    position = Position(made + _CLOCKS_APART, 0) if clip.created else None
+    for _ in range(MAX_PAGES):
+        instances = await api.begun(after=position, **filters)
+        for instance in instances:
+            if run in identities(*_key(instance.task)):
+                maker = await _entry(api, instance)
+                return bool(maker and maker.clip and maker.clip.fingerprint == clip.fingerprint)
+        if len(instances) < PAGE:
+            return False
+        position = _position_of(instances[-1], instances, position)
+    return False
+
+
+def _key(task: TaskRef) -> tuple[str, str, str, int]:
+    return task.dag_id, task.task_id, task.run_id, task.map_index
+
+
+def _is_ours(instance: Instance) -> bool:
+    # A subclass renders the same fields.
+    fields = instance.fields or {}
+    return (
+        instance.operator in OPERATORS or {"model", "ledger_prefix", "codegateway_conn_id"} <= fields.keys()
     )
-
-
-def _is(model: Any, ref: TaskRef) -> list[ColumnElement[bool]]:
-    return [column == value for column, value in zip(_identity(model), _key(ref), strict=True)]
-
-
-def _is_ours(operator: str | None, fields: dict[str, Any] | None) -> bool:
-    # A subclass, and the decorator's operator, render the same fields.
-    return operator == _OPERATOR or {"model", "ledger_prefix", "codegateway_conn_id"} <= (fields or {}).keys()
 
 
 def _request(fields: dict[str, Any]) -> dict[str, str]:
@@ -369,80 +300,49 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _tries(session: Session, ref: TaskRef, current: Any) -> list[Try]:
-    """Every try, the newest first. The history holds those before the current one."""
-    history = TaskInstanceHistory
-    rows = session.execute(
-        select(history.try_number, history.state, history.start_date, history.end_date, history.duration)
-        .where(*_is(history, ref))
-        .order_by(history.try_number.desc())
-        .limit(100)
-    ).all()
-    earlier = [Try(*row) for row in rows]
-    # Until the next try is scheduled, its row has the number of the one before, which is in the history.
-    if current.try_number < 1 or any(attempt.number == current.try_number for attempt in earlier):
-        return earlier
-    return [
-        Try(current.try_number, current.state, current.start_date, current.end_date, current.duration),
-        *earlier,
-    ]
-
-
-def _aws_conn_ids(
-    session: Session, refs: Sequence[TaskRef], rendered: dict[TaskRef, dict[str, Any]]
-) -> dict[TaskRef, ConnId]:
-    """The connection to S3 of each task: as it was rendered, or as its version of the DAG has it."""
-    conn_ids: dict[TaskRef, ConnId] = {
-        ref: _text(fields, "aws_conn_id") for ref, fields in rendered.items() if "aws_conn_id" in fields
-    }
-    if forgotten := [ref for ref in refs if ref not in conn_ids]:
-        rows = session.execute(
-            select(*_identity(TaskInstance), TaskInstance.dag_version_id).where(
-                _is_one_of(TaskInstance, forgotten)
-            )
-        ).all()
-        versions = {row.dag_version_id for row in rows}
-        written = {version: _conn_ids_as_written(session, version) for version in versions}
-        for row in rows:
-            conn_ids[TaskRef(*row[:4])] = written[row.dag_version_id].get(row.task_id, UNKNOWN)
-    return {ref: conn_ids.get(ref, UNKNOWN) for ref in refs}
-
-
-def _conn_ids_as_written(session: Session, dag_version_id: Any) -> dict[str, ConnId]:
-    """The ``aws_conn_id`` of each task of a DAG's version, as far as its file says."""
-    stored = session.scalar(
-        select(SerializedDagModel).where(SerializedDagModel.dag_version_id == dag_version_id)
-    )
-    # Read as JSON: to build the whole DAG of it would take long.
-    dag = stored.data["dag"] if stored and stored.data else {}
-    tasks = [task["__var"] for task in dag.get("tasks", [])]
-    return {task["task_id"]: _conn_id_as_written(task, dag) for task in tasks}
-
-
-def _conn_id_as_written(task: dict[str, Any], dag: dict[str, Any]) -> ConnId:
-    expanded = task.get("expand_input") or {}
-    if "partial_kwargs" not in task:
-        written = task.get("aws_conn_id")  # None is left out
-    elif "aws_conn_id" in (arguments := _plain(task["partial_kwargs"])):
-        written = arguments["aws_conn_id"]
-    elif expanded.get("type") == "list-of-dicts" or "aws_conn_id" in json.dumps(expanded):
-        return UNKNOWN
-    else:
-        # Defaults are added when a mapped task is unmapped. Those of a task group are not stored.
-        written = _plain(dag.get("default_args")).get("aws_conn_id", "aws_default")
-    is_plain = written is None or (isinstance(written, str) and "{" not in written)
-    return written if is_plain else UNKNOWN
-
-
-def _plain(serialized: Any) -> dict[str, Any]:
-    """A dict as Airflow serializes it, or none."""
-    value = serialized.get("__var", serialized) if isinstance(serialized, dict) else {}
-    return value if isinstance(value, dict) else {}
-
-
 def _target(fields: dict[str, Any]) -> S3Location | None:
-    key, bucket = _text(fields, "s3_key"), _text(fields, "s3_bucket")
+    key, bucket = fields.get("s3_key"), fields.get("s3_bucket")
     try:
-        return None if key is None else clip_location(key, bucket)
+        return (
+            None
+            if not isinstance(key, str)
+            else clip_location(key, bucket if isinstance(bucket, str) else None)
+        )
     except InvalidRequest:
         return None
+
+
+# Cursors.
+
+
+def _position_of(instance: Instance, listed: Sequence[Instance], after: Position | None) -> Position | None:
+    """The place after an instance of a list that began after another place."""
+    if instance.start is None:
+        return None
+    taken = 0
+    for each in listed:
+        taken += each.start == instance.start
+        if each.id == instance.id:
+            break
+    if after and after.start == instance.start:
+        taken += after.taken
+    return Position(instance.start, taken)
+
+
+def _to_cursor(position: Position | None) -> str | None:
+    if position is None:
+        return None
+    return base64.urlsafe_b64encode(
+        json.dumps([position.start.isoformat(), position.taken]).encode()
+    ).decode()
+
+
+def _from_cursor(cursor: str) -> Position | None:
+    try:
+        text, taken = json.loads(base64.urlsafe_b64decode(cursor))
+        start = datetime.fromisoformat(text).astimezone(UTC) if "+" in text or text.endswith("Z") else None
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+    if start is None or not isinstance(taken, int) or not 0 <= taken <= 10_000:
+        return None
+    return Position(start, taken)

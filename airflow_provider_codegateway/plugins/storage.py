@@ -12,12 +12,12 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_codegateway.clip import Marks, S3Location, identities
+from airflow_provider_codegateway.clip import Clip, Marks, S3Location, identities
 from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId
 from airflow_provider_codegateway.s3 import Problem as S3Problem
 from airflow_provider_codegateway.s3 import error_code, error_words, problem_of
@@ -25,7 +25,8 @@ from airflow_provider_codegateway.s3 import error_code, error_words, problem_of
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-    from airflow_provider_codegateway.plugins.clips import Details, TaskRef
+    from airflow_provider_codegateway.plugins.airflow_api import TaskRef
+    from airflow_provider_codegateway.plugins.clips import Entry
 
 LINK_SECONDS = 300
 """How long a link can be used."""
@@ -65,29 +66,44 @@ class NoLink(Exception):
         self.words = words
 
 
-def link(details: Details, may_see_work_of: Callable[[str], bool]) -> str:
-    """A URL that shows the clip for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log.
+@dataclass(frozen=True)
+class Found:
+    """An object that is the clip of a task.
 
-    :param may_see_work_of: whether the viewer may see the clips of a task instance with this among its ``runs_of``.
+    :param stored_by: the task instance that stored it, as its metadata has it.
+    :param is_own: whether that is the task itself.
+    """
+
+    clip: Clip
+    stored_by: str
+    is_own: bool
+    s3: S3Client
+
+    def sign(self) -> str:
+        """A URL that shows it for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log."""
+        return _sign(self.s3, S3Location(self.clip.bucket, self.clip.key))
+
+
+def look_at(entry: Entry) -> Found:
+    """Look at the object of a task's clip.
+
     :raises NoLink: S3 does not answer, or what is there is not the clip of this task.
     """
-    clip = details.clip
+    clip = entry.clip
     if clip is None:
         raise NoLink(Problem.GONE)
-    if details.aws_conn_id is UNKNOWN:
+    if entry.aws_conn_id is UNKNOWN:
         raise NoLink(Problem.FORGOTTEN)
     try:
-        s3 = _client(details.aws_conn_id, clip.bucket)
+        s3 = _client(entry.aws_conn_id, clip.bucket)
         marks = Marks.from_metadata(s3.head_object(Bucket=clip.bucket, Key=clip.key)["Metadata"])
     except Exception as error:
-        place_is_known = details.target == S3Location(clip.bucket, clip.key)
-        raise _no_link(error, place_is_known=place_is_known) from None
+        place_is_known = entry.target == S3Location(clip.bucket, clip.key)
+        raise no_link(error, place_is_known=place_is_known) from None
     if marks.fingerprint != clip.fingerprint:
         raise NoLink(Problem.NOT_THE_CLIP)
-    run = marks.requester or ""
-    if run not in runs_of(details.task) and not may_see_work_of(run):
-        raise NoLink(Problem.NOT_THE_CLIP)
-    return _sign(s3, S3Location(clip.bucket, clip.key))
+    stored_by = marks.requester or ""
+    return Found(clip, stored_by, stored_by in runs_of(entry.task), s3)
 
 
 def media_origin(aws_conn_id: ConnId, bucket: str) -> str | None:
@@ -110,7 +126,11 @@ def runs_of(task: TaskRef) -> tuple[str, str]:
     return identities(task.dag_id, task.task_id, task.run_id, task.map_index)
 
 
-def _no_link(error: Exception, *, place_is_known: bool) -> NoLink:
+def no_link(error: Exception, *, place_is_known: bool) -> NoLink:
+    """What S3's answer means for the viewer.
+
+    :param place_is_known: whether the task's own arguments name the place.
+    """
     code = error_code(error)
     is_server_error = code.startswith("5") or code in {"SlowDown", "InternalError", "ServiceUnavailable"}
     if code and not is_server_error and not place_is_known:

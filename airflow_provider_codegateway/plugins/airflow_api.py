@@ -1,0 +1,265 @@
+"""Airflow's public REST API, asked inside the API server with the viewer's own login.
+
+Airflow decides what the viewer may see: whatever it refuses is not there. Only ``/api/v2`` is used, and only what it
+has had since Airflow 3.1, so the pages need no tables of Airflow's and no adapter for a version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+OPERATORS = ("GenerateVideoOperator", "_GenerateVideoDecoratedOperator")
+"""The class names of the operators whose tasks make clips, as Airflow stores them."""
+PAGE = 100
+"""The most that one answer of the API lists."""
+MAX_DAGS = 200
+"""A viewer who may not ask for all DAGs at once is shown the clips of so many."""
+# A task that has begun: one that has not has no time to be sorted by.
+_BEGUN = ("running", "deferred", "success", "failed", "up_for_retry", "restarting")
+
+
+class NotLoggedIn(Exception):
+    """Airflow does not know the viewer."""
+
+
+class NotAllowed(Exception):
+    """There is no such thing, or the viewer may not see it."""
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """One task instance."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no part of it means something else in a URL, such as "~" for all, or "..", or is in no database."""
+        parts = self.dag_id, self.run_id, self.task_id
+        return all(part not in ("", "~", ".", "..") and "\0" not in part for part in parts)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What Airflow tells of a task instance.
+
+    :param label: of a mapped one, if its author named it.
+    :param number: of its latest try.
+    :param fields: its rendered arguments; None if Airflow keeps them no more.
+    """
+
+    id: str
+    task: TaskRef
+    state: str | None
+    operator: str | None
+    label: str | None
+    number: int
+    start: datetime | None
+    end: datetime | None
+    seconds: float | None
+    fields: dict[str, Any] | None
+
+    @classmethod
+    def from_answer(cls, answer: Mapping[str, Any]) -> Self:
+        """Of a task instance as the API has it, or of one of its tries."""
+        return cls(
+            id=str(answer.get("id", "")),
+            task=TaskRef(answer["dag_id"], answer["dag_run_id"], answer["task_id"], answer["map_index"]),
+            state=answer["state"],
+            operator=answer["operator"],
+            label=answer.get("rendered_map_index"),
+            number=answer["try_number"],
+            start=_moment(answer["start_date"]),
+            end=_moment(answer["end_date"]),
+            seconds=answer["duration"],
+            fields=answer.get("rendered_fields") or None,
+        )
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the list of task instances, which is sorted by their start, newest first.
+
+    :param start: of the instance before it.
+    :param taken: how many with that very start come before it.
+    """
+
+    start: datetime
+    taken: int
+
+
+class AirflowApi:
+    """The API as one viewer may use it.
+
+    :param app: Airflow's own web app.
+    :param headers: of the viewer's request, for their login.
+    """
+
+    def __init__(self, app: Any, headers: Mapping[str, str]) -> None:
+        login = {name: headers[name] for name in ("cookie", "authorization") if name in headers}
+        self._client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
+            base_url="http://airflow/api/v2",
+            headers={**login, "accept": "application/json"},
+            trust_env=False,
+        )
+
+    async def instance(self, task: TaskRef) -> Instance:
+        """One task instance.
+
+        :raises NotAllowed: it does not exist, or is hidden from the viewer.
+        """
+        return Instance.from_answer(await self._get(_path(task, in_path=True)))
+
+    async def tries(self, task: TaskRef) -> list[Instance]:
+        """Its tries, the newest first."""
+        answer = await self._get(f"{_path(task, in_path=True)}/tries")
+        tries: dict[int, Instance] = {}
+        for each in map(Instance.from_answer, answer["task_instances"]):
+            # Until the next try begins, the task has the number of the one before, which is listed as well.
+            if each.number > 0 and not (each.number in tries and tries[each.number].end):
+                tries[each.number] = each
+        return sorted(tries.values(), key=lambda attempt: -attempt.number)
+
+    async def xcom(self, task: TaskRef, key: str) -> tuple[str, datetime] | None:
+        """The JSON of an XCom, and when it was written; None if there is none.
+
+        :raises NotAllowed: the viewer may not read the DAG's XComs.
+        """
+        try:
+            answer = await self._get(
+                f"{_path(task)}/xcomEntries/{key}", map_index=task.map_index, deserialize=False
+            )
+        except _NotFound:
+            return None
+        value = answer["value"]
+        stored = _moment(answer["timestamp"])
+        assert stored is not None
+        return value if isinstance(value, str) else json.dumps(value), stored
+
+    async def may_read_xcoms(self, dag_id: str) -> bool:
+        """Whether the viewer may read the XComs of a DAG."""
+        try:
+            await self._get(f"/dags/{_quoted(dag_id)}/dagRuns/~/taskInstances/~/xcomEntries", limit=1)
+        except NotAllowed:
+            return False
+        return True
+
+    async def begun(
+        self, *, dag_id: str = "", after: Position | None = None, **filters: Any
+    ) -> Sequence[Instance]:
+        """Up to ``PAGE`` task instances of our operators that have begun, newest first.
+
+        :param dag_id: only of this DAG.
+        :param after: those after this position only.
+        :param filters: further parameters of the API's list.
+        """
+        if after is not None:
+            filters["start_date_lte"] = after.start.isoformat()
+        taken = after.taken if after else 0
+        found = await self._list(dag_id or "~", taken, filters)
+        if found is None and not dag_id:
+            # Some may ask for each of their DAGs, and not for all at once.
+            of_each = (self._list(each, taken, filters) for each in await self._dag_ids())
+            found = [instance for each in await asyncio.gather(*of_each) for instance in each or ()]
+        found = sorted(found or (), key=lambda each: (_seconds(each.start), each.id), reverse=True)
+        skipped = 0
+        while (
+            after and skipped < after.taken and skipped < len(found) and found[skipped].start == after.start
+        ):
+            skipped += 1
+        return found[skipped:][:PAGE]
+
+    async def _list(self, dag_id: str, taken: int, filters: Mapping[str, Any]) -> list[Instance] | None:
+        """The newest of a DAG, or of all; None if the viewer may not ask."""
+        found: list[Instance] = []
+        # More than a page can have the very same start.
+        while len(found) < taken + PAGE:
+            parameters = {
+                "operator": OPERATORS,
+                "state": _BEGUN,
+                "order_by": "-start_date",
+                "limit": PAGE,
+                "offset": len(found),
+                **filters,
+            }
+            try:
+                answer = await self._get(f"/dags/{_quoted(dag_id)}/dagRuns/~/taskInstances", **parameters)
+            except NotAllowed:
+                return None
+            page = [Instance.from_answer(each) for each in answer["task_instances"]]
+            found += [instance for instance in page if instance.start]
+            if len(page) < PAGE:
+                break
+        return found
+
+    async def _dag_ids(self) -> list[str]:
+        found: list[str] = []
+        while len(found) < MAX_DAGS:
+            try:
+                answer = await self._get("/dags", limit=PAGE, offset=len(found), exclude_stale=False)
+            except NotAllowed:
+                return []
+            page = [dag["dag_id"] for dag in answer["dags"]]
+            found += page
+            if len(page) < PAGE:
+                break
+        return found
+
+    async def require_login(self) -> None:
+        """
+        :raises NotLoggedIn: Airflow does not know the viewer.
+        """
+        try:
+            await self._get("/dags", limit=1)
+        except NotAllowed:
+            return
+
+    async def _get(self, path: str, **parameters: Any) -> Any:
+        answer = await self._client.get(path, params=parameters)
+        if answer.status_code == 401:
+            raise NotLoggedIn
+        if answer.status_code == 404:
+            raise _NotFound
+        if answer.status_code != 200:
+            raise NotAllowed
+        return answer.json()
+
+
+class _NotFound(NotAllowed):
+    pass
+
+
+def _path(task: TaskRef, *, in_path: bool = False) -> str:
+    """Of a task instance. Mapped ones have their index in the path, but for their XComs."""
+    if not task.is_plain:
+        raise NotAllowed
+    path = (
+        f"/dags/{_quoted(task.dag_id)}/dagRuns/{_quoted(task.run_id)}/taskInstances/{_quoted(task.task_id)}"
+    )
+    return f"{path}/{task.map_index}" if in_path and task.map_index >= 0 else path
+
+
+def _quoted(part: str) -> str:
+    if part in ("", ".", ".."):
+        raise NotAllowed
+    return quote(part, safe="~", errors="replace")
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _seconds(moment: datetime | None) -> float:
+    return moment.timestamp() if moment else 0.0
