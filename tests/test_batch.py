@@ -274,6 +274,29 @@ def test_a_function_that_returns_no_rows_is_refused(returned: Any, run: Run) -> 
         operator.execute(run.context)
 
 
+def test_shards_of_a_catalogue_are_mapped(s3: S3Client, bucket: str, gateway: Emulator) -> None:
+    """Each shard is a batch of its own, with a manifest of its own."""
+    with DAG("shards", schedule=None) as dag:
+
+        @task
+        def shards() -> list[list[dict[str, Any]]]:
+            return [[{"id": 1, "prompt": "{{ 1 }}"}, {"id": 2, "prompt": "b"}], [{"id": 3, "prompt": "c"}]]
+
+        GenerateVideosOperator.partial(
+            task_id="render",
+            model=SEEDANCE,
+            s3_bucket=bucket,
+            s3_key="{id}.mp4",
+            result_path=f"s3://{bucket}/" + "{{ ti.map_index }}/",
+        ).expand(requests=shards())
+    result = run_dag(dag)
+    assert result.state == "success"
+    assert [result.tasks["render", index].xcoms["batch"]["stored"] for index in (0, 1)] == [2, 1]
+    keys = {item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]}
+    assert {"1.mp4", "2.mp4", "3.mp4", "0/manifest.jsonl", "1/manifest.jsonl"} <= keys
+    assert {render.prompt for render in gateway.ledger} == {"{{ 1 }}", "b", "c"}
+
+
 def test_the_trigger_has_few_and_harmless_arguments(run: Run) -> None:
     """However many rows there are: no prompt, link or image lies in Airflow's database."""
     secret = "https://media.example/x.png?X-Amz-Signature=abc"

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
@@ -84,6 +84,7 @@ class Row:
     :param id: what the author calls it.
     :param arguments: those of ``ROW_FIELDS`` that are set, the batch's defaults included.
     :param uri: where the clip goes, if that is known.
+    :param priced_by: what of the request its price depends on; see ``ClipSpec``.
     :param problems: why nothing can be rendered for it.
     """
 
@@ -91,7 +92,22 @@ class Row:
     id: str | None
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     uri: str | None = None
+    priced_by: Mapping[str, Any] = field(default_factory=dict)
     problems: Sequence[str] = ()
+
+    @property
+    def model(self) -> str | None:
+        """The model, if the row has one."""
+        return self.arguments.get("model")
+
+    @property
+    def priced_body(self) -> dict[str, Any]:
+        """As much of the request as its price depends on."""
+        return {"model": self.model, **self.priced_by}
+
+    def without_request(self) -> Row:
+        """As much of the row as is needed while it renders: its media may be large."""
+        return replace(self, arguments={"model": self.model})
 
     @property
     def name(self) -> str:
@@ -334,6 +350,7 @@ class _Checker:
     def finish(self, row: Row) -> tuple[Row, Decimal | None]:
         """The row with all of its problems, and what its render costs at most."""
         problems = list(row.problems)
+        priced_by: Mapping[str, Any] = {}
         cost = None
         if not row.arguments:
             return row, None
@@ -343,6 +360,7 @@ class _Checker:
             problems += error.problems
         else:
             try:
+                priced_by = PricedRender.parameters(request.body())
                 request.with_media(self._look_at)
                 if not problems:
                     spec = row.spec(request, Asker(requester=""))
@@ -355,8 +373,7 @@ class _Checker:
                 problems += error.problems
             except BudgetExceeded as error:
                 problems.append(error.args[0])
-        made = Row(index=row.index, id=row.id, arguments=row.arguments, uri=row.uri, problems=problems)
-        return made, cost
+        return replace(row, priced_by=priced_by, problems=problems), cost
 
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(name, ROW_FIELDS, n=1)
@@ -505,7 +522,7 @@ def count_missing(
             for row, paid in zip(some, pool.map(is_paid, some), strict=True):
                 if not paid:
                     renders += 1
-                    cost = account.cost(row.request().body())
+                    cost = account.cost(row.priced_body)
                     unpriced |= cost is None or cost.at_most is None
                     at_most += Decimal(0) if cost is None else cost.at_most or Decimal(0)
     return renders, None if unpriced else at_most

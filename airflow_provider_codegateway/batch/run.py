@@ -180,10 +180,11 @@ class Batch:
                 await slots.acquire()
                 if self._stopped:
                     break
-                task = asyncio.create_task(self._one(row))
+                task = asyncio.create_task(self._one(row.without_request()))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
                 task.add_done_callback(lambda _: slots.release())
+                await asyncio.sleep(0)  # a thousand rows at once would hold up the loop
             while under_way:
                 await asyncio.wait(set(under_way))
         finally:
@@ -196,8 +197,11 @@ class Batch:
         log.info("%s", self._progress())
 
     def _all_rows(self) -> Iterator[Row]:
-        for values in self._rows:
-            yield Row(**values)
+        for number in range(len(self._rows)):
+            yield self._row(number)
+
+    def _row(self, index: int) -> Row:
+        return Row(**self._rows[index])
 
     # One row.
 
@@ -277,14 +281,15 @@ class Batch:
 
     def _open(self, row: Row) -> tuple[Purchase, Clip | None]:
         """Refuse for free, and open the ledger entry. The request, with its media, is not kept after that."""
-        request = with_media(row.request(), self._means.s3)
-        purchase = self._means.purchase(row.spec(request, self._asker))
+        whole = self._row(row.index)
+        request = with_media(whole.request(), self._means.s3)
+        purchase = self._means.purchase(whole.spec(request, self._asker))
         return purchase, purchase.begin(request)
 
     def _is_full_for(self, row: Row) -> bool:
         """Whether it is a budget of the connection that has no room, and not the row's own ``max_cost``."""
         try:
-            self._means.account.require_room(row.request().body(), asked_by=self._asker.task)
+            self._means.account.require_room(row.priced_body, asked_by=self._asker.task)
         except BudgetExceeded:
             return True
         except CodeGatewayError:
@@ -482,7 +487,7 @@ class _Tally:
         return f"{show_amount(self._at_most)} {self._currency}"
 
     def _unit(self, row: Row) -> Cost | None:
-        return self._account.cost(row.request().body()) if self._currency is not None else None
+        return self._account.cost(row.priced_body) if self._currency is not None else None
 
     def _add(self, cost: Cost | None) -> None:
         if cost is None or cost.amount is None or cost.at_most is None:
@@ -499,7 +504,7 @@ def _line(row: Row, status: Status, error: Mapping[str, Any] | None) -> dict[str
         "id": row.id,
         "status": status,
         "uri": row.uri,
-        "model": row.arguments.get("model"),
+        "model": row.model,
         "cost": None,
         "renders_bought": 0,
         "facts": None,

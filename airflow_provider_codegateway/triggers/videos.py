@@ -20,7 +20,12 @@ from airflow_provider_codegateway.batch import (
     rows_location,
 )
 from airflow_provider_codegateway.clip import TaskRun
-from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError, RenderOutcomeUnknown
+from airflow_provider_codegateway.exceptions import (
+    Bought,
+    CodeGatewayError,
+    InvalidConnection,
+    RenderOutcomeUnknown,
+)
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook, s3_client_of
 from airflow_provider_codegateway.threads import to_the_end
 
@@ -104,7 +109,12 @@ class BatchTrigger(BaseTrigger):
 
     async def _render_rows(self) -> Summary:
         s3 = await to_the_end("ledger", s3_client_of, self.aws_conn_id)
-        means = await CodeGatewayVideoHook(self.codegateway_conn_id).ameans(s3=s3, max_active=self.max_active)
+        hook = CodeGatewayVideoHook(self.codegateway_conn_id)
+        try:
+            means = await hook.ameans(s3=s3, max_active=self.max_active)
+        except InvalidConnection as error:  # deleted or changed since the task deferred
+            error.bought = Bought.PERHAPS  # by a triggerer that ran the batch before
+            raise
         with await to_the_end("inputs", LineFile.download, s3, rows_location(self.result_path)) as rows:
             batch = Batch(
                 rows,
