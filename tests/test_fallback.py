@@ -33,6 +33,7 @@ from airflow_provider_codegateway.exceptions import (
     ClipExpired,
     ClipTransferError,
     CodeGatewayError,
+    ContentRefused,
     GatewayUnavailable,
     InvalidRequest,
     InvalidTarget,
@@ -198,9 +199,13 @@ def test_only_the_rows_of_the_table_reach_the_next_model(fallback_on: tuple[str,
     unavailable = {
         (GatewayUnavailable, 429, Bought.NO): "unavailable (429)",
         (GatewayUnavailable, 503, Bought.NO): "unavailable (503)",
-        (RequestRejected, 404, Bought.NO): "unknown model (404)",
+        **{(refusal, 404, Bought.NO): "unknown model (404)" for refusal in (RequestRejected, ContentRefused)},
     }
-    rejected = {(RequestRejected, status, Bought.NO): f"rejected ({status})" for status in (400, 413, 422)}
+    rejected = {
+        (refusal, status, Bought.NO): f"rejected ({status})"
+        for status in (400, 413, 422)
+        for refusal in (RequestRejected, ContentRefused)
+    }
     assert reasons == (unavailable if "unavailable" in fallback_on else {}) | (
         rejected if "rejected" in fallback_on else {}
     )
@@ -239,6 +244,7 @@ FAULTS: dict[str, Fault | ClipFault] = {
     "leading_whitespace": Fault.leading_whitespace(),
     "early_expiry": Fault.early_expiry(0),
     "container": Fault.container("webm"),
+    "wrong_clip": Fault.wrong_clip("short"),
     "clip.break_after": ClipFault.break_after(0),
     "clip.no_length": ClipFault.no_length(),
     "clip.slow": ClipFault.slow(1_000_000),
