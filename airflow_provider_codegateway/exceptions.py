@@ -15,6 +15,7 @@
     ├── RenderOutcomeUnknown  perhaps  sent, and no whole answer               retried by Airflow
     ├── ClipTransferError     yes      download or upload failed               retried by Airflow
     ├── ClipExpired           yes      the link expired before storing         retried by Airflow
+    ├── ClipMismatch          yes      stored, and not what was asked for      fails the task
     ├── RenderLimitReached    yes      max_renders is used up                  fails the task
     └── BatchIncomplete       by rows  more rows failed than tolerated         retried by Airflow
         └── BatchRefused      by rows  the same, and a retry cannot help       fails the task
@@ -140,13 +141,15 @@ class GatewayUnavailable(CodeGatewayError):
     """The gateway could not be reached, or began nothing (429, 503).
 
     :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
+    :param status: the HTTP status of CodeGateway's own answer; 0 if another answered in its place, or nobody.
     """
 
     bought = Bought.NO
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, status: int = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class RenderOutcomeUnknown(CodeGatewayError):
@@ -166,6 +169,15 @@ class ClipTransferError(CodeGatewayError):
 
 class ClipExpired(CodeGatewayError):
     """The clip was rendered, and its link ran out before the clip was stored."""
+
+    bought = Bought.YES
+
+
+class ClipMismatch(CodeGatewayError, AirflowFailException):
+    """The clip is stored, kept, and not what was asked for. It is never bought again by itself.
+
+    Raised with ``on_mismatch="fail"`` only. The differences are in the XCom ``clip`` as well, as ``mismatches``.
+    """
 
     bought = Bought.YES
 

@@ -8,11 +8,21 @@ import sqlite3
 import textwrap
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.emulator import RemoteEmulator
-from demo.clips import Shape, WrongClip, check
+from demo.clips import (
+    LARGEST_DISTANCE,
+    Shape,
+    WrongClip,
+    check,
+    distance,
+    first_picture,
+    last_picture,
+    measure,
+)
 from demo.sandbox import BUCKET, PROJECT, SET_UP, Sandbox
 
 if TYPE_CHECKING:
@@ -27,8 +37,9 @@ DAGS = (
     "codegateway_catalogue",
     "codegateway_decorator",
     "codegateway_prompt_from_task",
+    "codegateway_chain",
 )
-CLIPS = 12
+CLIPS = 15
 """How many clips these make, each in a task of its own."""
 CATALOGUE = 30
 """How many the batch makes in one task."""
@@ -68,6 +79,7 @@ def run(sandbox: Sandbox) -> None:
     shapes = [_fetch(sandbox, result) for result in results]
     _check_manifest(sandbox, results)
     _check_batch(sandbox)
+    _check_chain(sandbox)
     with closing(RemoteEmulator(sandbox.emulator_url)) as emulator:
         billed = emulator.billed
     if billed != CLIPS + CATALOGUE:
@@ -122,6 +134,18 @@ def _check_batch(sandbox: Sandbox) -> None:
         path = OUTPUT / f"catalogue-{row['id']}.mp4"
         sandbox.s3.download_file(BUCKET, row["uri"].removeprefix(f"s3://{BUCKET}/"), str(path))
         check(path, {"duration": 4, "resolution": "480p"})
+
+
+def _check_chain(sandbox: Sandbox) -> None:
+    """Each scene begins with the last picture of the one before, and the story is all of them."""
+    scenes = [OUTPUT / f"chain-scene-{number}.mp4" for number in (1, 2, 3)]
+    for before, after in pairwise(scenes):
+        if (apart := distance(last_picture(before), first_picture(after))) > LARGEST_DISTANCE:
+            raise WrongClip(f"{after.name} begins {apart:.1f} of 255 away from the end of {before.name}.")
+    story = OUTPUT / "chain-story.mp4"
+    sandbox.s3.download_file(BUCKET, "chain/story.mp4", str(story))
+    if (seconds := measure(story).seconds) != sum(measure(scene).seconds for scene in scenes):
+        raise WrongClip(f"{story.name} lasts {seconds:g} s.")
 
 
 def _table(results: Sequence[Result], shapes: Sequence[Shape]) -> str:

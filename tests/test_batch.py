@@ -21,7 +21,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, AssetAlias, TaskDeferred, task
 from airflow_run import run_dag
 from batch_runner import HASTY
-from media_samples import png
+from media_samples import mp4, png
 
 from airflow_provider_codegateway.decorators.videos import generate_videos_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections", "no_pauses")
 
@@ -563,6 +563,28 @@ def test_a_gateway_that_stays_away_ends_the_batch(
     found = statuses(run.manifest())
     assert found["failed"] + found["not_begun"] == 5
     assert run.ledger() == []
+
+
+def test_a_row_may_have_fallbacks(run: Run, gateway: Emulator) -> None:
+    """One model is down: its rows are rendered by the next one, and the manifest says by which."""
+    gateway.fail_next(Fault.status(503), times=None, model=SEEDANCE)
+    run.execute([*rows(2, fallbacks=[VEO]), {"id": "x", "model": HAILUO}])
+    assert [line["model"] for line in run.manifest()] == [VEO, VEO, HAILUO]
+    assert run.counts == {"stored": 3}
+    assert gateway.billed == 3
+
+
+def test_a_clip_that_is_not_what_was_asked_for_is_kept_and_may_fail_its_row(
+    run: Run, gateway: Emulator
+) -> None:
+    """It is never bought again by itself."""
+    listed = [{"id": "a", "prompt": "p", "aspect_ratio": "9:16", "on_mismatch": "fail"}]
+    for _ in range(2):
+        with pytest.raises(BatchIncomplete, match=r"Row 1 \(id 'a'\): ClipMismatch"):
+            run.execute(listed)
+        assert run.clips() == ["a.mp4"]
+    assert gateway.billed == 1
+    assert run.manifest()[0]["facts"]["width"] == run.manifest()[0]["facts"]["height"]
 
 
 # Ends.
