@@ -24,6 +24,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.clip_server import mp4_head
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

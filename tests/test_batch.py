@@ -565,6 +565,28 @@ def test_a_gateway_that_stays_away_ends_the_batch(
     assert run.ledger() == []
 
 
+def test_a_row_may_have_fallbacks(run: Run, gateway: Emulator) -> None:
+    """One model is down: its rows are rendered by the next one, and the manifest says by which."""
+    gateway.fail_next(Fault.status(503), times=None, model=SEEDANCE)
+    run.execute([*rows(2, fallbacks=[VEO]), {"id": "x", "model": HAILUO}])
+    assert [line["model"] for line in run.manifest()] == [VEO, VEO, HAILUO]
+    assert run.counts == {"stored": 3}
+    assert gateway.billed == 3
+
+
+def test_a_clip_that_is_not_what_was_asked_for_is_kept_and_may_fail_its_row(
+    run: Run, gateway: Emulator
+) -> None:
+    """It is never bought again by itself."""
+    listed = [{"id": "a", "prompt": "p", "aspect_ratio": "9:16", "on_mismatch": "fail"}]
+    for _ in range(2):
+        with pytest.raises(BatchIncomplete, match=r"Row 1 \(id 'a'\): ClipMismatch"):
+            run.execute(listed)
+        assert run.clips() == ["a.mp4"]
+    assert gateway.billed == 1
+    assert run.manifest()[0]["facts"]["width"] == run.manifest()[0]["facts"]["height"]
+
+
 # Ends.
 
 

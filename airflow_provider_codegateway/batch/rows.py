@@ -21,15 +21,24 @@ from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.clip import (
     DEFAULT_LEDGER_PREFIX,
     ClipSpec,
+    Member,
     S3Location,
     TaskRun,
     clip_location,
     split_uri,
 )
 from airflow_provider_codegateway.exceptions import BudgetExceeded, InvalidRequest, InvalidTarget
+from airflow_provider_codegateway.facts import wanted_of
+from airflow_provider_codegateway.gateway import FALLBACK_ON
 from airflow_provider_codegateway.inputs import resolve
 from airflow_provider_codegateway.ledger import Ledger
-from airflow_provider_codegateway.models import PORTABLE, MediaField, VideoRequest, build_request
+from airflow_provider_codegateway.models import (
+    PORTABLE,
+    MediaField,
+    VideoRequest,
+    build_chain,
+    chain_fingerprint,
+)
 from airflow_provider_codegateway.s3 import Problem, problem_of, read_object, storage_error
 from airflow_provider_codegateway.spend import Account
 from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount, show_amount
@@ -47,6 +56,9 @@ ROW_FIELDS = (
     "if_exists",
     "max_renders",
     "max_cost",
+    "fallbacks",
+    "fallback_on",
+    "on_mismatch",
     "ledger_prefix",
     "s3_extra_args",
 )
@@ -101,13 +113,18 @@ class Row:
         return self.arguments.get("model")
 
     @property
+    def on_mismatch(self) -> str:
+        """What to do if the clip is not what was asked for."""
+        return str(self.arguments.get("on_mismatch", "warn"))
+
+    @property
     def priced_body(self) -> dict[str, Any]:
         """As much of the request as its price depends on."""
         return {"model": self.model, **self.priced_by}
 
     def without_request(self) -> Row:
         """As much of the row as is needed while it renders: its media may be large."""
-        return replace(self, arguments={"model": self.model})
+        return replace(self, arguments={"model": self.model, "on_mismatch": self.on_mismatch})
 
     @property
     def name(self) -> str:
@@ -118,24 +135,33 @@ class Row:
         """Plain values, for a line of JSON."""
         return asdict(self)
 
-    def request(self) -> VideoRequest:
-        """What is to be rendered, with its media as they are named.
+    def requests(self) -> tuple[VideoRequest, ...]:
+        """What is to be rendered, and its fallbacks, with their media as they are named.
 
         :raises InvalidRequest: listing every problem at once.
         """
         arguments = {name: self.arguments.get(name) for name in PORTABLE}
-        return build_request(self.arguments.get("model", ""), **arguments)
+        return build_chain(self.model or "", self.arguments.get("fallbacks"), **arguments)
 
-    def spec(self, request: VideoRequest, asker: Asker) -> ClipSpec:
+    def spec(self, requests: Sequence[VideoRequest], asker: Asker) -> ClipSpec:
         """The clip.
 
-        :param request: with its media resolved.
+        :param requests: with their media resolved.
         :raises InvalidRequest: an argument is wrong.
         """
         get = self.arguments.get
+        first, *fallbacks = [
+            Member(
+                model=each.model,
+                priced_by=PricedRender.parameters(each.body()),
+                fingerprint=each.fingerprint(),
+                wanted=wanted_of(each.body()),
+            )
+            for each in requests
+        ]
         return ClipSpec(
-            model=request.model,
-            fingerprint=request.fingerprint(),
+            model=first.model,
+            fingerprint=chain_fingerprint(requests),
             target=clip_location(get("s3_key", ""), get("s3_bucket")),
             requester=asker.requester,
             former_requester=asker.former_requester,
@@ -144,27 +170,34 @@ class Row:
             ledger_prefix=get("ledger_prefix", DEFAULT_LEDGER_PREFIX),
             upload_args=get("s3_extra_args", {}),
             asked_by=asker.task,
-            priced_by=PricedRender.parameters(request.body()),
+            priced_by=first.priced_by,
             max_cost=get("max_cost"),
+            wanted=first.wanted,
+            first_fingerprint=first.fingerprint if fallbacks else None,
+            fallbacks=tuple(fallbacks),
+            fallback_on=tuple(get("fallback_on", FALLBACK_ON[:1])) if fallbacks else (),
         )
 
 
-def with_media(request: VideoRequest, s3: S3Client) -> VideoRequest:
-    """The request with every image and video read.
+def with_media(requests: Iterable[VideoRequest], s3: S3Client) -> list[VideoRequest]:
+    """The requests with every image and video read, each once.
 
     :raises InvalidRequest: listing every one that cannot be used.
     :raises MediaUnavailable, StorageUnavailable, InvalidTarget: one could not be read.
     """
+    found: dict[tuple[str, MediaField], str] = {}
 
     def read(reference: str, field: MediaField) -> str:
-        return resolve(
-            reference,
-            kind=field.kind,
-            accepts_url=field.accepts_url,
-            read_s3=lambda bucket, key, limit: read_object(s3, S3Location(bucket, key), limit),
-        )
+        if (reference, field) not in found:
+            found[reference, field] = resolve(
+                reference,
+                kind=field.kind,
+                accepts_url=field.accepts_url,
+                read_s3=lambda bucket, key, limit: read_object(s3, S3Location(bucket, key), limit),
+            )
+        return found[reference, field]
 
-    return request.with_media(read)
+    return [request.with_media(read) for request in requests]
 
 
 # Reading.
@@ -355,25 +388,32 @@ class _Checker:
         if not row.arguments:
             return row, None
         try:
-            request = row.request()
+            requests = row.requests()
         except InvalidRequest as error:
             problems += error.problems
         else:
             try:
-                priced_by = PricedRender.parameters(request.body())
-                request.with_media(self._look_at)
+                priced_by = PricedRender.parameters(requests[0].body())
+                for request in requests:
+                    request.with_media(self._look_at)
                 if not problems:
-                    spec = row.spec(request, Asker(requester=""))
+                    spec = row.spec(requests, Asker(requester=""))
                     Ledger.of_clip(self._s3, spec)
                     require_upload_args(self._s3, spec.upload_args)
-                    max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
-                    found = self._account.check(request.body(), max_cost=max_cost)
-                    cost = None if found is None else found.at_most
+                    cost = self._worst_cost(requests, spec)
             except InvalidRequest as error:
                 problems += error.problems
             except BudgetExceeded as error:
                 problems.append(error.args[0])
         return replace(row, priced_by=priced_by, problems=problems), cost
+
+    def _worst_cost(self, requests: Sequence[VideoRequest], spec: ClipSpec) -> Decimal | None:
+        """What the render costs at most, by whichever model of the chain; None if one has no price."""
+        max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
+        costs = [self._account.check(request.body(), max_cost=max_cost) for request in requests]
+        amounts = [None if cost is None else cost.at_most for cost in costs]
+        known = [amount for amount in amounts if amount is not None]
+        return max(known) if len(known) == len(amounts) else None
 
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(name, ROW_FIELDS, n=1)
@@ -500,6 +540,15 @@ def _check_terms(arguments: dict[str, Any], problems: list[str]) -> None:
         problems.append(f"max_renders must be an integer of 1 or more, not {renders!r}.")
     if exists is not None and exists not in ("reuse", "replace", "fail"):
         problems.append(f"if_exists={exists!r} is not supported. Use 'reuse', 'replace' or 'fail'.")
+    mismatch = arguments.get("on_mismatch")
+    if mismatch is not None and mismatch not in ("warn", "fail"):
+        problems.append(f"on_mismatch={mismatch!r} is not supported. Use 'warn' or 'fail'.")
+    if (given := arguments.get("fallback_on")) is not None:
+        reasons = given.split(",") if isinstance(given, str) else given
+        reasons = [each.strip() if isinstance(each, str) else each for each in reasons]
+        if not reasons or any(each not in FALLBACK_ON for each in reasons):
+            problems.append(f"fallback_on={given!r} is not supported. Use 'unavailable', 'rejected' or both.")
+        arguments["fallback_on"] = reasons
     if cost is not None:
         try:
             arguments["max_cost"] = show_amount(parse_amount(cost))

@@ -27,6 +27,7 @@ from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
+    ClipMismatch,
     ClipTransferError,
     CodeGatewayError,
     GatewayUnavailable,
@@ -61,7 +62,8 @@ class Means:
     """What all purchases of a batch share.
 
     :param s3: a boto3 client for the clips, their ledgers and inputs, and the manifest.
-    :param purchase: makes the purchase of one clip; its gateway repeats nothing by itself.
+    :param purchase: makes the purchase of one clip. Its gateway repeats nothing by itself, but for a clip with
+        fallbacks: they come after its retries.
     :param retries: how often a refusal for now is followed by another attempt.
     :param deadline: seconds for one call of the gateway.
     """
@@ -282,9 +284,9 @@ class Batch:
     def _open(self, row: Row) -> tuple[Purchase, Clip | None]:
         """Refuse for free, and open the ledger entry. The request, with its media, is not kept after that."""
         whole = self._row(row.index)
-        request = with_media(whole.request(), self._means.s3)
-        purchase = self._means.purchase(whole.spec(request, self._asker))
-        return purchase, purchase.begin(request)
+        requests = with_media(whole.requests(), self._means.s3)
+        purchase = self._means.purchase(whole.spec(requests, self._asker))
+        return purchase, purchase.begin(*requests)
 
     def _is_full_for(self, row: Row) -> bool:
         """Whether it is a budget of the connection that has no room, and not the row's own ``max_cost``."""
@@ -300,8 +302,21 @@ class Batch:
 
     def _keep_clip(self, row: Row, clip: Clip) -> None:
         self._tally.add_clip(clip, row)
-        facts = clip.as_dict().get("facts")
-        self._keep(row, "stored" if clip.renders_bought_here else "reused", clip=clip, facts=facts)
+        status: Status = "stored" if clip.renders_bought_here else "reused"
+        error = None
+        if clip.mismatches:
+            words = " ".join(clip.mismatches)
+            log.warning("The clip at %s is not what was asked for. %s", clip.uri, words)
+            if row.on_mismatch == "fail":
+                status, error = (
+                    "failed",
+                    ClipMismatch(
+                        f"The clip at {clip.uri} is not what was asked for. {words} It is kept, and will not be bought "
+                        "again. To take it as it is, set on_mismatch='warn'; to render anew, delete it.",
+                        bought=Bought.YES if clip.renders_bought_here else Bought.NO,
+                    ),
+                )
+        self._keep(row, status, clip=clip, error=error)
 
     async def _fail(self, row: Row, error: CodeGatewayError) -> None:
         log.warning("%s", error)
@@ -329,7 +344,6 @@ class Batch:
         status: Status,
         *,
         clip: Clip | None = None,
-        facts: Any = None,
         error: CodeGatewayError | None = None,
         bought: int = 0,
         perhaps: int = 0,
@@ -346,7 +360,7 @@ class Batch:
         line |= {
             "cost": cost if cost is None else dict(cost),
             "renders_bought": bought + perhaps if clip is None else clip.renders_bought,
-            "facts": facts,
+            "facts": None if clip is None else clip.facts,
         }
         if error is not None and len(self._first_errors) < self._limits.errors_shown:
             self._first_errors.append(f"{row.name}: {type(error).__name__}: {error.args[0]}"[:500])
@@ -527,7 +541,7 @@ def _interrupted() -> RenderOutcomeUnknown:
 
 def is_paid(row: Row, means: Means, asker: Asker) -> bool:
     """Whether nothing would be bought for a row: its clip is in place or paid for, or its key is taken."""
-    purchase = means.purchase(row.spec(with_media(row.request(), means.s3), asker))
+    purchase = means.purchase(row.spec(with_media(row.requests(), means.s3), asker))
     try:
         is_there = purchase.find() is not None
     except InvalidTarget:

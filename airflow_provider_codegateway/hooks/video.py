@@ -124,14 +124,7 @@ class CodeGatewayVideoHook(BaseHook):
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
         account = self._account(connection)
-        buyer, *fallback_buyers = [
-            MeteredBuyer(
-                gateway,
-                each.model,
-                None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
-            )
-            for each in spec.members
-        ]
+        buyer, *fallback_buyers = _buyers(spec, gateway, account)
         return Purchase(
             spec,
             s3=s3,
@@ -167,16 +160,19 @@ class CodeGatewayVideoHook(BaseHook):
             # Rows that wait for a run that died look at their ledgers less often, the more they are.
             poll_interval=max(self.limits.poll_interval, max_active / 50),
         )
-        # The batch repeats what was refused for now: its rows meet one rate limit.
+        # The batch repeats what was refused for now: its rows meet one rate limit. Fallbacks come after retries.
         gateway = Gateway(replace(settings, retries=0), limits=limits)
         account = self._account(connection)
 
+        patient = Gateway(settings, limits=limits)
+
         def purchase(spec: ClipSpec) -> Purchase:
-            cost = None if spec.priced_by is None else account.cost({"model": spec.model, **spec.priced_by})
+            buyers = _buyers(spec, patient if spec.fallbacks else gateway, account)
             return Purchase(
                 spec,
                 s3=s3,
-                buyer=MeteredBuyer(gateway, spec.model, cost),
+                buyer=buyers[0],
+                fallback_buyers=buyers[1:],
                 claim_seconds=settings.deadline,
                 account=account,
                 limits=limits,
@@ -255,6 +251,18 @@ class CodeGatewayVideoHook(BaseHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Which standard fields the form shows, and under which names."""
         return {name.replace("-", "_"): value for name, value in CONNECTION_BEHAVIOUR.items()}
+
+
+def _buyers(spec: ClipSpec, gateway: Gateway, account: Account) -> list[MeteredBuyer]:
+    """What buys a render of each model of a chain."""
+    return [
+        MeteredBuyer(
+            gateway,
+            each.model,
+            None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
+        )
+        for each in spec.members
+    ]
 
 
 _NO_EXTRA = frozenset({"", "{}", "null"})

@@ -35,7 +35,7 @@ from airflow_provider_codegateway.batch import (
     read_requests,
     rows_location,
 )
-from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, IfExists, split_uri
+from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, IfExists, OnMismatch, split_uri
 from airflow_provider_codegateway.exceptions import (
     BatchIncomplete,
     BatchRefused,
@@ -50,6 +50,7 @@ from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, reveal
 from airflow_provider_codegateway.ledger.store import ENCRYPTION
 from airflow_provider_codegateway.limits import LIMITS
+from airflow_provider_codegateway.models import Fallbacks
 from airflow_provider_codegateway.operators.video import (
     FAILED_DEFERRAL,
     HidesMedia,
@@ -105,12 +106,17 @@ class GenerateVideosOperator(BaseOperator):
         "codegateway_conn_id",
         "aws_conn_id",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"requests": "json", "parameters": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "requests": "json",
+        "parameters": "json",
+        "fallbacks": "json",
+    }
     ui_color = "#e8e4f3"
 
     requests = HidesMedia()
     image = HidesMedia()
     parameters = HidesMedia()
+    fallbacks = HidesMedia()
 
     def __init__(
         self,
@@ -135,6 +141,9 @@ class GenerateVideosOperator(BaseOperator):
         if_exists: IfExists = "reuse",
         max_renders: int = 2,
         max_cost: str | Decimal | None = None,
+        fallbacks: Fallbacks = None,
+        fallback_on: Sequence[str] | str = ("unavailable",),
+        on_mismatch: OnMismatch = "warn",
         ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
         s3_extra_args: dict[str, Any] | None = None,
         codegateway_conn_id: str = DEFAULT_CONNECTION_ID,
@@ -165,6 +174,9 @@ class GenerateVideosOperator(BaseOperator):
         self.if_exists = if_exists
         self.max_renders = max_renders
         self.max_cost = max_cost
+        self.fallbacks = fallbacks
+        self.fallback_on = fallback_on
+        self.on_mismatch = on_mismatch
         self.ledger_prefix = ledger_prefix
         self.s3_extra_args = s3_extra_args
         self.codegateway_conn_id = codegateway_conn_id
@@ -191,6 +203,11 @@ class GenerateVideosOperator(BaseOperator):
             # Rows are data: outputs of other tasks are put in, and nothing is rendered.
             parent.requests = _resolved(parent.requests, context)
             template_fields = [name for name in template_fields if name != "requests"]
+        # What came of mapping is data, too: see `GenerateVideoOperator`.
+        for name in template_fields:
+            if isinstance(hides := getattr(type(parent), name, None), HidesMedia):
+                copies = hides.copies(parent)
+                seen_oids |= {copy for copy, original in copies.items() if original in seen_oids}
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
 
     @cached_property
