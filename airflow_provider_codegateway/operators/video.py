@@ -25,6 +25,7 @@ from airflow_provider_codegateway.clip import (
     IfExists,
     S3Location,
     TaskRun,
+    checked_target,
     clip_location,
     identities,
 )
@@ -44,7 +45,6 @@ from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk.definitions.retry_policy import RetryPolicy
@@ -116,8 +116,10 @@ class GenerateVideoOperator(BaseOperator):
     :param aws_conn_id: connection to S3.
     :param ledger_prefix: where the record of what was bought is kept meanwhile: a prefix in the clip's
         bucket, or a whole ``s3://bucket/prefix``.
+    :param ledger_conn_id: AWS connection of the ledger, if that is on another store or account than the clip.
     :param s3_extra_args: for the upload, as S3Hook's ``extra_args``: ``ServerSideEncryption``,
-        ``SSEKMSKeyId``, ``ACL``, ``StorageClass`` and the like. Encryption holds for the ledger as well.
+        ``SSEKMSKeyId``, ``ACL``, ``StorageClass`` and the like. What a bucket's policy may demand goes to the ledger
+        as well, if that is in the same bucket.
     :param max_cost: what the clip may cost at most, in the price list's currency: ``"0.80"``, never a float.
     :param dry_run: make all checks, push what the clip would cost as XCom ``estimate``, and skip the task. Nothing is
         bought.
@@ -132,6 +134,7 @@ class GenerateVideoOperator(BaseOperator):
         "codegateway_conn_id",
         "aws_conn_id",
         "ledger_prefix",
+        "ledger_conn_id",
         "s3_extra_args",
         "max_cost",
     )
@@ -161,6 +164,7 @@ class GenerateVideoOperator(BaseOperator):
         codegateway_conn_id: str = DEFAULT_CONNECTION_ID,
         aws_conn_id: str | None = "aws_default",
         ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
+        ledger_conn_id: str | None = None,
         s3_extra_args: dict[str, Any] | None = None,
         max_cost: str | Decimal | None = None,
         dry_run: bool = False,
@@ -184,6 +188,7 @@ class GenerateVideoOperator(BaseOperator):
         self.codegateway_conn_id = codegateway_conn_id
         self.aws_conn_id = aws_conn_id
         self.ledger_prefix = ledger_prefix
+        self.ledger_conn_id = ledger_conn_id
         self.s3_extra_args = s3_extra_args
         self.max_cost = max_cost
         self.dry_run_only = dry_run
@@ -227,13 +232,6 @@ class GenerateVideoOperator(BaseOperator):
         from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 
         return CodeGatewayVideoHook(self.codegateway_conn_id)
-
-    @cached_property
-    def s3_hook(self) -> S3Hook:
-        """The hook for ``aws_conn_id``."""
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
-        return S3Hook(aws_conn_id=self.aws_conn_id)
 
     def execute(self, context: Context) -> str:
         """Render the clip, or find that it is there already, and return its key.
@@ -370,11 +368,12 @@ class GenerateVideoOperator(BaseOperator):
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
         """What became of a render whose trigger reported nothing of use: by the ledger, for nobody else can tell."""
+        from airflow_provider_codegateway.hooks.storage import s3_client
         from airflow_provider_codegateway.ledger import Ledger, describe_attempts, entry_location, money
 
         try:
             at = entry_location(clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix)
-            entry = Ledger(self._s3, at).read()
+            entry = Ledger(s3_client(self.ledger_conn_id or self.aws_conn_id), at).read()
         except Exception as unread:  # whatever it is, the deferral's end matters more
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
             return RenderOutcomeUnknown(f"{reason} The ledger could not be read: {why}")
@@ -446,7 +445,10 @@ class GenerateVideoOperator(BaseOperator):
             raise InvalidRequest(placeholder(self.prompt))
         arguments = {name: reveal(getattr(self, name)) for name in PORTABLE}
         request = build_request(self.model, **arguments)
-        clip_location(self.s3_key, self.s3_bucket)  # refused before an image is fetched in vain
+        # Refused before an image is fetched in vain.
+        checked_target(
+            clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix, self.s3_extra_args or {}
+        )
         return self._with_media(request)
 
     def _spec(self, request: VideoRequest, context: Context) -> ClipSpec:
@@ -460,6 +462,7 @@ class GenerateVideoOperator(BaseOperator):
             if_exists=self.if_exists,
             max_renders=self.max_renders,
             ledger_prefix=self.ledger_prefix,
+            ledger_conn_id=self.ledger_conn_id or None,
             upload_args=self.s3_extra_args or {},
             asked_by=_asked_by(context),
             priced_by=PricedRender.parameters(request.body()),
@@ -484,12 +487,15 @@ class GenerateVideoOperator(BaseOperator):
         return request.with_media(read)
 
     def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
-        return read_object(self._s3, S3Location(bucket, key), limit)
+        # The bucket of the input may be another than the clip's, but its reader is the same who pays.
+        pays = {name: value for name, value in (self.s3_extra_args or {}).items() if name == "RequestPayer"}
+        return read_object(self._s3, S3Location(bucket, key), limit, **pays)
 
     @property
     def _s3(self) -> S3Client:
-        client: S3Client = self.s3_hook.get_conn()
-        return client
+        from airflow_provider_codegateway.hooks.storage import s3_client
+
+        return s3_client(self.aws_conn_id)
 
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
