@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
@@ -48,9 +49,14 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
 
     :raises InvalidRequest: neither names a bucket, both do, or S3 has no such key.
     """
-    if not isinstance(s3_key, str) or not s3_key.strip():
+    if not isinstance(s3_key, str) or s3_key.strip() in _EMPTY or _CONTROL.search(s3_key):
         raise InvalidRequest(
             f"s3_key={s3_key!r} is not an S3 key. Use 'path/clip.mp4' or 's3://bucket/path/clip.mp4'."
+        )
+    if s3_bucket and not (isinstance(s3_bucket, str) and _BUCKET.fullmatch(s3_bucket)):
+        raise InvalidRequest(
+            f"s3_bucket={s3_bucket!r} is not the name of a bucket. Use a name such as 'acme-clips', without s3:// and "
+            "without a slash."
         )
     location = split_uri(s3_key)
     if location and s3_bucket:
@@ -63,7 +69,7 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
                 f"s3_key={s3_key!r} does not name a bucket. Set s3_bucket, or use 's3://bucket/key'."
             )
         location = S3Location(s3_bucket, s3_key)
-    if not location.bucket or not location.key or location.key.endswith("/"):
+    if not _BUCKET.fullmatch(location.bucket) or not location.key or location.key.endswith("/"):
         raise InvalidRequest(f"{location.uri} is not an object. Use a key such as 'path/clip.mp4'.")
     return location
 
@@ -73,6 +79,55 @@ def is_in_ledger(at: S3Location, ledger_prefix: str, clip_bucket: str) -> bool:
     root = split_uri(ledger_prefix) or S3Location(clip_bucket, ledger_prefix)
     prefix = root.key.strip("/")
     return bool(prefix) and at.bucket == root.bucket and at.key.startswith(f"{prefix}/")
+
+
+# XML, in which S3 lists keys, has neither control characters nor halves of a character.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:aws[a-z-]*:s3[a-z-]*:.+")
+_EMPTY = frozenset({"", "None", "nan", "null"})
+"""What a template becomes that has nothing to show."""
+
+
+def checked_target(target: S3Location, ledger_prefix: str, upload_args: Mapping[str, Any]) -> None:
+    """Refuse where a clip must not go, and what cannot be a prefix or arguments. Makes no call.
+
+    :raises InvalidRequest: naming it.
+    """
+    if not isinstance(ledger_prefix, str) or _CONTROL.search(ledger_prefix):
+        raise InvalidRequest(
+            f"ledger_prefix={ledger_prefix!r} is not a prefix. Use one such as {DEFAULT_LEDGER_PREFIX!r} or "
+            "'s3://bucket/prefix', or leave it out."
+        )
+    elsewhere = split_uri(ledger_prefix)
+    if elsewhere is not None and not _BUCKET.fullmatch(elsewhere.bucket):
+        raise InvalidRequest(
+            f"ledger_prefix={ledger_prefix!r} does not name a bucket. Use 's3://bucket/prefix'."
+        )
+    if not isinstance(upload_args, Mapping):
+        raise InvalidRequest(
+            f"s3_extra_args must be a dict such as {{'StorageClass': 'STANDARD_IA'}}, not {upload_args!r:.80}."
+        )
+    if secret := sorted(str(name) for name in upload_args if str(name).startswith("SSECustomer")):
+        raise InvalidRequest(
+            f"s3_extra_args has {', '.join(secret)}, but a customer-provided key (SSE-C) is not supported. "
+            "Use a KMS key."
+        )
+    prefixes = [DEFAULT_LEDGER_PREFIX]
+    if elsewhere is None:
+        prefixes.append(ledger_prefix)
+    elif elsewhere.bucket == target.bucket:
+        prefixes.append(elsewhere.key)
+    for prefix in prefixes:
+        # A ledger of the whole bucket is told from clips by the names of its objects.
+        inside = prefix.strip("/") + "/"
+        if target.key.lstrip("/").startswith(inside) or (inside == "/" and _LEDGER_NAME.search(target.key)):
+            raise InvalidRequest(
+                f"{target.uri} is inside the ledger ({prefix!r}), whose objects it could overwrite. Choose another "
+                "s3_key."
+            )
+
+
+_LEDGER_NAME = re.compile(r"(^|/)(request\.json|[0-9]+\.(started|rendered|delivering|abandoned))$")
 
 
 def run_identity(dag_id: str, run_id: str) -> str:
@@ -139,6 +194,7 @@ class ClipSpec:
     :param if_exists: what to do if the target is taken.
     :param max_renders: how many renders may be begun at most.
     :param ledger_prefix: a prefix in the clip's bucket, or a whole ``s3://bucket/prefix``.
+    :param ledger_conn_id: AWS connection of the ledger; None if it is the clip's.
     :param upload_args: boto3's further arguments for uploads, such as encryption.
     :param asked_by: the task instance, for the journal.
     :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
@@ -147,8 +203,8 @@ class ClipSpec:
     :param first_fingerprint: of the first model's request alone; that of the whole, if left out.
     :param fallbacks: the models to ask, in this order, if the first provably sells nothing.
     :param fallback_on: for which reasons; see ``gateway.fallback``.
-    :raises InvalidRequest: a customer's own encryption key is among the arguments: it could not be kept out of
-        Airflow's database.
+    :raises InvalidRequest: see ``checked_target``. A customer's own encryption key could not be kept out of Airflow's
+        database.
     """
 
     model: str
@@ -159,6 +215,7 @@ class ClipSpec:
     if_exists: IfExists = "reuse"
     max_renders: int = 2
     ledger_prefix: str = DEFAULT_LEDGER_PREFIX
+    ledger_conn_id: str | None = None
     upload_args: Mapping[str, Any] = field(default_factory=dict)
     asked_by: TaskRun = TaskRun()
     priced_by: Mapping[str, Any] | None = None
@@ -169,11 +226,7 @@ class ClipSpec:
     fallback_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if secret := sorted(name for name in self.upload_args if name.startswith("SSECustomer")):
-            raise InvalidRequest(
-                f"s3_extra_args has {', '.join(secret)}, but a customer-provided key (SSE-C) is not supported. "
-                "Use a KMS key."
-            )
+        checked_target(self.target, self.ledger_prefix, self.upload_args)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -219,6 +272,7 @@ class ClipSpec:
             "if_exists": self.if_exists,
             "max_renders": self.max_renders,
             "ledger_prefix": self.ledger_prefix,
+            "ledger_conn_id": self.ledger_conn_id,
             "extra_args": dict(self.upload_args),
             "asked_by": asdict(self.asked_by),
             "priced_by": None if self.priced_by is None else dict(self.priced_by),
@@ -347,6 +401,7 @@ class Marks:
     :param requester: who stored it; see ``run_identity``.
     :param member: the fingerprint of the rendering model's request alone, if it is of a chain.
     :param buyers: who asked for each render, the last ones if they were many; those of the first versions are unknown.
+    :param claim: the id of the claim in the ledger under which it was bought.
     """
 
     fingerprint: str | None
@@ -356,6 +411,7 @@ class Marks:
     render_seconds: float | None
     renders_bought: int
     buyers: tuple[str, ...] = ()
+    claim: str | None = None
     cost: Mapping[str, Any] | None = None
     facts: Facts | None = None
     member: str | None = None
@@ -371,6 +427,7 @@ class Marks:
             "render-seconds": None if self.render_seconds is None else round(self.render_seconds, 3),
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
+            "claim": self.claim,
             "cost": None if self.cost is None else _compact(self.cost),
             "facts": None if self.facts is None else _compact(self.facts.as_dict()),
             "member": self.member,
@@ -390,6 +447,7 @@ class Marks:
             render_seconds=_float(found.get("render-seconds")),
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
+            claim=found.get("claim"),
             cost=_object(found.get("cost")),
             facts=Facts.from_dict(_object(found.get("facts")) or {}),
             member=found.get("member"),

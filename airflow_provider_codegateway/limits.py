@@ -29,10 +29,18 @@ class Limits:
     # The ledger.
     poll_interval: float = 2.0
     """Between two looks at an entry that another run is working on."""
+    proof_seconds: float = 600.0
+    """For how long a permission that was proven is taken for granted."""
+    list_patience: float = 10.0
+    """For how long a list that shows what is gone is asked for again."""
     look_patience: float = 10.0
     """From asking for a claim to the POST. A claim that took longer is given back: it would end too early."""
     receipt_patience: float = 60.0
     """For how long a receipt is written again while S3 fails."""
+    receipt_connect: float = 3.0
+    """To connect for a receipt's write."""
+    receipt_answer: float = 8.0
+    """For one attempt to write a receipt. The next has a new connection: a firewall may have forgotten this one."""
     receipt_write: float = 20.0
     """What the last attempt to write a receipt may take."""
     claim_margin: float = 90.0
@@ -122,7 +130,10 @@ class Limits:
 
 LIMITS = Limits()
 
-if LIMITS.claim_margin < LIMITS.look_patience + LIMITS.receipt_patience + LIMITS.receipt_write:
+if (
+    LIMITS.claim_margin < LIMITS.look_patience + LIMITS.receipt_patience + LIMITS.receipt_write
+    or LIMITS.receipt_write < LIMITS.receipt_connect + LIMITS.receipt_answer
+):
     raise AssertionError("A claim must outlast the look before the POST and the receipt's write after it.")
 if LIMITS.beat_interval >= LIMITS.settle_grace or 3 * LIMITS.beat_interval > LIMITS.beat_patience:
     raise AssertionError(

@@ -38,6 +38,7 @@ from airflow_provider_codegateway.exceptions import (
     CodeGatewayError,
     GatewayUnavailable,
     InvalidTarget,
+    LedgerConflict,
     RenderOutcomeUnknown,
     RequestRejected,
     StorageUnavailable,
@@ -53,11 +54,12 @@ from airflow_provider_codegateway.ledger import (
     Turn,
     Wait,
     describe_attempts,
+    money,
     next_step,
 )
-from airflow_provider_codegateway.ledger.entry import SHOWN, Attempt
+from airflow_provider_codegateway.ledger.entry import SHOWN, Attempt, left_to_its_owner
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.s3 import Problem, access_args, head_object, problem_of, storage_error
 from airflow_provider_codegateway.spend import Account, Cost
 from airflow_provider_codegateway.threads import to_the_end
 from airflow_provider_codegateway.transfer import (
@@ -82,7 +84,8 @@ class Purchase:
     """One clip, from the free checks to its place in S3.
 
     :param spec: the clip that is wanted.
-    :param s3: a boto3 client.
+    :param s3: a boto3 client, for the clip.
+    :param ledger_s3: one for the ledger, if that is on another store or account.
     :param buyer: what buys a render.
     :param claim_seconds: how long one call of ``buyer`` may take at the very most.
     :param fallback_buyers: what buys a render of each fallback; ``buyer``, if left out.
@@ -95,6 +98,7 @@ class Purchase:
         spec: ClipSpec,
         *,
         s3: S3Client,
+        ledger_s3: S3Client | None = None,
         buyer: Buyer,
         claim_seconds: float,
         fallback_buyers: Sequence[Buyer] = (),
@@ -104,7 +108,7 @@ class Purchase:
         self.spec = spec
         self._account = account or Account()
         self._max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
-        self.ledger = Ledger.of_clip(s3, spec, limits)
+        self.ledger = Ledger.of_clip(ledger_s3 or s3, spec, limits)
         self._s3 = s3
         self._buyers = (buyer, *(fallback_buyers or [buyer] * len(spec.fallbacks)))
         self._claim_seconds = claim_seconds
@@ -115,6 +119,7 @@ class Purchase:
         self._passed_over: list[PassedOver] = []  # by us, before anything may have been bought
         self._turned_down: list[CodeGatewayError] = []  # what they said
         self._turn = Turn(0, spec.model)
+        self._is_fresh = False  # nothing was begun when the entry was opened here
 
     async def complete(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip:
         """The clip: found, or bought and stored.
@@ -140,15 +145,28 @@ class Purchase:
         if clip := self.find():
             self._clear_what_a_crash_left(clip)
             return clip
-        # The ledger's first write proves bucket and permission before anything is bought, but not for these; and
-        # once something was bought, its transfer will show.
-        is_unproven = self.spec.upload_args or self.ledger.location.bucket != self.spec.target.bucket
-        if is_unproven and not self.ledger.read().attempts:
-            prove_upload(self._s3, self.spec.target, self.spec.upload_args)
         bodies = [each.body() for each in (request, *fallbacks)]
         self._require_affordable(bodies)
-        self.ledger.open(*bodies)
+        # Once something was bought, its transfer will show what S3 allows.
+        self._is_fresh = self.ledger.open(*bodies)
+        if self._is_fresh:
+            try:
+                self._prove_access()
+            except CodeGatewayError:
+                self._withdraw()
+                raise
         return None
+
+    def _withdraw(self) -> None:
+        try:
+            self.ledger.withdraw()
+        except CodeGatewayError as error:
+            log.warning("A ledger entry remains for which nothing was bought: %s", error.args[0])
+
+    def _prove_access(self) -> None:
+        """Prove every permission that is needed once a render is bought, in the process that buys it."""
+        self.ledger.prove_access()
+        prove_upload(self._s3, self.spec.target, self.spec.upload_args, self._limits)
 
     def preview(self, request: VideoRequest, *fallbacks: VideoRequest) -> Preview:
         """What ``complete`` would do now, with all its free refusals. Nothing is written.
@@ -227,7 +245,9 @@ class Purchase:
     def _head(self) -> HeadObjectOutputTypeDef | None:
         target = self.spec.target
         try:
-            return self._s3.head_object(Bucket=target.bucket, Key=target.key)
+            return head_object(self._s3, target, **access_args(self._s3, "HeadObject", self.spec.upload_args))
+        except CodeGatewayError:
+            raise
         except Exception as error:
             # A 404 may mean the bucket as well: the next request tells.
             if problem_of(error) is Problem.NOT_FOUND:
@@ -247,7 +267,7 @@ class Purchase:
                 # A run with if_exists="replace" may be buying the clip anew: its receipt is another, or none.
                 receipt = self.ledger.receipt(attempt.number) if attempt.rendered else None
                 if receipt and receipt.created == clip.created:
-                    abort_uploads(self._s3, self.spec.target, open_uploads(self._s3, self.spec.target))
+                    self._abort_uploads(self._open_uploads())
                     self.ledger.settle(attempt.number, receipt)
                     return
             if not entry.attempts:
@@ -267,21 +287,31 @@ class Purchase:
         :raises ClipExpired: the render that was bought here can no longer be fetched.
         """
         while True:
-            entry = await to_the_end("ledger", self.ledger.read)
+            entry = await to_the_end("ledger", self._read_ledger)
             self._attempts = entry.attempts
-            step = next_step(
-                entry,
-                fingerprint=self.spec.fingerprint,
-                max_renders=self.spec.max_renders,
-                location=self.ledger.location,
-                limits=self._limits,
-            )
+            try:
+                step = next_step(
+                    entry,
+                    fingerprint=self.spec.fingerprint,
+                    max_renders=self.spec.max_renders,
+                    location=self.ledger.location,
+                    limits=self._limits,
+                )
+            except LedgerConflict:
+                delivered = await to_the_end("ledger", self._delivered, entry)
+                if delivered is None:
+                    raise
+                if (left := left_to_its_owner(delivered, entry.now, self._limits)) > 0:
+                    await self._wait(Wait(left, "Another run has stored its clip here just now."), entry.now)
+                    continue
+                await to_the_end("ledger", self._clear, delivered)
+                return None
             clip = None
             match step:
                 case Gone():
                     return None
                 case Take(number):
-                    clip = await self._fetch(number)
+                    clip = await self._fetch(entry, number)
                 case _ if not self._buys:
                     return None
                 case Wait():
@@ -300,6 +330,29 @@ class Purchase:
             if clip is not None:
                 return clip
 
+    def _read_ledger(self) -> Entry:
+        try:
+            return self.ledger.read()
+        except CodeGatewayError as error:
+            # An earlier run, or a triggerer, may have bought what cannot be seen here.
+            if error.bought is Bought.NO and not self._is_fresh:
+                error.bought = Bought.PERHAPS
+            raise
+
+    def _delivered(self, entry: Entry) -> Attempt | None:
+        """The render whose clip is at the key although its entry remained; None if there is no such one.
+
+        A run that stored its clip and could not delete the entry, or died before it could, leaves such a one.
+        """
+        head = self._head()
+        claim = None if head is None else Marks.from_metadata(head["Metadata"]).claim
+        paid = (attempt for attempt in entry.attempts if attempt.rendered and attempt.owner)
+        return next((attempt for attempt in paid if attempt.owner == claim), None)
+
+    def _clear(self, delivered: Attempt) -> None:
+        log.info("The clip of render %d is stored: clearing its ledger entry.", delivered.number)
+        self.ledger.clear_delivered(delivered.number, delivered.owner)
+
     def stop_buying(self) -> None:
         """The clip is no longer waited for: begin no render. One that is under way or paid is brought to its end."""
         self._buys = False
@@ -317,8 +370,18 @@ class Purchase:
             self._said = words
             log.warning("%s", words)
 
-    async def _fetch(self, number: int) -> Clip | None:
+    async def _fetch(self, entry: Entry, number: int) -> Clip | None:
         """The clip of a render that is paid for; None if it was settled meanwhile, or its link has run out."""
+        if found := await to_the_end("ledger", self._find_quietly):
+            await to_the_end("ledger", self._clear_what_a_crash_left, found)
+            return found
+        try:
+            if delivered := await to_the_end("ledger", self._delivered, entry):
+                await to_the_end("ledger", self._clear, delivered)
+                return None
+        except CodeGatewayError as error:
+            error.bought = money(entry)
+            raise
         receipt = await to_the_end("ledger", self.ledger.receipt, number)
         if receipt is None:
             return None
@@ -338,6 +401,7 @@ class Purchase:
 
     async def _claim_and_buy(self, number: int) -> Clip | None:
         """The clip of render ``number``, bought under our claim; None if the claim was not to be had."""
+        await to_the_end("ledger", self._prove_access)
         try:
             claim = await to_the_end("ledger", self._claim, number)
         except BaseException:
@@ -361,6 +425,7 @@ class Purchase:
         if time.monotonic() - claim.asked_at > self._limits.look_patience:
             await self._give_back(number, "the claim had become too old")
             return None
+        self._is_fresh = False
         receipt = await self._buy(number)
         if receipt is None:
             return None
@@ -603,10 +668,16 @@ class Purchase:
 
     def _store(self, transfer: Transfer, *, may_have_leftovers: bool) -> StoredClip:
         # A transfer of this clip that was killed could not abort its upload.
-        leftovers = open_uploads(self._s3, self.spec.target) if may_have_leftovers else []
+        leftovers = self._open_uploads() if may_have_leftovers else []
         stored = transfer.run()
-        abort_uploads(self._s3, self.spec.target, leftovers)
+        self._abort_uploads(leftovers)
         return stored
+
+    def _open_uploads(self) -> list[str]:
+        return open_uploads(self._s3, self.spec.target, self.spec.upload_args)
+
+    def _abort_uploads(self, upload_ids: list[str]) -> None:
+        abort_uploads(self._s3, self.spec.target, upload_ids, self.spec.upload_args)
 
     def _marks(self, number: int, receipt: Receipt) -> Marks:
         asked_for = {attempt.number: attempt.requester for attempt in self._attempts}
@@ -623,6 +694,8 @@ class Purchase:
             render_seconds=receipt.render_seconds,
             renders_bought=number,
             buyers=buyers,
+            claim=next((each.owner for each in self._attempts if each.number == number), self.ledger.owner)
+            or None,
             cost=None if cost is None else cost.as_dict(),
             member=self.spec.members[self._turn.index].fingerprint if self.spec.fallbacks else None,
             fallback=self._turn.passed_over,

@@ -196,7 +196,7 @@ def test_only_the_rows_of_the_table_reach_the_next_model(fallback_on: tuple[str,
         for error in every_error()
         if (reason := reason_to_fall_back(error, fallback_on))
     }
-    unavailable = {
+    unavailable: dict[Any, str] = {
         (GatewayUnavailable, 429, Bought.NO): "unavailable (429)",
         (GatewayUnavailable, 503, Bought.NO): "unavailable (503)",
         **{(refusal, 404, Bought.NO): "unknown model (404)" for refusal in (RequestRejected, ContentRefused)},

@@ -60,6 +60,7 @@ ROW_FIELDS = (
     "fallback_on",
     "on_mismatch",
     "ledger_prefix",
+    "ledger_conn_id",
     "s3_extra_args",
 )
 """What a row may set. Everything else, such as the connections, is set for the whole batch."""
@@ -168,6 +169,7 @@ class Row:
             if_exists=get("if_exists", "reuse"),
             max_renders=get("max_renders", 2),
             ledger_prefix=get("ledger_prefix", DEFAULT_LEDGER_PREFIX),
+            ledger_conn_id=get("ledger_conn_id"),
             upload_args=get("s3_extra_args", {}),
             asked_by=asker.task,
             priced_by=first.priced_by,

@@ -5,10 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +27,7 @@ from airflow_provider_codegateway.get_provider_info import (
     CONNECTION_TYPE,
     DEFAULT_CONNECTION_ID,
 )
+from airflow_provider_codegateway.hooks.storage import s3_client
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.metrics import MeteredBuyer
 from airflow_provider_codegateway.purchase import Purchase
@@ -106,8 +104,9 @@ class CodeGatewayVideoHook(BaseHook):
     def purchase(self, spec: ClipSpec, *, s3: S3Client) -> Purchase:
         """The purchase of one clip: bought at most once, however often it is repeated.
 
-        :param s3: a boto3 client for the clip and its ledger.
+        :param s3: a boto3 client for the clip, and for its ledger if that has no connection of its own.
         :raises InvalidConnection: see ``get_settings``.
+        :raises InvalidTarget: no S3 client can be made of ``spec.ledger_conn_id``.
         """
         connection = self._connection()
         return self._purchase(spec, s3, connection)
@@ -128,6 +127,7 @@ class CodeGatewayVideoHook(BaseHook):
         return Purchase(
             spec,
             s3=s3,
+            ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
             buyer=buyer,
             fallback_buyers=fallback_buyers,
             claim_seconds=gateway.settings.deadline,
@@ -171,6 +171,7 @@ class CodeGatewayVideoHook(BaseHook):
             return Purchase(
                 spec,
                 s3=s3,
+                ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
                 buyer=buyers[0],
                 fallback_buyers=buyers[1:],
                 claim_seconds=settings.deadline,
@@ -186,7 +187,7 @@ class CodeGatewayVideoHook(BaseHook):
         settings = spend_of(connection, self._where)
         if settings is None:
             return Account()
-        s3 = s3_client_of(settings.journal_conn_id) if settings.journal else None
+        s3 = s3_client(settings.journal_conn_id) if settings.journal else None
         return Account.open(settings, s3, self.limits)
 
     def get_spend(self) -> tuple[SpendSettings, S3Client]:
@@ -199,7 +200,7 @@ class CodeGatewayVideoHook(BaseHook):
             raise InvalidConnection(
                 f"The extra of {self._where} has no 'spend'. Add one with currency, prices, budgets and journal."
             )
-        return settings, s3_client_of(settings.journal_conn_id)
+        return settings, s3_client(settings.journal_conn_id)
 
     async def agenerate(self, request: VideoRequest) -> Receipt:
         """Buy one render.
@@ -325,29 +326,7 @@ _SPEND_FILE_SECONDS = 60.0
 
 @functools.lru_cache(maxsize=16)
 def _read_spend(uri: str, conn_id: str, where: str, minute: int) -> SpendSettings:
-    return read_spend(uri, s3_client_of(conn_id), where)
-
-
-def s3_client_of(conn_id: str | None) -> S3Client:
-    """A client for an AWS connection. One for all who ask, so that their rows of the journal go together."""
-    says = ""
-    if conn_id is not None:
-        with suppress(AirflowNotFoundException):  # S3Hook takes boto3's own credentials then
-            says = BaseHook.get_connection(conn_id).get_uri()
-    with _making:
-        return _cached_s3_client(conn_id, says, os.getpid())
-
-
-_making = threading.Lock()
-
-
-@functools.lru_cache(maxsize=16)
-def _cached_s3_client(conn_id: str | None, says: str, pid: int) -> S3Client:
-    """:param says: what the connection says now: a changed one gets a new client."""
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # half a second of imports
-
-    client: S3Client = S3Hook(aws_conn_id=conn_id).get_conn()
-    return client
+    return read_spend(uri, s3_client(conn_id), where)
 
 
 def _is_text(name: str) -> bool:

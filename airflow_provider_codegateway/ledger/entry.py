@@ -13,6 +13,12 @@ from airflow_provider_codegateway.limits import LIMITS, Limits
 
 MARKER_NAME = re.compile(r"([1-9][0-9]*)\.(started|rendered|delivering|abandoned)")
 
+
+def is_ledger_name(name: str) -> bool:
+    """Whether an object of this name, below a clip's entry, is the ledger's own."""
+    return name == "request.json" or MARKER_NAME.fullmatch(name) is not None
+
+
 SHOWN = 8
 """Characters of a fingerprint in a message: the whole of it lets a viewer of the clip page see the clip."""
 
@@ -129,7 +135,7 @@ def next_step(
         return Claim(1)
     for attempt in reversed(entry.attempts):
         if attempt.rendered and not attempt.abandoned:
-            if (left := _left_to_its_owner(attempt, entry.now, limits)) > 0:
+            if (left := left_to_its_owner(attempt, entry.now, limits)) > 0:
                 return Wait(left, f"Render {attempt.number} is paid for; another run is storing its clip.")
             return Take(attempt.number)
     last = entry.attempts[-1]
@@ -150,7 +156,7 @@ def next_step(
     return Claim(last.number + 1)
 
 
-def _left_to_its_owner(attempt: Attempt, now: datetime, limits: Limits) -> float:
+def left_to_its_owner(attempt: Attempt, now: datetime, limits: Limits) -> float:
     """Seconds for which the clip of a paid render is left to the run that bought it, or that is storing it."""
     ends = [
         since + timedelta(seconds=patience)

@@ -28,6 +28,7 @@ from airflow_provider_codegateway.clip import (
     OnMismatch,
     S3Location,
     TaskRun,
+    checked_target,
     clip_location,
     identities,
 )
@@ -55,7 +56,6 @@ from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk.definitions.retry_policy import RetryPolicy
@@ -127,8 +127,10 @@ class GenerateVideoOperator(BaseOperator):
     :param aws_conn_id: connection to S3.
     :param ledger_prefix: where the record of what was bought is kept meanwhile: a prefix in the clip's
         bucket, or a whole ``s3://bucket/prefix``.
+    :param ledger_conn_id: AWS connection of the ledger, if that is on another store or account than the clip.
     :param s3_extra_args: for the upload, as S3Hook's ``extra_args``: ``ServerSideEncryption``,
-        ``SSEKMSKeyId``, ``ACL``, ``StorageClass`` and the like. Encryption holds for the ledger as well.
+        ``SSEKMSKeyId``, ``ACL``, ``StorageClass`` and the like. What a bucket's policy may demand goes to the ledger
+        as well, if that is in the same bucket.
     :param max_cost: what the clip may cost at most, in the price list's currency: ``"0.80"``, never a float.
     :param fallbacks: models to ask, in this order, if the first provably sold nothing. Each is a model, or a dict of a
         ``model`` and overrides; all else it takes over. After a render that may have been bought, none is ever asked.
@@ -157,6 +159,7 @@ class GenerateVideoOperator(BaseOperator):
         "codegateway_conn_id",
         "aws_conn_id",
         "ledger_prefix",
+        "ledger_conn_id",
         "s3_extra_args",
         "max_cost",
         "poster_key",
@@ -192,6 +195,7 @@ class GenerateVideoOperator(BaseOperator):
         codegateway_conn_id: str = DEFAULT_CONNECTION_ID,
         aws_conn_id: str | None = "aws_default",
         ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
+        ledger_conn_id: str | None = None,
         s3_extra_args: dict[str, Any] | None = None,
         max_cost: str | Decimal | None = None,
         fallbacks: Fallbacks = None,
@@ -222,6 +226,7 @@ class GenerateVideoOperator(BaseOperator):
         self.codegateway_conn_id = codegateway_conn_id
         self.aws_conn_id = aws_conn_id
         self.ledger_prefix = ledger_prefix
+        self.ledger_conn_id = ledger_conn_id
         self.s3_extra_args = s3_extra_args
         self.max_cost = max_cost
         self.fallbacks = fallbacks
@@ -275,13 +280,6 @@ class GenerateVideoOperator(BaseOperator):
         from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 
         return CodeGatewayVideoHook(self.codegateway_conn_id)
-
-    @cached_property
-    def s3_hook(self) -> S3Hook:
-        """The hook for ``aws_conn_id``."""
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
-        return S3Hook(aws_conn_id=self.aws_conn_id)
 
     def execute(self, context: Context) -> str:
         """Render the clip, or find that it is there already, and return its key.
@@ -429,11 +427,12 @@ class GenerateVideoOperator(BaseOperator):
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
         """What became of a render whose trigger reported nothing of use: by the ledger, for nobody else can tell."""
+        from airflow_provider_codegateway.hooks.storage import s3_client
         from airflow_provider_codegateway.ledger import Ledger, describe_attempts, entry_location, money
 
         try:
             at = entry_location(clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix)
-            entry = Ledger(self._s3, at).read()
+            entry = Ledger(s3_client(self.ledger_conn_id or self.aws_conn_id), at).read()
         except Exception as unread:  # whatever it is, the deferral's end matters more
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
             return RenderOutcomeUnknown(f"{reason} The ledger could not be read: {why}")
@@ -509,7 +508,10 @@ class GenerateVideoOperator(BaseOperator):
             raise InvalidRequest(placeholder(self.prompt))
         arguments = {name: reveal(getattr(self, name)) for name in PORTABLE}
         requests = build_chain(self.model, reveal(self.fallbacks), **arguments)
-        clip_location(self.s3_key, self.s3_bucket)  # refused before an image is fetched in vain
+        # Refused before an image is fetched in vain.
+        checked_target(
+            clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix, self.s3_extra_args or {}
+        )
         return self._with_media(requests)
 
     def _spec(self, requests: tuple[VideoRequest, ...], context: Context) -> ClipSpec:
@@ -532,6 +534,7 @@ class GenerateVideoOperator(BaseOperator):
             if_exists=self.if_exists,
             max_renders=self.max_renders,
             ledger_prefix=self.ledger_prefix,
+            ledger_conn_id=self.ledger_conn_id or None,
             upload_args=self.s3_extra_args or {},
             asked_by=asked_by(context),
             priced_by=first.priced_by,
@@ -577,12 +580,15 @@ class GenerateVideoOperator(BaseOperator):
         return tuple(request.with_media(read) for request in requests)
 
     def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
-        return read_object(self._s3, S3Location(bucket, key), limit)
+        # The bucket of the input may be another than the clip's, but its reader is the same who pays.
+        pays = {name: value for name, value in (self.s3_extra_args or {}).items() if name == "RequestPayer"}
+        return read_object(self._s3, S3Location(bucket, key), limit, **pays)
 
     @property
     def _s3(self) -> S3Client:
-        client: S3Client = self.s3_hook.get_conn()
-        return client
+        from airflow_provider_codegateway.hooks.storage import s3_client
+
+        return s3_client(self.aws_conn_id)
 
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")

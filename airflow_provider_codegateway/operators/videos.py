@@ -145,6 +145,7 @@ class GenerateVideosOperator(BaseOperator):
         fallback_on: Sequence[str] | str = ("unavailable",),
         on_mismatch: OnMismatch = "warn",
         ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
+        ledger_conn_id: str | None = None,
         s3_extra_args: dict[str, Any] | None = None,
         codegateway_conn_id: str = DEFAULT_CONNECTION_ID,
         aws_conn_id: str | None = "aws_default",
@@ -178,6 +179,7 @@ class GenerateVideosOperator(BaseOperator):
         self.fallback_on = fallback_on
         self.on_mismatch = on_mismatch
         self.ledger_prefix = ledger_prefix
+        self.ledger_conn_id = ledger_conn_id
         self.s3_extra_args = s3_extra_args
         self.codegateway_conn_id = codegateway_conn_id
         self.aws_conn_id = aws_conn_id

@@ -21,7 +21,17 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.facts import Container, Ending
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.redaction import redact_urls
-from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.s3 import (
+    CHECKSUM_ADVICE,
+    Problem,
+    Proofs,
+    access_args,
+    error_text,
+    head_object,
+    members,
+    problem_of,
+    storage_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,7 +52,7 @@ def require_upload_args(s3: S3Client, upload_args: Mapping[str, Any]) -> None:
 
     :raises InvalidRequest: names each of them.
     """
-    taken = _members(s3, "PutObject") | _members(s3, "CreateMultipartUpload")
+    taken = members(s3, "PutObject") | members(s3, "CreateMultipartUpload")
     wrong = sorted(
         name
         for name in upload_args
@@ -55,27 +65,66 @@ def require_upload_args(s3: S3Client, upload_args: Mapping[str, Any]) -> None:
         )
 
 
-def prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
-    """Begin an upload and abort it: for free, that tells whether S3 will take the clip on these terms.
+_uploads = Proofs()
+
+
+def prove_upload(
+    s3: S3Client, at: S3Location, upload_args: Mapping[str, Any], limits: Limits = LIMITS
+) -> None:
+    """Begin an upload, abort it and look for others: for free, that tells whether S3 will take the clip on these terms.
+
+    Three requests, every ten minutes for each client, folder of the bucket and set of arguments.
 
     :raises InvalidTarget: it will not.
     :raises StorageUnavailable: S3 did not answer.
     """
+    folder = f"{at.bucket}/{at.key.rpartition('/')[0]} {sorted(upload_args.items())!r}"
+    if not _uploads.hold(s3, folder, limits.proof_seconds):
+        _prove_upload(s3, at, upload_args)
+        _uploads.add(s3, folder)
+
+
+def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
     target = UploadTarget(s3, at, lambda _: {}, upload_args)
     try:
         upload_id = target.create(target.object_args("video/mp4", None))
     except ClipTransferError as error:
         cause = error.__cause__
         problem: CodeGatewayError = InvalidTarget(error.args[0])
-        if isinstance(cause, Exception) and problem_of(cause) not in (Problem.REFUSED, Problem.NOT_FOUND):
+        if isinstance(cause, Exception) and problem_of(cause) not in _SAID_BY_UPLOAD:
             problem = storage_error(cause, doing="begin an upload", at=at, permission="s3:PutObject")
         raise problem from cause
     try:
         target.abort(upload_id)
     except ClipTransferError as error:
+        cause = error.__cause__
+        if isinstance(cause, Exception) and problem_of(cause) is Problem.DENIED:
+            raise storage_error(
+                cause, doing="abort an upload", at=at, permission="s3:AbortMultipartUpload"
+            ) from cause
         log.warning(
             "An upload was begun to test the permissions, and could not be aborted: %s", error.args[0]
         )
+    try:
+        s3.list_multipart_uploads(
+            Bucket=at.bucket,
+            Prefix=at.key,
+            MaxUploads=1,
+            **access_args(s3, "ListMultipartUploads", upload_args),
+        )
+    except Exception as error:
+        if problem_of(error) is Problem.DENIED:
+            raise storage_error(
+                error, doing="list the open uploads", at=at, permission="s3:ListBucketMultipartUploads"
+            ) from error
+        log.warning(
+            "The open uploads of %s cannot be listed (%s): what a killed transfer leaves stays there.",
+            at.uri,
+            error_text(error),
+        )
+
+
+_SAID_BY_UPLOAD = (Problem.REFUSED, Problem.NOT_FOUND, Problem.UNSUPPORTED)
 
 
 class UploadStopped(ClipTransferError):
@@ -255,17 +304,24 @@ class UploadTarget:
         """Ask S3 for the size of what it stored."""
         # Conditions are for writing: on reading, `IfNoneMatch="*"` means "answer 304".
         args = {name: value for name, value in self.upload_args.items() if not name.startswith("If")}
-        stored = self._call("HeadObject", self.s3.head_object, **args)["ContentLength"]
+        stored = self._call("HeadObject", self._head, **args)["ContentLength"]
         if stored != size:
             raise ClipTransferError(
                 f"{self.at.uri} has {stored} bytes, but {size} were stored: another writer replaced it, or the S3 "
                 "server lost some. It was left as it is."
             )
 
+    def _head(self, **arguments: Any) -> Any:
+        del arguments["Bucket"], arguments["Key"]
+        try:
+            return head_object(self.s3, self.at, **arguments)
+        except InvalidTarget as error:  # the clip is paid for
+            raise ClipTransferError(error.args[0]) from error
+
     def _call(self, operation: str, method: Callable[..., Any], **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
-        taken = _members(self.s3, operation)
+        taken = members(self.s3, operation)
         arguments = {name: value for name, value in arguments.items() if name in taken}
         where = self.at.uri
         try:
@@ -287,6 +343,8 @@ class UploadTarget:
 
 
 def _remedy(operation: str, error: Exception) -> str:
+    if problem_of(error) is Problem.CHECKSUM:
+        return f" {CHECKSUM_ADVICE}"
     if problem_of(error) is not Problem.DENIED:
         return ""
     kms = "" if operation == "AbortMultipartUpload" else ", and the use of the KMS key if the bucket has one"
@@ -295,11 +353,6 @@ def _remedy(operation: str, error: Exception) -> str:
 
 def _stored(operation: str) -> str:
     return " The clip was stored, and only could not be confirmed." if operation == "HeadObject" else ""
-
-
-def _members(s3: S3Client, operation: str) -> frozenset[str]:
-    shape = s3.meta.service_model.operation_model(operation).input_shape
-    return frozenset(shape.members)  # type: ignore[union-attr]  # none of these operations is without input
 
 
 class _Attempt:

@@ -26,7 +26,8 @@ from airflow_provider_codegateway.exceptions import (
     InvalidConnection,
     RenderOutcomeUnknown,
 )
-from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook, s3_client_of
+from airflow_provider_codegateway.hooks.storage import as3_client
+from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.threads import to_the_end
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class BatchTrigger(BaseTrigger):
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def _render_rows(self) -> Summary:
-        s3 = await to_the_end("ledger", s3_client_of, self.aws_conn_id)
+        s3 = await as3_client(self.aws_conn_id)
         hook = CodeGatewayVideoHook(self.codegateway_conn_id)
         try:
             means = await hook.ameans(s3=s3, max_active=self.max_active)
