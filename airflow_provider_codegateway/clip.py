@@ -390,6 +390,8 @@ class Clip:
 
 
 _PREFIX = "codegateway-"
+BESIDE = f"{_PREFIX}beside"
+"""The metadata of a picture or a document beside a clip that names the clip's fingerprint."""
 _BUYERS_KEPT = 20
 """S3 takes 2 KB of metadata."""
 

@@ -26,6 +26,7 @@ if AIRFLOW < (3, 1):
     pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
 
 from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks, cursor_at
+from media_samples import png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def cursor(start: datetime) -> str:
     return base64.urlsafe_b64encode(json.dumps([start.isoformat(), 0]).encode()).decode()
 
 
-ROUTES = ("clip", "clips", "api/clip", "api/clips", "api/filters", "api/link")
+ROUTES = ("clip", "clips", "api/clip", "api/clips", "api/filters", "api/link", "api/poster")
 NEWEST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -327,6 +328,29 @@ def test_page_does_not_wait_for_an_s3_that_is_silent(monkeypatch: pytest.MonkeyP
     origins = asyncio.run(app.origins([(None, "silent"), (None, "quick")], patience=1))
     answered.set()
     assert origins == ["https://quick"]
+
+
+@pytest.mark.usefixtures("copies")
+def test_poster_is_shown_if_it_belongs_to_the_clip(world: World, s3: S3Client) -> None:
+    """It comes through Airflow, for who may see the clip; another object that the XCom names does not."""
+    clip = world.clips[DAG_A]
+    for key, fingerprint in (("own.png", clip["fingerprint"]), ("other.png", "0" * 64)):
+        s3.put_object(
+            Bucket=world.bucket,
+            Key=key,
+            Body=png(),
+            ContentType="image/png",
+            Metadata={"codegateway-beside": fingerprint},
+        )
+    posters = [f"s3://{world.bucket}/{key}" for key in ("own.png", "other.png", "none.png")]
+    copy_tasks(DAG_A, [Copy(map_index=n, clip={**clip, "poster": uri}) for n, uri in enumerate(posters)])
+    answers = [ask(world, "anna", "api/poster", **copied(world, n)) for n in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 409, 409]
+    assert (answers[0].content, answers[0].headers["Content-Type"]) == (png(), "image/png")
+    assert ask(world, "anna", "api/poster", **world.task(DAG_A)).status_code == 410
+    assert ask(world, "nora", "api/poster", **copied(world, 0)).status_code == 403
+    cards = ask(world, "anna", "api/clips").json()["clips"]
+    assert sorted(card["clip"]["has_poster"] for card in cards) == [False, True, True, True]
 
 
 @pytest.mark.usefixtures("copies")

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_codegateway.clip import Clip, S3Location, is_in_ledger, split_uri
+from airflow_provider_codegateway.clip import BESIDE, Clip, S3Location, is_in_ledger, split_uri
 from airflow_provider_codegateway.exceptions import InvalidRequest
 from airflow_provider_codegateway.facts.provenance import provenance
 from airflow_provider_codegateway.limits import LIMITS, Limits
@@ -221,6 +221,6 @@ def _put(
         Key=at.key,
         Body=content,
         ContentType=media_type,
-        Metadata={"codegateway-beside": clip.fingerprint},
+        Metadata={BESIDE: clip.fingerprint},
         **args,
     )

@@ -75,6 +75,7 @@ def create_app() -> FastAPI:
     app.get("/api/filters")(filters)
     app.get("/api/clip")(clip)
     app.get("/api/link")(link)
+    app.get("/api/poster")(poster)
     app.exception_handler(HTTPException)(_refuse)
     app.exception_handler(NotLoggedIn)(_refuse_stranger)
     app.exception_handler(NotAllowed)(_refuse_viewer)
@@ -185,15 +186,33 @@ async def link(api: ApiDep, entry: EntryDep) -> Response:
     """A link to the video, for a few minutes; or why there is none."""
     try:
         async with asyncio.timeout(_LINK_PATIENCE):
-            found = await _in_thread(_link_threads, storage.look_at, entry)
-            if not found.is_own and not await clips.may_see_work_of(api, found.stored_by, found.clip):
-                raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
+            found = await _found(api, entry)
             url = await _in_thread(_link_threads, found.sign)
     except TimeoutError:
         return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
     except storage.NoLink as error:
         return _no_link(error)
     return _json({"url": url, "seconds": storage.LINK_SECONDS})
+
+
+async def poster(api: ApiDep, entry: EntryDep) -> Response:
+    """The first picture of a clip: small, so it comes through Airflow, and the page's policy need name no S3."""
+    try:
+        async with asyncio.timeout(_LINK_PATIENCE):
+            found = await _found(api, entry)
+            content, kind = await _in_thread(_link_threads, found.poster)
+    except TimeoutError:
+        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
+    except storage.NoLink as error:
+        return _no_link(error)
+    return Response(content, media_type=kind)
+
+
+async def _found(api: AirflowApi, entry: Entry) -> storage.Found:
+    found = await _in_thread(_link_threads, storage.look_at, entry)
+    if not found.is_own and not await clips.may_see_work_of(api, found.stored_by, found.clip):
+        raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
+    return found
 
 
 def _no_link(error: storage.NoLink) -> Response:
@@ -216,6 +235,8 @@ def _card(entry: Entry) -> dict[str, Any]:
             "reused": clip.reused,
             "fingerprint": clip.fingerprint,
             "cost": clip.cost,
+            "duration": (clip.facts or {}).get("duration"),
+            "has_poster": clip.poster is not None,
         },
     }
 

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_codegateway.clip import Clip, Marks, S3Location, identities
+from airflow_provider_codegateway.clip import BESIDE, Clip, Marks, S3Location, identities, split_uri
 from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId
 from airflow_provider_codegateway.s3 import Problem as S3Problem
 from airflow_provider_codegateway.s3 import error_code, error_words, problem_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.plugins.airflow_api import TaskRef
     from airflow_provider_codegateway.plugins.clips import Entry
 
+_MAX_POSTER = 4 * 1024 * 1024
 LINK_SECONDS = 300
 """How long a link can be used."""
 
@@ -78,6 +79,25 @@ class Found:
     stored_by: str
     is_own: bool
     s3: S3Client
+
+    def poster(self) -> tuple[bytes, str]:
+        """Its first picture, and the picture's type.
+
+        :raises NoLink: there is none, or what is there does not belong to the clip.
+        """
+        at = split_uri(self.clip.poster or "")
+        if at is None:
+            raise NoLink(Problem.GONE)
+        try:
+            answer = self.s3.get_object(Bucket=at.bucket, Key=at.key)
+            content = answer["Body"].read(_MAX_POSTER + 1)
+        except Exception as error:
+            raise no_link(error, place_is_known=False) from None
+        kind = answer["ContentType"]
+        is_ours = answer["Metadata"].get(BESIDE) == self.clip.fingerprint
+        if not is_ours or kind not in ("image/jpeg", "image/png") or len(content) > _MAX_POSTER:
+            raise NoLink(Problem.NOT_THE_CLIP)
+        return content, kind
 
     def sign(self) -> str:
         """A URL that shows it for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log."""

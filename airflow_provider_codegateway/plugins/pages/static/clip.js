@@ -65,6 +65,11 @@ function showVideo({ clip, request, state }) {
   const screen = byId("screen");
   screen.style.setProperty("--shape", shape(request?.aspect_ratio));
   paint(screen, clip?.fingerprint);
+  if (clip?.poster && !byId("poster")) {
+    const poster = element("img", { id: "poster", class: "poster", src: `api/poster?${new URLSearchParams(task)}`, alt: "" });
+    poster.addEventListener("error", () => poster.remove());
+    byId("play").querySelector(".disc").before(poster);
+  }
   byId("play").hidden = !clip || !byId("video").hidden;
   byId("absent").hidden = Boolean(clip);
   byId("absent").textContent = clip ? "" : (ABSENT[state] ?? WAITING);
@@ -116,6 +121,14 @@ function showFacts({ clip, stored, request, model, target, error }) {
   fact(headline, "Size", size(clip.bytes));
   fact(headline, "Render time", seconds(clip.render_seconds));
   fact(headline, "Cost", amount(clip.cost) ?? "not known");
+  if (clip.facts) {
+    const { width, height, duration, fps, audio } = clip.facts;
+    if (duration) fact(headline, "Duration", seconds(duration));
+    if (width && height) fact(facts, "Picture", `${width} × ${height}${fps ? `, ${fps} frames a second` : ""}`);
+    fact(facts, "Sound", audio ? "yes" : "no");
+  }
+  if (clip.mismatches?.length) longFact(facts, "Not as asked for", clip.mismatches.join(" "));
+  if (clip.fallback?.length) longFact(facts, "Fallback", clip.fallback.map(({ model, reason }) => `${model}: ${reason}`).join("; "));
   fact(headline, "Renders bought", clip.reused ? "none: reused" : String(clip.renders_bought));
   longFact(facts, "S3 URI", element("code", {}, clip.uri), " ", copyButton(clip.uri));
   fact(facts, "Stored", moment(stored));

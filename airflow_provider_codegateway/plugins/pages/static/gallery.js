@@ -11,11 +11,16 @@ function card(clip) {
   screen.classList.toggle("without", !clip.clip);
   screen.style.setProperty("--shape", shape(clip.aspect_ratio));
   paint(screen, clip.clip?.fingerprint);
+  if (clip.clip?.has_poster) {
+    const poster = element("img", { class: "poster", src: `api/poster?${new URLSearchParams(task)}`, alt: "", loading: "lazy" });
+    poster.addEventListener("error", () => poster.remove());
+    screen.querySelector(".disc").before(poster);
+  }
   picture.append(screen);
   const mapped = task.map_index >= 0 ? ` [${clip.label ?? task.map_index}]` : "";
   const title = clip.prompt ?? `${task.task_id}${mapped}`;
   const about = clip.clip
-    ? [clip.duration && seconds(clip.duration), size(clip.clip.bytes), amount(clip.clip.cost), clip.clip.reused && "reused"]
+    ? [clip.clip.duration && seconds(clip.clip.duration), size(clip.clip.bytes), amount(clip.clip.cost), clip.clip.reused && "reused"]
     : [];
   const made = element(
     "li",
