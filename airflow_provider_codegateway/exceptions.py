@@ -10,8 +10,9 @@
     ├── MediaUnavailable      no       an input's host did not answer          retried by Airflow
     ├── StorageUnavailable    no       S3 did not answer a free check          retried by Airflow
     ├── LedgerConflict        perhaps  the key's ledger is another request's   fails the task
-    ├── RequestRejected       no       400, 401, 403, 404, 413, 422            fails the task
-    ├── GatewayUnavailable    no       never connected, 429, 503               retried, then by Airflow
+    ├── RequestRejected       no       refused before anything handled it      fails the task
+    │   └── ContentRefused    no       the model's policy refused the content  fails the task
+    ├── GatewayUnavailable    no       not sent whole, or its own 429 or 503   retried, then by Airflow
     ├── RenderOutcomeUnknown  perhaps  sent, and no whole answer               retried by Airflow
     ├── ClipTransferError     yes      download or upload failed               retried by Airflow
     ├── ClipExpired           yes      the link expired before storing         retried by Airflow
@@ -125,7 +126,7 @@ class LedgerConflict(CodeGatewayError, AirflowFailException):
 
 
 class RequestRejected(CodeGatewayError, AirflowFailException):
-    """The gateway refused the request (400, 401, 403, 404, 413 or 422): the same one will be refused again.
+    """The gateway, or a proxy on the way, refused the request: the same one will be refused again.
 
     :param status: the HTTP status.
     """
@@ -137,8 +138,12 @@ class RequestRejected(CodeGatewayError, AirflowFailException):
         self.status = status
 
 
+class ContentRefused(RequestRejected):
+    """The model's policy refused the prompt or the input media."""
+
+
 class GatewayUnavailable(CodeGatewayError):
-    """The gateway could not be reached, or began nothing (429, 503).
+    """The gateway could not be reached, was not sent the whole request, or began nothing (its own 429 or 503).
 
     :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
     :param status: the HTTP status of CodeGateway's own answer; 0 if another answered in its place, or nobody.

@@ -21,6 +21,10 @@ class Limits:
     """A longer ``Retry-After`` is left to Airflow's retries, which hold no worker slot."""
     max_answer_bytes: int = MIB
     """An answer is a few hundred bytes of JSON; anything longer is not an answer."""
+    max_error_bytes: int = 64 * 1024
+    """The rest of an error is not read."""
+    answer_silence: float = 1.0
+    """After which an answer that is whole is taken as it is, though its connection is held open."""
 
     # The ledger.
     poll_interval: float = 2.0

@@ -78,8 +78,8 @@ def run(sandbox: Sandbox) -> None:
     OUTPUT.mkdir()
     shapes = [_fetch(sandbox, result) for result in results]
     _check_manifest(sandbox, results)
-    _check_batch(sandbox)
     _check_chain(sandbox)
+    _check_batch(sandbox)
     with closing(RemoteEmulator(sandbox.emulator_url)) as emulator:
         billed = emulator.billed
     if billed != CLIPS + CATALOGUE:
@@ -124,18 +124,6 @@ def _check_manifest(sandbox: Sandbox, results: Sequence[Result]) -> None:
         raise WrongClip(f"{MANIFEST} lists {sorted(listed)} instead of {sorted(made)}.")
 
 
-def _check_batch(sandbox: Sandbox) -> None:
-    """Each row of the batch has a clip in S3 that can be decoded and is what was asked for."""
-    body = sandbox.s3.get_object(Bucket=BUCKET, Key=BATCH)["Body"].read()
-    rows = [json.loads(line) for line in body.splitlines()]
-    if [row["status"] for row in rows] != ["stored"] * CATALOGUE:
-        raise WrongClip(f"{BATCH} has not {CATALOGUE} stored clips.")
-    for row in rows:
-        path = OUTPUT / f"catalogue-{row['id']}.mp4"
-        sandbox.s3.download_file(BUCKET, row["uri"].removeprefix(f"s3://{BUCKET}/"), str(path))
-        check(path, {"duration": 4, "resolution": "480p"})
-
-
 def _check_chain(sandbox: Sandbox) -> None:
     """Each scene begins with the last picture of the one before, and the story is all of them."""
     scenes = [OUTPUT / f"chain-scene-{number}.mp4" for number in (1, 2, 3)]
@@ -146,6 +134,18 @@ def _check_chain(sandbox: Sandbox) -> None:
     sandbox.s3.download_file(BUCKET, "chain/story.mp4", str(story))
     if (seconds := measure(story).seconds) != sum(measure(scene).seconds for scene in scenes):
         raise WrongClip(f"{story.name} lasts {seconds:g} s.")
+
+
+def _check_batch(sandbox: Sandbox) -> None:
+    """Each row of the batch has a clip in S3 that can be decoded and is what was asked for."""
+    body = sandbox.s3.get_object(Bucket=BUCKET, Key=BATCH)["Body"].read()
+    rows = [json.loads(line) for line in body.splitlines()]
+    if [row["status"] for row in rows] != ["stored"] * CATALOGUE:
+        raise WrongClip(f"{BATCH} has not {CATALOGUE} stored clips.")
+    for row in rows:
+        path = OUTPUT / f"catalogue-{row['id']}.mp4"
+        sandbox.s3.download_file(BUCKET, row["uri"].removeprefix(f"s3://{BUCKET}/"), str(path))
+        check(path, {"duration": 4, "resolution": "480p"})
 
 
 def _table(results: Sequence[Result], shapes: Sequence[Shape]) -> str:
