@@ -89,6 +89,11 @@ def clip_delivered(clip: Clip) -> None:
         _count(FALLBACK, model=clip.model, instead_of=passed["model"], reason=reason)
 
 
+def clip_delivered_aside(clip: Clip) -> None:
+    """As ``clip_delivered``, without holding up an event loop."""
+    _aside(clip_delivered, clip)
+
+
 _in_flight = 0
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.gateway import Receipt
 from airflow_provider_codegateway.models import build_request
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
 
 pytest.importorskip("statsd")
 
@@ -102,6 +104,34 @@ def execute(bucket: str, **arguments: Any) -> None:
 async def only_event(trigger: Any) -> Any:
     (event,) = [event.payload async for event in trigger.run()]
     return event
+
+
+def test_a_batch_counts_each_of_its_clips(
+    stats: StatsServer, gateway: Emulator, bucket: str, deferrable: bool
+) -> None:
+    """As a task of its own would, but where the clips are made."""
+    operator = GenerateVideosOperator(
+        task_id="clip",
+        requests=[{"prompt": "a", "s3_key": "1.mp4"}, {"prompt": "b", "s3_key": "2.mp4"}],
+        result_path=f"s3://{bucket}/result",
+        model=HAILUO,
+        s3_bucket=bucket,
+        deferrable=deferrable,
+    )
+    context: Any = {
+        "ti": SimpleNamespace(
+            dag_id="d", task_id="clip", run_id="r", map_index=-1, xcom_push=lambda key, value: None
+        )
+    }
+    try:
+        operator.execute(context)
+    except TaskDeferred as deferred:
+        asyncio.run(only_event(deferred.trigger))
+    counts: Counter[str] = Counter()
+    while counts[metrics.CLIP_BYTES] < 2 * len(MP4) or counts[metrics.BOUGHT] < 2:
+        name, number = re.fullmatch(r"([\w.]+)(?:,[^:]+)?:([\d.]+)\|.+", stats.next()).groups()  # type: ignore[union-attr]
+        counts[name] += int(float(number))
+    assert counts[metrics.BEGUN] == counts[metrics.BOUGHT] == 2
 
 
 def counted(received: list[str]) -> dict[str, int]:

@@ -66,6 +66,7 @@ class Means:
         fallbacks: they come after its retries.
     :param retries: how often a refusal for now is followed by another attempt.
     :param deadline: seconds for one call of the gateway.
+    :param on_clip: is told of each clip that is there.
     """
 
     s3: S3Client
@@ -73,6 +74,7 @@ class Means:
     account: Account
     retries: int
     deadline: float
+    on_clip: Callable[[Clip], None] = lambda clip: None
 
 
 class Batch:
@@ -317,6 +319,7 @@ class Batch:
                     ),
                 )
         self._keep(row, status, clip=clip, error=error)
+        self._means.on_clip(clip)
 
     async def _fail(self, row: Row, error: CodeGatewayError) -> None:
         log.warning("%s", error)

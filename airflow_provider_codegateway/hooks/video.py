@@ -29,7 +29,7 @@ from airflow_provider_codegateway.get_provider_info import (
 )
 from airflow_provider_codegateway.hooks.storage import s3_client
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.metrics import MeteredBuyer
+from airflow_provider_codegateway.metrics import MeteredBuyer, clip_delivered_aside
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.spend import Account, SpendSettings, parse_spend, read_spend
 from airflow_provider_codegateway.threads import to_the_end
@@ -180,7 +180,12 @@ class CodeGatewayVideoHook(BaseHook):
             )
 
         return Means(
-            s3=s3, purchase=purchase, account=account, retries=settings.retries, deadline=settings.deadline
+            s3=s3,
+            purchase=purchase,
+            account=account,
+            retries=settings.retries,
+            deadline=settings.deadline,
+            on_clip=clip_delivered_aside,
         )
 
     def _account(self, connection: Connection) -> Account:
