@@ -1,6 +1,6 @@
 """``python -m airflow_provider_codegateway.ledger``: what is in flight, what was paid and not delivered.
 
-Credentials and endpoint are boto3's own: the environment, a profile, an instance's role.
+Credentials and endpoint are those of an Airflow connection, or boto3's own: the environment, a profile, a role.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, S3Location, split_uri
 from airflow_provider_codegateway.exceptions import CodeGatewayError
 from airflow_provider_codegateway.inputs import hide
-from airflow_provider_codegateway.ledger.entry import MARKER_NAME, Entry, describe_attempts, situation
+from airflow_provider_codegateway.ledger.entry import Entry, describe_attempts, is_ledger_name, situation
 from airflow_provider_codegateway.ledger.store import Ledger
 from airflow_provider_codegateway.s3 import error_words
 
@@ -23,22 +23,25 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+Connect = Callable[[str], "S3Client"]
+"""A client for an Airflow connection."""
+
+
+def main(arguments: Sequence[str] | None, connect: Connect) -> int:
     """Run the command; the exit status."""
     logging.disable(logging.INFO)  # boto3 and Airflow have things to say that nobody asked for
     options = parser().parse_args(arguments)
     location = split_uri(options.location)
     if location is None or not location.bucket:
-        print(f"{options.location!r} is no s3://bucket or s3://bucket/prefix.", file=sys.stderr)
+        print(f"{options.location!r} is not s3://bucket or s3://bucket/prefix.", file=sys.stderr)
         return 2
-    import boto3
     import botocore.exceptions
 
     try:
-        s3 = boto3.Session(profile_name=options.profile).client("s3", endpoint_url=options.endpoint_url)
+        s3 = _client(options, connect)
         return int(options.run(s3, location, options))
     except CodeGatewayError as error:
-        print(error, file=sys.stderr)
+        print(_text(error.args[0]), file=sys.stderr)
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
         print(f"S3 could not be asked ({error_words(error)}).", file=sys.stderr)
     return 1
@@ -47,16 +50,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def list_entries(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
     """Every entry below a bucket or prefix, one line each."""
     prefix = S3Location(location.bucket, location.key or DEFAULT_LEDGER_PREFIX)
-    rows = [(at, _ledger(s3, at).read()) for at in _entries(s3, prefix)]
+    rows: list[tuple[S3Location, Entry]] = []
+    unreadable = 0
+    for at in _entries(s3, prefix):
+        try:
+            rows.append((at, _ledger(s3, at).read()))
+        except CodeGatewayError as error:  # the others are still of interest
+            unreadable += 1
+            print(f"{_text(at.uri)} cannot be read: {_text(error.args[0])}", file=sys.stderr)
     if options.json:
         print(json.dumps([_as_dict(at, entry) for at, entry in rows], indent=2))
-        return 0
+        return 1 if unreadable else 0
     for at, entry in rows:
-        print(f"{situation(entry):<24} {len(entry.attempts)} begun  {entry.model or '?':<26} {at.uri}")
+        model = _text(entry.model or "?")
+        print(f"{situation(entry):<24} {len(entry.attempts)} begun  {model:<26} {_text(at.uri)}")
     print(
-        f"Entries below {prefix.uri}: {len(rows)}" if rows else f"Nothing below {prefix.uri}: all is settled."
+        f"Entries below {_text(prefix.uri)}: {len(rows)}"
+        if rows or unreadable
+        else f"Nothing below {_text(prefix.uri)}: all is settled."
     )
-    return 0
+    return 1 if unreadable else 0
 
 
 def show_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
@@ -65,21 +78,21 @@ def show_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) 
     ledger = _ledger(s3, at)
     entry = ledger.read()
     if not entry:
-        print(f"There is no ledger entry at {at.uri}.", file=sys.stderr)
+        print(f"There is no ledger entry at {_text(at.uri)}.", file=sys.stderr)
         return 1
     if options.json:
         first, *fallbacks = [_shown(body) for body in ledger.requests()] or [None]
         chain = {"fallbacks": fallbacks} if fallbacks else {}
         print(json.dumps(_as_dict(at, entry) | {"request": first} | chain, indent=2))
         return 0
-    print(f"{at.uri}: {situation(entry)}")
-    print(f"fingerprint: {entry.fingerprint}")
+    print(f"{_text(at.uri)}: {situation(entry)}")
+    print(f"fingerprint: {_text(entry.fingerprint)}")
     for number, body in enumerate(ledger.requests()):
         if number:
             print(f"fallback {number}:")
-        for name, value in _shown(body).items():
-            print(f"{'  ' if number else ''}{name}: {value}")
-    print(describe_attempts(entry))
+        for name, value in (_shown(body) or {}).items():
+            print(f"{'  ' if number else ''}{_text(name)}: {_text(value)}")
+    print(_text(describe_attempts(entry)))
     return 0
 
 
@@ -89,11 +102,18 @@ def forget_entry(s3: S3Client, location: S3Location, options: argparse.Namespace
     ledger = _ledger(s3, at)
     entry = ledger.read()
     if not entry:
-        print(f"There is no ledger entry at {at.uri}.", file=sys.stderr)
+        print(f"There is no ledger entry at {_text(at.uri)}.", file=sys.stderr)
         return 1
-    print(f"{at.uri}: {situation(entry)}. {describe_attempts(entry)}")
+    print(f"{_text(at.uri)}: {situation(entry)}. {_text(describe_attempts(entry))}")
     if not options.yes:
         print("The next run may buy this clip again. Repeat with --yes to delete the entry.", file=sys.stderr)
+        return 1
+    if situation(entry) == "rendering" and not options.force:
+        print(
+            "A render of it is under way, and would be bought a second time. Wait for it, or repeat with --yes "
+            "--force.",
+            file=sys.stderr,
+        )
         return 1
     names = ledger.forget()
     print(f"Deleted {', '.join(names)}.")
@@ -105,7 +125,7 @@ def _entries(s3: S3Client, prefix: S3Location) -> Iterator[S3Location]:
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=prefix.bucket, Prefix=prefix.key):
         for item in page.get("Contents", []):
             entry, _, name = item["Key"].rpartition("/")
-            if entry != last and (name == "request.json" or MARKER_NAME.fullmatch(name)):
+            if entry != last and is_ledger_name(name):
                 last = entry
                 yield S3Location(prefix.bucket, f"{entry}/")
 
@@ -116,6 +136,25 @@ def _entry(location: S3Location) -> S3Location:
 
 def _ledger(s3: S3Client, at: S3Location) -> Ledger:
     return Ledger(s3, at)
+
+
+def _client(options: argparse.Namespace, connect: Connect) -> S3Client:
+    if options.profile is None and options.endpoint_url is None:
+        return connect(options.aws_conn_id)
+    import boto3
+
+    client: S3Client = boto3.Session(profile_name=options.profile).client(
+        "s3", endpoint_url=options.endpoint_url
+    )
+    return client
+
+
+def _text(value: object) -> str:
+    """What others wrote, with terminal escapes shown as text."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in str(value)
+    )
 
 
 def _as_dict(at: S3Location, entry: Entry) -> dict[str, Any]:
@@ -153,8 +192,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m airflow_provider_codegateway.ledger",
         description="What was bought for clips that are not in S3 yet.",
     )
-    parser.add_argument("--endpoint-url", help="of an S3 server other than AWS")
-    parser.add_argument("--profile", help="of the AWS configuration")
+    parser.add_argument(
+        "--aws-conn-id", default="aws_default", help="Airflow connection of the ledger (%(default)s)"
+    )
+    parser.add_argument("--endpoint-url", help="of an S3 server, with boto3's own credentials")
+    parser.add_argument("--profile", help="of the AWS configuration, in place of Airflow's connection")
     commands = parser.add_subparsers(required=True)
     for name, run, location, words in (
         ("list", list_entries, "s3://bucket or s3://bucket/ledger-prefix", "list every entry"),
@@ -165,6 +207,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("location", help=location)
         if run is forget_entry:
             command.add_argument("--yes", action="store_true", help="do not only say what would be deleted")
+            command.add_argument("--force", action="store_true", help="even if a render is under way")
         else:
             command.add_argument("--json", action="store_true", help="for machines")
         command.set_defaults(run=run)

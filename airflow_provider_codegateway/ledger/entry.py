@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -243,4 +244,4 @@ def money(entry: Entry) -> Bought:
 
 def forget_command(location: S3Location) -> str:
     """The command that deletes an entry."""
-    return f"python -m airflow_provider_codegateway.ledger forget {location.uri}"
+    return f"python -m airflow_provider_codegateway.ledger forget {shlex.quote(location.uri)}"
