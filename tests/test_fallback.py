@@ -790,6 +790,29 @@ class TestOperator:
             run(VEO, HAILUO, key="b.mp4")
         assert gateway.billed == 2
 
+    def test_two_tasks_that_defer_for_one_clip_buy_it_once(
+        self, gateway: Emulator, s3: S3Client, bucket: str
+    ) -> None:
+        """In one triggerer, with the first model down: one buys, the other waits, finds the clip, and buys nothing."""
+        gateway.fail_next(Fault.status(503), model=VEO, times=None)
+        tasks = [operator(bucket, deferrable=True) for _ in range(2)]
+        deferrals = []
+        for number, task in enumerate(tasks):
+            with pytest.raises(TaskDeferred) as deferred:
+                task.execute(context_of({}, f"r{number}"))
+            deferrals.append(deferred.value)
+
+        async def triggerer() -> list[Any]:
+            return await asyncio.gather(*(first_event(each.trigger) for each in deferrals))
+
+        events = asyncio.run(triggerer())
+        for number, (task, event) in enumerate(zip(tasks, events, strict=True)):
+            pushed: dict[str, Any] = {}
+            task.execute_complete(context_of(pushed, f"r{number}"), event)
+            assert pushed["clip"]["model"] == SEEDANCE
+        assert sorted(event["status"] for event in events) in (["gone", "stored"], ["stored", "stored"])
+        assert (gateway.billed, leftovers(s3, bucket)) == (1, [])
+
     def test_media_in_a_fallback_is_hidden(self, bucket: str) -> None:
         """In what Airflow stores and shows of the task."""
         image = base64.b64encode(png() * 20).decode()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
     from airflow_provider_codegateway.clip import ClipSpec
+    from airflow_provider_codegateway.gateway import Buyer
     from airflow_provider_codegateway.models import VideoRequest
 
 
@@ -121,14 +122,7 @@ class CodeGatewayVideoHook(BaseHook):
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
         account = self._account(connection)
-        buyer, *fallback_buyers = [
-            MeteredBuyer(
-                gateway,
-                each.model,
-                None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
-            )
-            for each in spec.members
-        ]
+        buyer, *fallback_buyers = metered(gateway, spec, account)
         return Purchase(
             spec,
             s3=s3,
@@ -212,6 +206,18 @@ class CodeGatewayVideoHook(BaseHook):
 
 _NO_EXTRA = frozenset({"", "{}", "null"})
 """What Airflow takes for no extra. Of what is no JSON it logs a traceback, and goes on without."""
+
+
+def metered(buyer: Buyer, spec: ClipSpec, account: Account) -> list[MeteredBuyer]:
+    """What buys a render of each model of a chain, counted under its name and at its price."""
+    return [
+        MeteredBuyer(
+            buyer,
+            each.model,
+            None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
+        )
+        for each in spec.members
+    ]
 
 
 def settings_of(connection: Connection, where: str) -> GatewaySettings:
