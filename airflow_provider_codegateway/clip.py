@@ -18,6 +18,7 @@ DEFAULT_LEDGER_PREFIX = "_codegateway/"
 """Where the ledger is kept in the clip's bucket."""
 
 IfExists = Literal["reuse", "replace", "fail"]
+OnMismatch = Literal["warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
     return location
 
 
+def is_in_ledger(at: S3Location, ledger_prefix: str, clip_bucket: str) -> bool:
+    """Whether an object would be among those of a ledger, whose names are its own."""
+    root = split_uri(ledger_prefix) or S3Location(clip_bucket, ledger_prefix)
+    prefix = root.key.strip("/")
+    return bool(prefix) and at.bucket == root.bucket and at.key.startswith(f"{prefix}/")
+
+
 def run_identity(dag_id: str, run_id: str) -> str:
     """Who asks for a clip: a DAG run, in characters that S3 metadata takes.
 
@@ -105,11 +113,13 @@ class Member:
 
     :param priced_by: the parameters of its request that its price depends on; None if they are not known here.
     :param fingerprint: of its request alone.
+    :param wanted: what the clip's facts are held against; see ``facts.wanted_of``.
     """
 
     model: str
     priced_by: Mapping[str, Any] | None = None
     fingerprint: str | None = None
+    wanted: Mapping[str, Any] | None = None
 
 
 PassedOver = Mapping[str, str]
@@ -133,6 +143,7 @@ class ClipSpec:
     :param asked_by: the task instance, for the journal.
     :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
     :param max_cost: what the clip may cost at most, in the price list's currency.
+    :param wanted: what the clip's facts are held against; see ``facts.wanted_of``. None if that is not known here.
     :param first_fingerprint: of the first model's request alone; that of the whole, if left out.
     :param fallbacks: the models to ask, in this order, if the first provably sells nothing.
     :param fallback_on: for which reasons; see ``gateway.fallback``.
@@ -152,6 +163,7 @@ class ClipSpec:
     asked_by: TaskRun = TaskRun()
     priced_by: Mapping[str, Any] | None = None
     max_cost: str | None = None
+    wanted: Mapping[str, Any] | None = None
     first_fingerprint: str | None = None
     fallbacks: tuple[Member, ...] = ()
     fallback_on: tuple[str, ...] = ()
@@ -167,7 +179,9 @@ class ClipSpec:
     def members(self) -> tuple[Member, ...]:
         """The whole chain: the first model and its fallbacks."""
         fingerprint = self.first_fingerprint or self.fingerprint
-        first = Member(model=self.model, priced_by=self.priced_by, fingerprint=fingerprint)
+        first = Member(
+            model=self.model, priced_by=self.priced_by, fingerprint=fingerprint, wanted=self.wanted
+        )
         return (first, *self.fallbacks)
 
     def is_request_of(self, marks: Marks) -> bool:
@@ -177,6 +191,13 @@ class ClipSpec:
         """
         ours = {self.fingerprint, *(each.fingerprint for each in self.members)}
         return not ours.isdisjoint({marks.fingerprint, marks.member} - {None})
+
+    def wanted_of(self, marks: Marks) -> Mapping[str, Any] | None:
+        """What the facts of an object are held against: the request of the model that made it."""
+        for member in self.members:
+            if member.fingerprint in (marks.member, marks.fingerprint):
+                return member.wanted
+        return self.wanted
 
     def is_requested_by(self, requester: str | None) -> bool:
         """Whether this name, of an object or a ledger's marker, is that of whoever asks for this clip."""
@@ -202,6 +223,7 @@ class ClipSpec:
             "asked_by": asdict(self.asked_by),
             "priced_by": None if self.priced_by is None else dict(self.priced_by),
             "max_cost": self.max_cost,
+            "wanted": None if self.wanted is None else dict(self.wanted),
             **(chain if self.fallbacks else {}),
         }
 
@@ -221,6 +243,45 @@ class ClipSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was measured of a clip.
+
+    :param width: in pixels, as shown: turned, and stretched where pixels are not square.
+    :param duration: in seconds; None if the index does not say.
+    :param fps: frames a second, on average.
+    :param codec: of the picture, such as ``h264``.
+    :param audio: whether there is sound, be it silence.
+    """
+
+    width: int
+    height: int
+    duration: float | None
+    fps: float | None
+    codec: str
+    audio: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for XCom."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self | None:
+        """The inverse of ``as_dict``; None if these are no facts."""
+        try:
+            width, height, codec, audio = (values[name] for name in ("width", "height", "codec", "audio"))
+            seconds = [values[name] for name in ("duration", "fps")]
+        except KeyError:
+            return None
+        is_right = all(type(each) is int for each in (width, height)) and isinstance(codec, str)
+        is_right &= isinstance(audio, bool) and all(
+            each is None or type(each) in (int, float) for each in seconds
+        )
+        if not is_right:
+            return None
+        return cls(width=width, height=height, duration=seconds[0], fps=seconds[1], codec=codec, audio=audio)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip in S3: what the XCom ``clip`` holds.
 
@@ -232,6 +293,10 @@ class Clip:
     :param renders_bought_here: how many of them by this DAG run, in whichever of its tries.
     :param reused: whether the clip was found in place.
     :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
+    :param facts: what it measures, as ``Facts.as_dict``; None if that could not be read.
+    :param mismatches: how it differs from what was asked for, a short sentence each.
+    :param poster: the ``s3://`` URI of its first picture, where that was asked for.
+    :param last_frame: the same of its last one.
     :param fallback: the models that were passed over for it, and why; None if its request has no fallbacks.
     """
 
@@ -248,11 +313,15 @@ class Clip:
     reused: bool
     renders_bought_here: int = 0
     cost: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] | None = None
+    mismatches: Sequence[str] = ()
+    poster: str | None = None
+    last_frame: str | None = None
     fallback: Sequence[PassedOver] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
-        return asdict(self)
+        return {**asdict(self), "mismatches": list(self.mismatches)}
 
     @classmethod
     def is_dict_of(cls, values: Mapping[str, Any]) -> bool:
@@ -288,6 +357,7 @@ class Marks:
     renders_bought: int
     buyers: tuple[str, ...] = ()
     cost: Mapping[str, Any] | None = None
+    facts: Facts | None = None
     member: str | None = None
     fallback: Sequence[PassedOver] = ()
 
@@ -301,7 +371,8 @@ class Marks:
             "render-seconds": None if self.render_seconds is None else round(self.render_seconds, 3),
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
-            "cost": None if self.cost is None else json.dumps(dict(self.cost), separators=(",", ":")),
+            "cost": None if self.cost is None else _compact(self.cost),
+            "facts": None if self.facts is None else _compact(self.facts.as_dict()),
             "member": self.member,
             "fallback": json.dumps([*self.fallback], separators=(",", ":")) if self.fallback else None,
         }
@@ -319,10 +390,20 @@ class Marks:
             render_seconds=_float(found.get("render-seconds")),
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
-            cost=cost if isinstance(cost := _json(found.get("cost")), dict) else None,
+            cost=_object(found.get("cost")),
+            facts=Facts.from_dict(_object(found.get("facts")) or {}),
             member=found.get("member"),
             fallback=tuple(passed) if isinstance(passed := _json(found.get("fallback")), list) else (),
         )
+
+
+def _compact(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), separators=(",", ":"))
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    value = _json(text)
+    return value if isinstance(value, dict) else None
 
 
 def _json(text: str | None) -> Any:

@@ -15,6 +15,7 @@
     ├── RenderOutcomeUnknown  perhaps  sent, and no whole answer               retried by Airflow
     ├── ClipTransferError     yes      download or upload failed               retried by Airflow
     ├── ClipExpired           yes      the link expired before storing         retried by Airflow
+    ├── ClipMismatch          yes      stored, and not what was asked for      fails the task
     └── RenderLimitReached    yes      max_renders is used up                  fails the task
 
 "Fails the task" means an ``AirflowFailException``: Airflow does not retry what a retry cannot help.
@@ -166,6 +167,15 @@ class ClipTransferError(CodeGatewayError):
 
 class ClipExpired(CodeGatewayError):
     """The clip was rendered, and its link ran out before the clip was stored."""
+
+    bought = Bought.YES
+
+
+class ClipMismatch(CodeGatewayError, AirflowFailException):
+    """The clip is stored, kept, and not what was asked for. It is never bought again by itself.
+
+    Raised with ``on_mismatch="fail"`` only. The differences are in the XCom ``clip`` as well, as ``mismatches``.
+    """
 
     bought = Bought.YES
 

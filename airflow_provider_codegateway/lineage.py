@@ -130,6 +130,17 @@ def openlineage(inputs: Sequence[str], clip: Clip) -> OperatorLineage[Any, Any] 
         currency: str
         assumed: list[str]
 
+    @define
+    class CodeGatewayFactsOutputDatasetFacet(OutputDatasetFacet):
+        """What the clip measures, as in the XCom ``clip``."""
+
+        width: int
+        height: int
+        duration: float | None
+        fps: float | None
+        codec: str
+        audio: bool
+
     cost = {}
     if clip.cost is not None:
         cost["codegateway_cost"] = CodeGatewayCostOutputDatasetFacet(
@@ -138,6 +149,9 @@ def openlineage(inputs: Sequence[str], clip: Clip) -> OperatorLineage[Any, Any] 
             currency=clip.cost["currency"],
             assumed=list(clip.cost["assumed"]),
         )
+    facts = {}
+    if clip.facts is not None:
+        facts["codegateway_facts"] = CodeGatewayFactsOutputDatasetFacet(**clip.facts)
     output = OutputDataset(
         namespace=f"s3://{clip.bucket}",
         name=clip.key,
@@ -150,6 +164,7 @@ def openlineage(inputs: Sequence[str], clip: Clip) -> OperatorLineage[Any, Any] 
                 size=clip.bytes, fileCount=1
             ),
             **cost,
+            **facts,
         },
     )
     return OperatorLineage(

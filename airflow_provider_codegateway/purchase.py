@@ -23,13 +23,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks, PassedOver
+from airflow_provider_codegateway.clip import Clip, ClipSpec, Facts, Marks, PassedOver
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
@@ -42,6 +42,7 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
     StorageUnavailable,
 )
+from airflow_provider_codegateway.facts import differences, read_stored_facts
 from airflow_provider_codegateway.gateway import Buyer, Receipt, reason_to_fall_back
 from airflow_provider_codegateway.ledger import (
     Claim,
@@ -189,6 +190,9 @@ class Purchase:
         # What this DAG run stored before is its own work, also with if_exists="replace".
         is_own = is_same_request and self.spec.is_requested_by(marks.requester)
         if is_own or (is_same_request and self.spec.if_exists == "reuse"):
+            facts = marks.facts or read_stored_facts(
+                self._s3, target, size=head["ContentLength"], limits=self._limits
+            )
             return Clip(
                 bucket=target.bucket,
                 key=target.key,
@@ -203,6 +207,8 @@ class Purchase:
                 fingerprint=marks.fingerprint or self.spec.fingerprint,
                 reused=True,
                 cost=marks.cost,
+                facts=None if facts is None else facts.as_dict(),
+                mismatches=self._differences(facts, marks),
                 fallback=self._fallback(marks),
             )
         if self.spec.if_exists == "replace":
@@ -550,9 +556,9 @@ class Purchase:
             receipt.url,
             s3=self._s3,
             target=self.spec.target,
-            metadata=marks.as_metadata(),
+            metadata=lambda facts: replace(marks, facts=facts).as_metadata(),
             upload_args=self.spec.upload_args,
-            expires_at=receipt.expires_at,
+            expires_at=self._runs_out(number, receipt),
             limits=self._limits,
         )
         showing_life = asyncio.create_task(self._show_life(number))
@@ -575,6 +581,13 @@ class Purchase:
             await asyncio.wait({showing_life})
         await to_the_end("ledger", self._settle, number, receipt)
         return self._clip(stored, marks)
+
+    def _runs_out(self, number: int, receipt: Receipt) -> float | None:
+        """Until when the link may be refused and live all the same; None if that is not known."""
+        if receipt.expires_at is not None:
+            return receipt.expires_at
+        rendered = next((each.rendered for each in self._attempts if each.number == number), None)
+        return None if rendered is None else rendered.timestamp() + self._limits.link_patience
 
     async def _show_life(self, number: int) -> None:
         """Tell other runs that this transfer is alive, if it takes longer than most."""
@@ -631,8 +644,14 @@ class Purchase:
             fingerprint=self.spec.fingerprint,
             reused=False,
             cost=marks.cost,
+            facts=None if stored.facts is None else stored.facts.as_dict(),
+            mismatches=self._differences(stored.facts, marks),
             fallback=self._fallback(marks),
         )
+
+    def _differences(self, facts: Facts | None, marks: Marks) -> tuple[str, ...]:
+        wanted = self.spec.wanted_of(marks)
+        return () if facts is None or wanted is None else differences(facts, wanted, self._limits)
 
     def _fallback(self, marks: Marks) -> list[PassedOver] | None:
         return [*marks.fallback] if self.spec.fallbacks else None

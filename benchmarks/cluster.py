@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_provider_codegateway.emulator import RemoteEmulator
+from benchmarks.clip_server import mp4_head
 from demo.airflow_server import AirflowServer
 from demo.postgres import postgres
 from demo.sandbox import BUCKET, PROJECT, Sandbox
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 WAYS = ("deferrable", "transfer_in_worker", "blocking", "naive_trigger", "quickstart")
 OURS = "deferrable"
-CLIP = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(3_000_000)
+CLIP = mp4_head(3_000_000).ljust(3_000_000, b"\0")
 BLOCKED = "async thread was blocked"
 _FINISHED = re.compile(
     r"^(\S+) .*Workload finished.*?duration=([\d.]+).*workload_type=ExecuteTask", re.MULTILINE

@@ -8,11 +8,21 @@ import sqlite3
 import textwrap
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.emulator import RemoteEmulator
-from demo.clips import Shape, WrongClip, check
+from demo.clips import (
+    LARGEST_DISTANCE,
+    Shape,
+    WrongClip,
+    check,
+    distance,
+    first_picture,
+    last_picture,
+    measure,
+)
 from demo.sandbox import BUCKET, PROJECT, SET_UP, Sandbox
 
 if TYPE_CHECKING:
@@ -26,8 +36,9 @@ DAGS = (
     "codegateway_marketing_pipeline",
     "codegateway_decorator",
     "codegateway_prompt_from_task",
+    "codegateway_chain",
 )
-CLIPS = 12
+CLIPS = 15
 """How many clips these make."""
 MANIFEST = "spring/manifest.json"
 
@@ -63,6 +74,7 @@ def run(sandbox: Sandbox) -> None:
     OUTPUT.mkdir()
     shapes = [_fetch(sandbox, result) for result in results]
     _check_manifest(sandbox, results)
+    _check_chain(sandbox)
     with closing(RemoteEmulator(sandbox.emulator_url)) as emulator:
         billed = emulator.billed
     if billed != CLIPS:
@@ -104,6 +116,18 @@ def _check_manifest(sandbox: Sandbox, results: Sequence[Result]) -> None:
     made = {result.clip["key"] for result in results if result.clip["key"].startswith("spring/")}
     if listed != made:
         raise WrongClip(f"{MANIFEST} lists {sorted(listed)} instead of {sorted(made)}.")
+
+
+def _check_chain(sandbox: Sandbox) -> None:
+    """Each scene begins with the last picture of the one before, and the story is all of them."""
+    scenes = [OUTPUT / f"chain-scene-{number}.mp4" for number in (1, 2, 3)]
+    for before, after in pairwise(scenes):
+        if (apart := distance(last_picture(before), first_picture(after))) > LARGEST_DISTANCE:
+            raise WrongClip(f"{after.name} begins {apart:.1f} of 255 away from the end of {before.name}.")
+    story = OUTPUT / "chain-story.mp4"
+    sandbox.s3.download_file(BUCKET, "chain/story.mp4", str(story))
+    if (seconds := measure(story).seconds) != sum(measure(scene).seconds for scene in scenes):
+        raise WrongClip(f"{story.name} lasts {seconds:g} s.")
 
 
 def _table(results: Sequence[Result], shapes: Sequence[Shape]) -> str:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from media_samples import png
+from media_samples import mp4_of, png
 from moto.core.authorization import enable_iam_authentication
 from moto.server import ThreadedMotoServer
 
@@ -216,7 +216,9 @@ def emulator_parser() -> argparse.ArgumentParser:
 def check_pip(words: list[str]) -> None:
     install, *packages = words
     assert install == "install"
-    assert all(re.fullmatch(r"airflow-provider-codegateway(\[emulator\])?", name) for name in packages)
+    assert all(
+        re.fullmatch(r"airflow-provider-codegateway(\[(emulator|media)\])?", name) for name in packages
+    )
 
 
 CHECKS: dict[str, Callable[[list[str]], object]] = {
@@ -641,7 +643,7 @@ def account() -> Iterator[Account]:
 @pytest.fixture
 def clip(account: Account, gateway: Emulator, monkeypatch: pytest.MonkeyPatch, no_pauses: None) -> Any:
     """Makes a clip as the user whom only the policy allows anything."""
-    gateway.serve_clip(b"\0\0\0\x18ftypmp42" + bytes(9 * 1024 * 1024))
+    gateway.serve_clip(mp4_of(9 * 1024 * 1024))
     codegateway = {"conn_type": "codegateway", "host": gateway.url, "password": gateway.api_key}
     aws = {"conn_type": "aws", **account.user, "extra": account.place}
     monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(codegateway))

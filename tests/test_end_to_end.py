@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
+from media_samples import mp4_of
 from stats_server import StatsServer
 
 from airflow_provider_codegateway import metrics
@@ -45,7 +46,7 @@ LINK_SECONDS = float(os.environ.get("CODEGATEWAY_E2E_LINK_SECONDS", "15"))
 SLOTS = 4
 DEADLINE = max(45, CLIPS)
 """Seconds after which the renders of a lost triggerer are given up, but for the claim's margin."""
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(300_000)
+MP4 = mp4_of(300_000)
 
 
 class Cluster:

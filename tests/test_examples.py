@@ -8,11 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import av
 import pytest
 from airflow_run import AIRFLOW, load_dags, run_dag
 
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
-from demo.clips import Shape, WrongClip, check, measure
+from demo.clips import (
+    LARGEST_DISTANCE,
+    Shape,
+    WrongClip,
+    check,
+    distance,
+    first_picture,
+    last_picture,
+    measure,
+)
 from demo.run import CLIPS, DAGS
 
 # A run of these needs a scheduler or a person: they are in `make up`, and not in `make demo`.
@@ -129,6 +139,28 @@ def test_prompt_from_task_is_what_the_task_wrote(bag: DagBag, bucket: str, gatew
 
 
 @pytest.mark.usefixtures("connections")
+def test_a_chain_goes_on_where_it_stopped(
+    bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator, tmp_path: Path
+) -> None:
+    """Each clip begins with the last picture of the one before; joined, no picture is missing or encoded anew."""
+    assert run_dag(bag.dags["codegateway_chain"], run_conf={"bucket": bucket}).state == "success"
+    assert gateway.billed == 3
+    names = ("scene-1", "scene-2", "scene-3", "story")
+    for name in names:
+        s3.download_file(bucket, f"chain/{name}.mp4", str(tmp_path / name))
+    one, two, three, story = (tmp_path / name for name in names)
+    assert distance(last_picture(one), first_picture(two)) < LARGEST_DISTANCE
+    assert distance(last_picture(two), first_picture(three)) < LARGEST_DISTANCE
+    assert measure(story) == Shape(1280, 720, 12.0, None)
+    assert packets(story) == [*packets(one), *packets(two), *packets(three)]
+
+
+def packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+@pytest.mark.usefixtures("connections")
 def test_publish_copies_the_clips_of_the_events(
     bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator
 ) -> None:
@@ -160,8 +192,8 @@ def test_approval_comes_before_the_render(bag: DagBag) -> None:
 def test_demo_knows_how_many_clips_there_are() -> None:
     """The demo counts the clips of all examples: a missing one must not pass unseen."""
     products = list(csv.DictReader((INPUT / "products.csv").open()))
-    seasons, prompts = 2, 1
-    assert 1 + 3 + 1 + len(products) + seasons + prompts == CLIPS
+    seasons, prompts, scenes = 2, 1, 3
+    assert 1 + 3 + 1 + len(products) + seasons + prompts + scenes == CLIPS
 
 
 def test_demo_refuses_a_wrong_clip(gateway: Emulator, tmp_path: Path) -> None:

@@ -18,11 +18,10 @@ import crash_runner
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, TaskDeferred
 from airflow_run import run_dag
-from clip_server import make_clip
 from crash_runner import FALLBACK_POINTS, KEY, Job
 from hypothesis import given
 from hypothesis import strategies as st
-from media_samples import png
+from media_samples import mp4_of, png
 
 from airflow_provider_codegateway import exceptions
 from airflow_provider_codegateway.clip import Clip, Marks, S3Location
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
 CHAIN = (VEO, SEEDANCE, HAILUO)
-CLIP = make_clip(2000)
+CLIP = mp4_of(4000)
 
 
 # The requests of a chain.

@@ -16,6 +16,7 @@ import crash_runner
 import pytest
 from botocore.config import Config
 from crash_runner import HASTY, KEY, Job
+from media_samples import mp4
 from moto.server import ThreadedMotoServer
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict, deny, down, once
 
@@ -50,7 +51,7 @@ from airflow_provider_codegateway.limits import LIMITS
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 BODY = {"model": "google/veo-3.1-fast", "prompt": "p"}
 LEDGER = f"_codegateway/{KEY}/"
 RECEIPT = Receipt(url="https://cdn.example.com/x.mp4?sig=s", model="m", render_seconds=120.5, created=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -24,6 +25,7 @@ from airflow_provider_codegateway.clip import (
     ClipSpec,
     IfExists,
     Member,
+    OnMismatch,
     S3Location,
     TaskRun,
     clip_location,
@@ -31,11 +33,13 @@ from airflow_provider_codegateway.clip import (
 )
 from airflow_provider_codegateway.exceptions import (
     Bought,
+    ClipMismatch,
     CodeGatewayError,
     InvalidRequest,
     RenderOutcomeUnknown,
     from_dict,
 )
+from airflow_provider_codegateway.facts import Beside, put_beside, wanted_of
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
@@ -95,7 +99,7 @@ class GenerateVideoOperator(BaseOperator):
 
     Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
     key, uri, model, bytes, sha256, created, render_seconds, renders_bought, renders_bought_here, fingerprint,
-    reused, cost, fallback``. The same facts are the extra of the asset events of its ``outlets``; an
+    reused, cost, facts, mismatches, fallback``. The same facts are the extra of the asset events of its ``outlets``; an
     ``AssetAlias`` there becomes the clip's URI.
 
     What can be refused for free is refused before any money is spent. Once the gateway has answered, no
@@ -132,6 +136,16 @@ class GenerateVideoOperator(BaseOperator):
         refuses this request), or both.
     :param dry_run: make all checks, push what the clip would cost as XCom ``estimate``, and skip the task. Nothing is
         bought.
+    :param on_mismatch: what to do if the clip is not what was asked for: another shape, length or resolution, or no
+        sound. ``warn``: say so in the log and in the XCom ``clip``. ``fail``: fail the task as well. The clip is kept
+        either way, and never bought again by itself.
+    :param poster_key: where the first picture of the clip goes: a key in the clip's bucket, a whole
+        ``s3://bucket/key``, or a suffix of ``s3_key`` such as ``.jpg``; JPEG or PNG, by how it ends. Needs the extra
+        ``media`` on the workers.
+    :param last_frame_key: the same for its last picture, for a next clip to go on from.
+    :param sidecar_key: the same for a JSON document that says where the clip comes from.
+    :param check_content: look for a black picture, one that never moves, and sound that is silent. Needs the extra
+        ``media``.
     :param deferrable: wait in the triggerer, and hold no worker slot for the render.
     """
 
@@ -145,6 +159,9 @@ class GenerateVideoOperator(BaseOperator):
         "ledger_prefix",
         "s3_extra_args",
         "max_cost",
+        "poster_key",
+        "last_frame_key",
+        "sidecar_key",
         "fallbacks",
         "fallback_on",
     )
@@ -180,6 +197,11 @@ class GenerateVideoOperator(BaseOperator):
         fallbacks: Fallbacks = None,
         fallback_on: Sequence[str] | str = ("unavailable",),
         dry_run: bool = False,
+        on_mismatch: OnMismatch = "warn",
+        poster_key: str | None = None,
+        last_frame_key: str | None = None,
+        sidecar_key: str | None = None,
+        check_content: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -205,11 +227,18 @@ class GenerateVideoOperator(BaseOperator):
         self.fallbacks = fallbacks
         self.fallback_on = fallback_on
         self.dry_run_only = dry_run
+        self.on_mismatch = on_mismatch
+        self.poster_key = poster_key
+        self.last_frame_key = last_frame_key
+        self.sidecar_key = sidecar_key
+        self.check_content = check_content
         self.deferrable = deferrable
         if if_exists not in ("reuse", "replace", "fail"):
             raise InvalidRequest(
                 f"if_exists={if_exists!r} is not supported. Use 'reuse', 'replace' or 'fail'."
             )
+        if on_mismatch not in ("warn", "fail"):
+            raise InvalidRequest(f"on_mismatch={on_mismatch!r} is not supported. Use 'warn' or 'fail'.")
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {max_renders!r}.")
         if not isinstance(max_cost, str):
@@ -218,6 +247,7 @@ class GenerateVideoOperator(BaseOperator):
         self._prompt_is_given = prompt is not None and prompt != ""
         self._call: BlockingCall | None = None
         self._inputs: list[str] = []
+        self._shown_requests: dict[str, Any] = {}
         self._clip: Clip | None = None
         self._is_killed = False
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
@@ -261,13 +291,19 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return self._run(context or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context or {})
             raise
 
-    def _report(self, error: CodeGatewayError) -> None:
-        """Count and log what a failure cost. The rest of it Airflow logs, with a traceback."""
+    def _report(self, error: CodeGatewayError, context: Context) -> None:
+        """Count and log what a failure cost, and leave it for the clip's page. The rest of it Airflow logs."""
         metrics.failed(error, self.model)
         self.log.error("%s", error.bought.value)
+        if self.do_xcom_push and "ti" in context:
+            told = {"class": type(error).__name__, "message": error.args[0], "bought": error.bought.value}
+            try:
+                context["ti"].xcom_push(key="clip_error", value=told)
+            except Exception as failure:  # the error itself matters more
+                self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
         if isinstance(error, AirflowFailException):
             # The author has something to change. The message says what, and our frames would only hide it.
             error.__suppress_context__ = True
@@ -282,6 +318,8 @@ class GenerateVideoOperator(BaseOperator):
         requests = self._requests()
         spec = self._spec(requests, context)
         lineage.require_assets(self.outlets, spec.target)
+        self._beside()  # refuses for free
+        self._shown_requests = {each.model: each.shown() for each in requests}
         purchase = self.hook.purchase(spec, s3=self._s3)
         if self.dry_run_only:
             self._estimate(purchase.preview(*requests), spec, context)
@@ -352,7 +390,7 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return self._take_over(context, event, deferred or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context)
             raise
 
     def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
@@ -386,7 +424,7 @@ class GenerateVideoOperator(BaseOperator):
                 raise
             reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
             unknown = self._unknown_outcome(reason, context)
-            self._report(unknown)
+            self._report(unknown, context)
             raise unknown from error
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
@@ -430,10 +468,14 @@ class GenerateVideoOperator(BaseOperator):
 
     def _to_remember(self) -> dict[str, Any]:
         """Plain values for the process that resumes. Airflow stores them, so they must hold nothing secret."""
-        return {"inputs": self._inputs}
+        remembered: dict[str, Any] = {"inputs": self._inputs}
+        if self.sidecar_key:
+            remembered["requests"] = self._shown_requests
+        return remembered
 
     def _resume(self, deferred: dict[str, Any]) -> None:
         self._inputs = deferred.get("inputs", [])
+        self._shown_requests = deferred.get("requests", {})
 
     def _find(self, deferred: dict[str, Any]) -> Clip | None:
         """The clip that this task deferred for, if it is in place."""
@@ -477,6 +519,7 @@ class GenerateVideoOperator(BaseOperator):
                 model=each.model,
                 priced_by=PricedRender.parameters(each.body()),
                 fingerprint=each.fingerprint(),
+                wanted=wanted_of(each.body()),
             )
             for each in requests
         ]
@@ -493,6 +536,7 @@ class GenerateVideoOperator(BaseOperator):
             asked_by=_asked_by(context),
             priced_by=first.priced_by,
             max_cost=self._checked_max_cost(),
+            wanted=first.wanted,
             first_fingerprint=first.fingerprint if fallbacks else None,
             fallbacks=tuple(fallbacks),
             fallback_on=self._checked_fallback_on() if fallbacks else (),
@@ -542,6 +586,7 @@ class GenerateVideoOperator(BaseOperator):
 
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
+        clip = self._put_beside(clip, context)
         if clip.fallback:
             passed = ", ".join(f"{each['model']}: {each['reason']}" for each in clip.fallback)
             self.log.warning("It was rendered by the fallback %s (%s).", clip.model, passed)
@@ -552,8 +597,54 @@ class GenerateVideoOperator(BaseOperator):
             # The connection too: Airflow keeps the rendered arguments of the last runs only.
             facts = {**clip.as_dict(), "aws_conn_id": self.aws_conn_id}
             context["ti"].xcom_push(key="clip", value=facts)
+        self._require_match(clip)
         lineage.add_asset_events(self.outlets, context, clip)
         return clip.key
+
+    def _beside(self) -> Beside:
+        """What is wanted beside the clip.
+
+        :raises InvalidRequest: it cannot be had.
+        """
+        return Beside.of(
+            clip_location(self.s3_key, self.s3_bucket),
+            poster_key=self.poster_key,
+            last_frame_key=self.last_frame_key,
+            sidecar_key=self.sidecar_key,
+            looks_inside=self.check_content,
+            ledger_prefix=self.ledger_prefix,
+        )
+
+    def _put_beside(self, clip: Clip, context: Context) -> Clip:
+        try:
+            beside = self._beside()
+        except InvalidRequest as error:  # resumed on a worker where it cannot be had
+            self.log.warning("The clip is stored without what was wanted beside it: %s", error.args[0])
+            return clip
+        return put_beside(
+            self._s3,
+            clip,
+            beside,
+            request=self._shown_requests.get(clip.model),
+            asked_by=asdict(_asked_by(context)),
+            upload_args=self.s3_extra_args or {},
+            limits=self.hook.limits,
+        )
+
+    def _require_match(self, clip: Clip) -> None:
+        """:raises ClipMismatch: the clip is not what was asked for, and that is to fail the task."""
+        if clip.facts is None:
+            self.log.warning("What %s measures could not be read: it was not compared.", clip.uri)
+        if not clip.mismatches:
+            return
+        words = " ".join(clip.mismatches)
+        if self.on_mismatch == "fail":
+            raise ClipMismatch(
+                f"The clip at {clip.uri} is not what was asked for. {words} It is kept, and will not be bought again. "
+                "To take it as it is, set on_mismatch='warn'; to render anew, delete it.",
+                bought=Bought.YES if clip.renders_bought_here else Bought.NO,
+            )
+        self.log.warning("The clip at %s is not what was asked for. %s", clip.uri, words)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What the OpenLineage provider asks for when the task has succeeded."""
