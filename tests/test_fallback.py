@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from media_samples import mp4_of, png
 
 from airflow_provider_codegateway import exceptions
-from airflow_provider_codegateway.clip import Clip, Marks, S3Location
+from airflow_provider_codegateway.clip import Clip, Facts, Marks, S3Location
 from airflow_provider_codegateway.decorators.video import generate_video_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.emulator.faults import catalogue
@@ -161,6 +161,7 @@ def test_what_a_clip_says_of_itself_fits_into_its_metadata() -> None:
         renders_bought=100,
         buyers=("r" * 32,) * 30,
         cost=cost,
+        facts=Facts(width=3840, height=2160, duration=12.0416666, fps=23.9760239, codec="h264", audio=False),
         member=fingerprint,
         fallback=[{"model": model, "reason": "unknown model (404)"}] * MAX_FALLBACKS,
     )
@@ -239,6 +240,7 @@ FAULTS: dict[str, Fault | ClipFault] = {
     "leading_whitespace": Fault.leading_whitespace(),
     "early_expiry": Fault.early_expiry(0),
     "container": Fault.container("webm"),
+    "wrong_clip": Fault.wrong_clip("small"),
     "clip.break_after": ClipFault.break_after(0),
     "clip.no_length": ClipFault.no_length(),
     "clip.slow": ClipFault.slow(1_000_000),
