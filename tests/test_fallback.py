@@ -188,11 +188,15 @@ def every_error() -> Iterable[CodeGatewayError]:
                 yield error
 
 
+def told(error: CodeGatewayError) -> tuple[int, Bought]:
+    return vars(error).get("status", 0), error.bought
+
+
 @pytest.mark.parametrize("fallback_on", [(), *((each,) for each in FALLBACK_ON), FALLBACK_ON], ids="+".join)
 def test_only_the_rows_of_the_table_reach_the_next_model(fallback_on: tuple[str, ...]) -> None:
     """Unlisted means: no other model."""
     reasons = {
-        (type(error), vars(error).get("status"), error.bought): reason
+        (RequestRejected if isinstance(error, RequestRejected) else type(error), *told(error)): reason
         for error in every_error()
         if (reason := reason_to_fall_back(error, fallback_on))
     }
