@@ -16,7 +16,9 @@
     ├── ClipTransferError     yes      download or upload failed               retried by Airflow
     ├── ClipExpired           yes      the link expired before storing         retried by Airflow
     ├── ClipMismatch          yes      stored, and not what was asked for      fails the task
-    └── RenderLimitReached    yes      max_renders is used up                  fails the task
+    ├── RenderLimitReached    yes      max_renders is used up                  fails the task
+    └── BatchIncomplete       by rows  more rows failed than tolerated         retried by Airflow
+        └── BatchRefused      by rows  the same, and a retry cannot help       fails the task
 
 "Fails the task" means an ``AirflowFailException``: Airflow does not retry what a retry cannot help.
 """
@@ -187,6 +189,35 @@ class RenderLimitReached(CodeGatewayError, AirflowFailException):
     """
 
     bought = Bought.YES
+
+
+class BatchIncomplete(CodeGatewayError):
+    """More rows of a batch ended without a clip than ``tolerated_failures`` allows. The manifest names each.
+
+    :param renders: how many renders this DAG run has bought for the batch.
+    :param perhaps: how many more it may have bought.
+    """
+
+    def __init__(self, message: str, *, renders: int = 0, perhaps: int = 0) -> None:
+        super().__init__(message)
+        self.renders = renders
+        self.perhaps = perhaps
+        self.bought = Bought.PERHAPS if perhaps else Bought.YES if renders else Bought.NO
+
+    @property
+    def money(self) -> str:
+        """How many renders were bought, in a sentence."""
+        if not self.renders and not self.perhaps:
+            return Bought.NO.value
+        known = "1 render was bought" if self.renders == 1 else f"{self.renders:,} renders were bought"
+        return f"{known}, and {self.perhaps:,} more may have been." if self.perhaps else f"{known}."
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n{self.money}"
+
+
+class BatchRefused(BatchIncomplete, AirflowFailException):
+    """As ``BatchIncomplete``, and another attempt would end the same way: there is something to change first."""
 
 
 def from_dict(error: dict[str, Any]) -> CodeGatewayError:

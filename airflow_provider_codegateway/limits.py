@@ -90,6 +90,18 @@ class Limits:
     look_timeout: float = 120.0
     """A clip of 12 s in 1080p takes about a second."""
 
+    # The batch.
+    longest_pause: float = 900.0
+    """A longer ``Retry-After`` ends the batch; what it has not begun is left to Airflow's retries."""
+    transfer_attempts: int = 3
+    """Of a clip that is paid for."""
+    errors_shown: int = 5
+    """In the message of a batch that failed. The manifest has all of them."""
+    problems_shown: int = 100
+    """Rows that are wrong, in the message that refuses a batch. The task's log has all of them."""
+    manifest_patience: float = 60.0
+    """For how long the manifest is written again while S3 fails."""
+
     # The trigger.
     earliest_event: float = 5.0
     """A trigger runs at least this long.
