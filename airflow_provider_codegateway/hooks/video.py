@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
     from airflow_provider_codegateway.clip import ClipSpec
-    from airflow_provider_codegateway.gateway import Buyer
     from airflow_provider_codegateway.models import VideoRequest
 
 
@@ -125,7 +124,7 @@ class CodeGatewayVideoHook(BaseHook):
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
         account = self._account(connection)
-        buyer, *fallback_buyers = metered(gateway, spec, account)
+        buyer, *fallback_buyers = _buyers(spec, gateway, account)
         return Purchase(
             spec,
             s3=s3,
@@ -251,20 +250,20 @@ class CodeGatewayVideoHook(BaseHook):
         return {name.replace("-", "_"): value for name, value in CONNECTION_BEHAVIOUR.items()}
 
 
-_NO_EXTRA = frozenset({"", "{}", "null"})
-"""What Airflow takes for no extra. Of what is no JSON it logs a traceback, and goes on without."""
-
-
-def metered(buyer: Buyer, spec: ClipSpec, account: Account) -> list[MeteredBuyer]:
-    """What buys a render of each model of a chain, counted under its name and at its price."""
+def _buyers(spec: ClipSpec, gateway: Gateway, account: Account) -> list[MeteredBuyer]:
+    """What buys a render of each model of a chain."""
     return [
         MeteredBuyer(
-            buyer,
+            gateway,
             each.model,
             None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
         )
         for each in spec.members
     ]
+
+
+_NO_EXTRA = frozenset({"", "{}", "null"})
+"""What Airflow takes for no extra. Of what is no JSON it logs a traceback, and goes on without."""
 
 
 def settings_of(connection: Connection, where: str) -> GatewaySettings:
