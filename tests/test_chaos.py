@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import crash_runner
 import pytest
-from crash_runner import HASTY, KEY, Ended, Job
+from crash_runner import HASTY, KEY, MODEL, Ended, Job
 from media_samples import mp4_of
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict
 
@@ -75,6 +75,7 @@ CLIP_FAULTS: tuple[Fault | ClipFault, ...] = (
     ClipFault.html(),
     ClipFault.redirect(),
 )
+FALLBACKS = ("bytedance/seedance-2.0", "minimax/hailuo-2.3-fast")
 VERDICTS = (Verdict.DROP, Verdict.LOSE)
 
 
@@ -106,9 +107,11 @@ def run_once(job: Job, *, killed_after: float | None) -> Ended:
     return crash_runner.finish(process, connection)
 
 
+@pytest.mark.parametrize("fallbacks", [(), FALLBACKS], ids=["one model", "chain"])
 @pytest.mark.parametrize("seed", range(SEED, SEED + RUNS))
 def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about_money(
     seed: int,
+    fallbacks: tuple[str, ...],
     gateway: Emulator,
     proxy: S3Proxy,
     s3: S3Client,
@@ -134,6 +137,11 @@ def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about
         deadline=3.0,
         limits=replace(HASTY, read_timeout=1.0, first_backoff=0.01, max_backoff=0.1, transfer_timeout=20.0),
     )
+    if fallbacks:
+        job = replace(job, fallbacks=fallbacks, retries=0)
+        for model in (MODEL, *fallbacks[:1]):
+            fault = Fault.status(chance.choice((404, 429, 503)))
+            gateway.fail_next(fault, model=model, times=chance.choice((1, 2, 4)))
     story: list[str] = []
     with proxy.ruled(bad_days(chance)):
         for number in range(RETRIES):
@@ -150,6 +158,9 @@ def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about
             if ended.clip or (ended.error and ended.error not in RETRIED):
                 break
     assert gateway.billed <= job.max_renders, story
+    paid = {render.model for render in gateway.ledger if render.billed_at}
+    assert len(paid) <= 1, story  # what may have been bought stays with its model
+    assert not ended.clip or ended.clip.model in paid, story
     stored = {item["Key"] for item in s3.list_objects_v2(Bucket=bucket).get("Contents", [])}
     if ended.clip:
         body = s3.get_object(Bucket=bucket, Key=KEY)["Body"].read()

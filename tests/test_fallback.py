@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from media_samples import mp4_of, png
 
 from airflow_provider_codegateway import exceptions
-from airflow_provider_codegateway.clip import Clip, Marks, S3Location
+from airflow_provider_codegateway.clip import Clip, Facts, Marks, S3Location
 from airflow_provider_codegateway.decorators.video import generate_video_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.emulator.faults import catalogue
@@ -162,6 +162,7 @@ def test_what_a_clip_says_of_itself_fits_into_its_metadata() -> None:
         renders_bought=100,
         buyers=("r" * 32,) * 30,
         cost=cost,
+        facts=Facts(width=3840, height=2160, duration=12.0416666, fps=23.9760239, codec="h264", audio=False),
         member=fingerprint,
         fallback=[{"model": model, "reason": "unknown model (404)"}] * MAX_FALLBACKS,
     )
@@ -188,11 +189,15 @@ def every_error() -> Iterable[CodeGatewayError]:
                 yield error
 
 
+def told(error: CodeGatewayError) -> tuple[int, Bought]:
+    return vars(error).get("status", 0), error.bought
+
+
 @pytest.mark.parametrize("fallback_on", [(), *((each,) for each in FALLBACK_ON), FALLBACK_ON], ids="+".join)
 def test_only_the_rows_of_the_table_reach_the_next_model(fallback_on: tuple[str, ...]) -> None:
     """Unlisted means: no other model."""
     reasons = {
-        (type(error), vars(error).get("status"), error.bought): reason
+        (RequestRejected if isinstance(error, RequestRejected) else type(error), *told(error)): reason
         for error in every_error()
         if (reason := reason_to_fall_back(error, fallback_on))
     }
@@ -244,7 +249,7 @@ FAULTS: dict[str, Fault | ClipFault] = {
     "leading_whitespace": Fault.leading_whitespace(),
     "early_expiry": Fault.early_expiry(0),
     "container": Fault.container("webm"),
-    "wrong_clip": Fault.wrong_clip("short"),
+    "wrong_clip": Fault.wrong_clip("small"),
     "clip.break_after": ClipFault.break_after(0),
     "clip.no_length": ClipFault.no_length(),
     "clip.slow": ClipFault.slow(1_000_000),
@@ -794,6 +799,29 @@ class TestOperator:
         with pytest.raises(InvalidTarget, match="the clip of another request"):
             run(VEO, HAILUO, key="b.mp4")
         assert gateway.billed == 2
+
+    def test_two_tasks_that_defer_for_one_clip_buy_it_once(
+        self, gateway: Emulator, s3: S3Client, bucket: str
+    ) -> None:
+        """In one triggerer, with the first model down: one buys, the other waits, finds the clip, and buys nothing."""
+        gateway.fail_next(Fault.status(503), model=VEO, times=None)
+        tasks = [operator(bucket, deferrable=True) for _ in range(2)]
+        deferrals = []
+        for number, task in enumerate(tasks):
+            with pytest.raises(TaskDeferred) as deferred:
+                task.execute(context_of({}, f"r{number}"))
+            deferrals.append(deferred.value)
+
+        async def triggerer() -> list[Any]:
+            return await asyncio.gather(*(first_event(each.trigger) for each in deferrals))
+
+        events = asyncio.run(triggerer())
+        for number, (task, event) in enumerate(zip(tasks, events, strict=True)):
+            pushed: dict[str, Any] = {}
+            task.execute_complete(context_of(pushed, f"r{number}"), event)
+            assert pushed["clip"]["model"] == SEEDANCE
+        assert sorted(event["status"] for event in events) in (["gone", "stored"], ["stored", "stored"])
+        assert (gateway.billed, leftovers(s3, bucket)) == (1, [])
 
     def test_media_in_a_fallback_is_hidden(self, bucket: str) -> None:
         """In what Airflow stores and shows of the task."""

@@ -473,6 +473,23 @@ class TestCommand:
         assert (status, "Nothing was released" in err) == (1, True)
         execute(bucket, "b.mp4", model=VEO, prompt="p")
 
+    def test_estimates_a_chain_at_its_dearest(
+        self, spend: Spend, tmp_path: Path, bucket: str, command: Any
+    ) -> None:
+        """The amount is that of the first model; a fallback without a price makes the worst unknown."""
+        spend()
+        rows = tmp_path / "rows.csv"
+        rows.write_text(
+            f"model,prompt,duration,fallbacks\n{SEEDANCE},one,8,{VEO}\n{SEEDANCE},two,8,acme/new\n"
+        )
+        status, out, _ = command("estimate", str(rows), "--format", "json", place=[])
+        found = json.loads(out)
+        assert (status, found["amount"], found["at_most"], found["unpriced"]) == (0, "0.592", None, 1)
+        assert [(row["amount"], row["at_most"]) for row in found["rows"]] == [
+            ("0.296", "0.88"),
+            ("0.296", None),
+        ]
+
     def test_estimates_a_file_of_rows(self, spend: Spend, tmp_path: Path, bucket: str, command: Any) -> None:
         """By the price list of the connection; every wrong row is listed at once."""
         spend()
