@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from airflow_provider_codegateway.exceptions import InvalidRequest
 
@@ -108,11 +108,30 @@ class TaskRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model of a chain: the first, or a fallback.
+
+    :param priced_by: the parameters of its request that its price depends on; None if they are not known here.
+    :param fingerprint: of its request alone.
+    :param wanted: what the clip's facts are held against; see ``facts.wanted_of``.
+    """
+
+    model: str
+    priced_by: Mapping[str, Any] | None = None
+    fingerprint: str | None = None
+    wanted: Mapping[str, Any] | None = None
+
+
+PassedOver = Mapping[str, str]
+"""A model that provably sold nothing, and why the next one was asked: ``{"model": …, "reason": …}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipSpec:
     """One clip to be made: where it goes, for whom, and on which terms. Nothing in it is secret or large.
 
     :param model: of the request.
-    :param fingerprint: of the request, its media resolved; see ``VideoRequest.fingerprint``.
+    :param fingerprint: of the request, its media resolved; see ``models.chain_fingerprint``.
     :param target: where the clip goes.
     :param requester: who asks for it; see ``run_identity``.
     :param former_requester: the same as the first versions named it; see ``task_identity``. A trigger need not
@@ -125,6 +144,9 @@ class ClipSpec:
     :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
     :param max_cost: what the clip may cost at most, in the price list's currency.
     :param wanted: what the clip's facts are held against; see ``facts.wanted_of``. None if that is not known here.
+    :param first_fingerprint: of the first model's request alone; that of the whole, if left out.
+    :param fallbacks: the models to ask, in this order, if the first provably sells nothing.
+    :param fallback_on: for which reasons; see ``gateway.fallback``.
     :raises InvalidRequest: a customer's own encryption key is among the arguments: it could not be kept out of
         Airflow's database.
     """
@@ -142,6 +164,9 @@ class ClipSpec:
     priced_by: Mapping[str, Any] | None = None
     max_cost: str | None = None
     wanted: Mapping[str, Any] | None = None
+    first_fingerprint: str | None = None
+    fallbacks: tuple[Member, ...] = ()
+    fallback_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if secret := sorted(name for name in self.upload_args if name.startswith("SSECustomer")):
@@ -150,12 +175,41 @@ class ClipSpec:
                 "Use a KMS key."
             )
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The whole chain: the first model and its fallbacks."""
+        fingerprint = self.first_fingerprint or self.fingerprint
+        first = Member(
+            model=self.model, priced_by=self.priced_by, fingerprint=fingerprint, wanted=self.wanted
+        )
+        return (first, *self.fallbacks)
+
+    def is_request_of(self, marks: Marks) -> bool:
+        """Whether an object is the clip of this request, or of one of its models alone.
+
+        So a clip that is stored stays what it was when fallbacks are added, changed or removed.
+        """
+        ours = {self.fingerprint, *(each.fingerprint for each in self.members)}
+        return not ours.isdisjoint({marks.fingerprint, marks.member} - {None})
+
+    def wanted_of(self, marks: Marks) -> Mapping[str, Any] | None:
+        """What the facts of an object are held against: the request of the model that made it."""
+        for member in self.members:
+            if member.fingerprint in (marks.member, marks.fingerprint):
+                return member.wanted
+        return self.wanted
+
     def is_requested_by(self, requester: str | None) -> bool:
         """Whether this name, of an object or a ledger's marker, is that of whoever asks for this clip."""
         return requester is not None and requester in (self.requester, self.former_requester)
 
     def as_arguments(self) -> dict[str, Any]:
         """Plain values, under the names that triggers are stored with."""
+        chain = {
+            "first_fingerprint": self.first_fingerprint,
+            "fallbacks": [asdict(each) for each in self.fallbacks],
+            "fallback_on": [*self.fallback_on],
+        }
         return {
             "bucket": self.target.bucket,
             "key": self.target.key,
@@ -170,6 +224,7 @@ class ClipSpec:
             "priced_by": None if self.priced_by is None else dict(self.priced_by),
             "max_cost": self.max_cost,
             "wanted": None if self.wanted is None else dict(self.wanted),
+            **(chain if self.fallbacks else {}),
         }
 
     @classmethod
@@ -181,6 +236,8 @@ class ClipSpec:
             requester=rest.pop("run"),
             upload_args=rest.pop("extra_args"),
             asked_by=TaskRun(**rest.pop("asked_by", {})),  # a trigger that an earlier version stored has none
+            fallbacks=tuple(Member(**each) for each in rest.pop("fallbacks", ())),
+            fallback_on=tuple(rest.pop("fallback_on", ())),
             **rest,
         )
 
@@ -240,6 +297,7 @@ class Clip:
     :param mismatches: how it differs from what was asked for, a short sentence each.
     :param poster: the ``s3://`` URI of its first picture, where that was asked for.
     :param last_frame: the same of its last one.
+    :param fallback: the models that were passed over for it, and why; None if its request has no fallbacks.
     """
 
     bucket: str
@@ -259,6 +317,7 @@ class Clip:
     mismatches: Sequence[str] = ()
     poster: str | None = None
     last_frame: str | None = None
+    fallback: Sequence[PassedOver] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
@@ -286,6 +345,7 @@ class Marks:
     """What the object of a clip says of itself in its metadata.
 
     :param requester: who stored it; see ``run_identity``.
+    :param member: the fingerprint of the rendering model's request alone, if it is of a chain.
     :param buyers: who asked for each render, the last ones if they were many; those of the first versions are unknown.
     """
 
@@ -298,6 +358,8 @@ class Marks:
     buyers: tuple[str, ...] = ()
     cost: Mapping[str, Any] | None = None
     facts: Facts | None = None
+    member: str | None = None
+    fallback: Sequence[PassedOver] = ()
 
     def as_metadata(self) -> dict[str, str]:
         """The object's metadata, ASCII."""
@@ -311,6 +373,8 @@ class Marks:
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
             "cost": None if self.cost is None else _compact(self.cost),
             "facts": None if self.facts is None else _compact(self.facts.as_dict()),
+            "member": self.member,
+            "fallback": json.dumps([*self.fallback], separators=(",", ":")) if self.fallback else None,
         }
         return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -321,13 +385,15 @@ class Marks:
         return cls(
             fingerprint=found.get("fingerprint"),
             requester=found.get("run"),
-            model=found.get("model"),
+            model=unquote(found["model"]) if "model" in found else None,
             created=_float(found.get("created")),
             render_seconds=_float(found.get("render-seconds")),
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
             cost=_object(found.get("cost")),
             facts=Facts.from_dict(_object(found.get("facts")) or {}),
+            member=found.get("member"),
+            fallback=tuple(passed) if isinstance(passed := _json(found.get("fallback")), list) else (),
         )
 
 
@@ -336,11 +402,15 @@ def _compact(values: Mapping[str, Any]) -> str:
 
 
 def _object(text: str | None) -> dict[str, Any] | None:
+    value = _json(text)
+    return value if isinstance(value, dict) else None
+
+
+def _json(text: str | None) -> Any:
     try:
-        value = json.loads(text or "null")
+        return json.loads(text or "null")
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _float(value: str | None) -> float | None:

@@ -139,13 +139,15 @@ class GatewayUnavailable(CodeGatewayError):
     """The gateway could not be reached, or began nothing (429, 503).
 
     :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
+    :param status: the HTTP status of CodeGateway's own answer; 0 if another answered in its place, or nobody.
     """
 
     bought = Bought.NO
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, status: int = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class RenderOutcomeUnknown(CodeGatewayError):

@@ -103,4 +103,5 @@ def last_picture(path: Path) -> av.VideoFrame:
 def distance(one: av.VideoFrame, other: av.VideoFrame) -> float:
     """How far two pictures of one size are from each other, on average of all pixels and colours, of 255."""
     pixels = [bytes(frame.reformat(format="rgb24").planes[0]) for frame in (one, other)]
-    return sum(abs(a - b) for a, b in zip(*pixels, strict=True)) / len(pixels[0])
+    differences: list[int] = [abs(a - b) for a, b in zip(*pixels, strict=True)]
+    return sum(differences) / len(differences)

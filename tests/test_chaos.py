@@ -41,7 +41,7 @@ RETRIED = {
 
 SMALL, LARGE = mp4_of(300_000), mp4_of(9_000_000)
 
-GATEWAY_FAULTS = (
+GATEWAY_FAULTS: tuple[Fault | ClipFault, ...] = (
     *(Fault.status(code) for code in (429, 503)),
     *(Fault.status(code, billed=billed) for code in (500, 502, 504) for billed in (False, True)),
     Fault.reset_before(),
@@ -55,7 +55,7 @@ GATEWAY_FAULTS = (
     Fault.leading_whitespace(),
     Fault.early_expiry(0),
 )
-CLIP_FAULTS = (
+CLIP_FAULTS: tuple[Fault | ClipFault, ...] = (
     ClipFault.break_after(0),
     ClipFault.break_after(100_000),
     ClipFault.break_after(200_000, reset=True),

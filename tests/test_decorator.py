@@ -273,6 +273,7 @@ def test_every_argument_of_the_request_can_be_returned() -> None:
         "ledger_prefix",
         "s3_extra_args",
         "max_cost",
+        "fallback_on",
     }
     assert set(RETURNABLE) <= operator
 

@@ -32,13 +32,13 @@ from moto.core.authorization import enable_iam_authentication
 from moto.server import ThreadedMotoServer
 
 from airflow_provider_codegateway import exceptions, gateway
-from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location, clip_location
+from airflow_provider_codegateway.clip import Clip, ClipSpec, Member, S3Location, clip_location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidRequest
 from airflow_provider_codegateway.gateway.settings import DEADLINE_FLOOR
 from airflow_provider_codegateway.get_provider_info import CONNECTION_FIELDS
 from airflow_provider_codegateway.inputs import MAX_BYTES
-from airflow_provider_codegateway.ledger import Ledger
+from airflow_provider_codegateway.ledger import Ledger, Turn
 from airflow_provider_codegateway.ledger import command as ledger_command
 from airflow_provider_codegateway.ledger.entry import situation
 from airflow_provider_codegateway.limits import LIMITS, MIB
@@ -216,7 +216,9 @@ def emulator_parser() -> argparse.ArgumentParser:
 def check_pip(words: list[str]) -> None:
     install, *packages = words
     assert install == "install"
-    assert all(re.fullmatch(r"airflow-provider-codegateway(\[(emulator|media)\])?", name) for name in packages)
+    assert all(
+        re.fullmatch(r"airflow-provider-codegateway(\[(emulator|media)\])?", name) for name in packages
+    )
 
 
 CHECKS: dict[str, Callable[[list[str]], object]] = {
@@ -295,11 +297,17 @@ def test_what_is_stored_has_the_fields_of_the_page(s3: S3Client, bucket: str) ->
     """A field that is renamed is a thing to say on upgrading."""
     (table,) = tables("stored", "where")
     described = {row[0].strip("`"): re.findall(r"`(\w+)`", row[2]) for row in table.rows}
-    spec = ClipSpec(model="m", fingerprint="f", target=S3Location(bucket, "a.mp4"), requester="r")
+    spec = ClipSpec(
+        model="m",
+        fingerprint="f",
+        target=S3Location(bucket, "a.mp4"),
+        requester="r",
+        fallbacks=(Member(model="n"),),
+    )
     receipt = gateway.Receipt(url="https://clips.example.com/a.mp4", model="m", render_seconds=120)
     entry = Ledger.of_clip(s3, spec)
-    entry.open({"model": "m"})
-    assert entry.claim(1, claim_seconds=330)
+    entry.open({"model": "m"}, {"model": "n"})
+    assert entry.claim(1, claim_seconds=330, turn=Turn(0, "m"))
     entry.keep(1, receipt)
     entry.show_life(1)
     entry.abandon(1, "the link expired", receipt=receipt)

@@ -288,5 +288,5 @@ def test_the_page_has_every_metric() -> None:
     names = {
         value for value in vars(metrics).values() if isinstance(value, str) and value[:12] == "codegateway."
     }
-    assert len(names) == 9
+    assert len(names) == 10
     assert set(re.findall(r"(?m)^\| `(codegateway\.[\w.]+)` \|", PAGE.read_text())) == names

@@ -56,7 +56,7 @@ def buy(gateway: Emulator, host: str) -> str:
 
 def store(url: str, s3: S3Client, bucket: str) -> int:
     target = S3Location(bucket, "a.mp4")
-    return Transfer(url, s3=s3, target=target, metadata={}, limits=HASTY).run().bytes
+    return Transfer(url, s3=s3, target=target, metadata=lambda facts: {}, limits=HASTY).run().bytes
 
 
 # Every proxy, for every use.

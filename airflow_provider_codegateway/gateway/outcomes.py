@@ -122,8 +122,19 @@ def classify_answer(
     if status in REJECTED:
         raise RequestRejected(f"{said}{_ADVICE.get(status, '')}", status=status)
     if status in UNAVAILABLE:
-        raise GatewayUnavailable(said, retry_after=_retry_after(headers.get("retry-after")))
+        retry_after = _retry_after(headers.get("retry-after"))
+        own_status = status if _is_own(answer) else 0
+        raise GatewayUnavailable(said, retry_after=retry_after, status=own_status)
     raise RenderOutcomeUnknown(said)
+
+
+def _is_own(answer: bytes) -> bool:
+    """Whether an error is in CodeGateway's envelope, and not the words of a proxy."""
+    try:
+        content = json.loads(answer)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("error"), str | dict)
 
 
 _ADVICE = {

@@ -121,11 +121,19 @@ class CodeGatewayVideoHook(BaseHook):
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
         account = self._account(connection)
-        cost = None if spec.priced_by is None else account.cost({"model": spec.model, **spec.priced_by})
+        buyer, *fallback_buyers = [
+            MeteredBuyer(
+                gateway,
+                each.model,
+                None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
+            )
+            for each in spec.members
+        ]
         return Purchase(
             spec,
             s3=s3,
-            buyer=MeteredBuyer(gateway, spec.model, cost),
+            buyer=buyer,
+            fallback_buyers=fallback_buyers,
             claim_seconds=gateway.settings.deadline,
             account=account,
             limits=self.limits,

@@ -2,8 +2,8 @@
 
 One entry is a handful of objects under ``<ledger_prefix><clip's key>/``::
 
-    request.json   what is to be rendered; gone when the clip is settled
-    n.started      whoever created it may POST render number n, and nobody else
+    request.json   what is to be rendered, fallbacks included; gone when the clip is settled
+    n.started      whoever created it may POST render number n, and nobody else; of a chain, with which model
     n.rendered     the gateway's answer, the receipt: from here on the render is never bought again
     n.delivering   written again and again while a run stores the clip; its age tells whether that run lives
     n.abandoned    render n ended without a clip, so that a successor need not wait for it
@@ -40,6 +40,7 @@ from airflow_provider_codegateway.ledger.entry import (
     SHOWN,
     Attempt,
     Entry,
+    Turn,
     entry_location,
     forget_command,
 )
@@ -113,12 +114,15 @@ class Ledger:
             limits=limits,
         )
 
-    def open(self, body: Mapping[str, Any]) -> None:
+    def open(self, body: Mapping[str, Any], *fallbacks: Mapping[str, Any]) -> None:
         """Write ``request.json``, if there is none yet. A request for which nothing was begun gives way.
 
         :param body: what will be sent to the gateway, media included.
+        :param fallbacks: what will be sent instead, in this order, if that provably sells nothing.
         """
         marker = {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
+        if fallbacks:
+            marker["fallbacks"] = [dict(each) for each in fallbacks]
         if self._create("request.json", marker):
             return
         entry = self.read()
@@ -127,23 +131,27 @@ class Ledger:
             self.withdraw()
             self._create("request.json", marker)
 
-    def request(self) -> dict[str, Any] | None:
-        """The request body that ``open`` wrote; None if the entry is gone, or is another's."""
+    def requests(self) -> list[dict[str, Any]]:
+        """The request bodies that ``open`` wrote; none if the entry is gone, or is another's."""
         request = self._get("request.json")
         if request is None or self.fingerprint not in ("", request["fingerprint"]):
-            return None
-        body: dict[str, Any] = request["body"]
-        return body
+            return []
+        return [request["body"], *request.get("fallbacks", [])]
 
-    def claim(self, number: int, *, claim_seconds: float) -> bool:
-        """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``."""
+    def claim(self, number: int, *, claim_seconds: float, turn: Turn | None = None) -> bool:
+        """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``.
+
+        :param turn: which model of a chain it is for; None if the request has no fallbacks.
+        """
         self._owner = uuid.uuid4().hex
-        marker = {
+        marker: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "run": self.requester,
             "owner": self._owner,
             "claim_seconds": claim_seconds,
         }
+        if turn is not None:
+            marker["turn"] = asdict(turn)
         name = f"{number}.started"
         # botocore repeats a PUT whose answer was lost, and is then told that the object exists.
         if not self._create(name, marker) and not self._owns(number):
@@ -166,6 +174,11 @@ class Ledger:
         alone = self._list()[1].keys() <= {"request.json", name}
         for each in ["request.json", name] if alone else [name]:
             self._delete([each])
+
+    def pass_on(self, number: int) -> None:
+        """Take back our claim, which provably bought nothing, and keep the request: another model is asked next."""
+        if self._owns(number):
+            self._delete([f"{number}.started"])
 
     def abandon(self, number: int, outcome: str, *, receipt: Receipt | None = None) -> None:
         """Write ``number.abandoned``: a successor need not wait for this render, nor use its receipt.
@@ -233,14 +246,16 @@ class Ledger:
                     outcome=str(ended.get("outcome", "")),
                     requester=str(started.get("run", "")),
                     owner=str(started.get("owner", "")),
+                    turn=_turn(started.get("turn")),
                 )
             )
         request = content.get("request.json")
         first = request or next(iter(content.values()), {})
+        turn = attempts[-1].turn if attempts else None
         return Entry(
             now=now,
             fingerprint=first.get("fingerprint"),
-            model=first.get("model"),
+            model=turn.model if turn else first.get("model"),
             open=request is not None,
             attempts=tuple(attempts),
         )
@@ -293,7 +308,7 @@ class Ledger:
         return now, {item["Key"][skip:]: item["LastModified"] for item in contents}
 
     def _seen(self, name: str) -> dict[str, Any] | None:
-        """A marker that was listed, less the request's body. Each is read once."""
+        """A marker that was listed, less the request's bodies. Each is read once."""
         etag = self._etags[name]
         if (name, etag) in self._markers:
             return self._markers[name, etag]
@@ -333,8 +348,8 @@ class Ledger:
         self._remember(name, written["ETag"], content)
 
     def _remember(self, name: str, etag: str, marker: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a marker, less the request's body: an entry is read every two seconds while another run is at work."""
-        kept = {key: value for key, value in marker.items() if key != "body"}
+        """Keep a marker, less its bodies: an entry is read every two seconds while another run is at work."""
+        kept = {key: value for key, value in marker.items() if key not in ("body", "fallbacks")}
         self._markers[name, etag] = kept
         return kept
 
@@ -387,6 +402,12 @@ class Ledger:
         except Exception as error:
             at = S3Location(self.location.bucket, self.location.key + name)
             raise storage_error(error, doing=doing, at=at, permission=permission) from error
+
+
+def _turn(written: Mapping[str, Any] | None) -> Turn | None:
+    if written is None:
+        return None
+    return Turn(written["index"], written["model"], tuple(written.get("passed_over", ())))
 
 
 class _PartialDelete(Exception):

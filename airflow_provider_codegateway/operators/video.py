@@ -24,6 +24,7 @@ from airflow_provider_codegateway.clip import (
     Clip,
     ClipSpec,
     IfExists,
+    Member,
     OnMismatch,
     S3Location,
     TaskRun,
@@ -42,7 +43,13 @@ from airflow_provider_codegateway.facts import Beside, put_beside, wanted_of
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
-from airflow_provider_codegateway.models import PORTABLE, build_request, placeholder
+from airflow_provider_codegateway.models import (
+    PORTABLE,
+    Fallbacks,
+    build_chain,
+    chain_fingerprint,
+    placeholder,
+)
 from airflow_provider_codegateway.s3 import read_object
 from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount, show_amount
 
@@ -92,7 +99,7 @@ class GenerateVideoOperator(BaseOperator):
 
     Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
     key, uri, model, bytes, sha256, created, render_seconds, renders_bought, renders_bought_here, fingerprint,
-    reused, cost, facts, mismatches``. The same facts are the extra of the asset events of its ``outlets``; an
+    reused, cost, facts, mismatches, fallback``. The same facts are the extra of the asset events of its ``outlets``; an
     ``AssetAlias`` there becomes the clip's URI.
 
     What can be refused for free is refused before any money is spent. Once the gateway has answered, no
@@ -123,6 +130,10 @@ class GenerateVideoOperator(BaseOperator):
     :param s3_extra_args: for the upload, as S3Hook's ``extra_args``: ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass`` and the like. Encryption holds for the ledger as well.
     :param max_cost: what the clip may cost at most, in the price list's currency: ``"0.80"``, never a float.
+    :param fallbacks: models to ask, in this order, if the first provably sold nothing. Each is a model, or a dict of a
+        ``model`` and overrides; all else it takes over. After a render that may have been bought, none is ever asked.
+    :param fallback_on: when: ``"unavailable"`` (a model is down, busy or unknown to the gateway), ``"rejected"`` (it
+        refuses this request), or both.
     :param dry_run: make all checks, push what the clip would cost as XCom ``estimate``, and skip the task. Nothing is
         bought.
     :param on_mismatch: what to do if the clip is not what was asked for: another shape, length or resolution, or no
@@ -151,13 +162,16 @@ class GenerateVideoOperator(BaseOperator):
         "poster_key",
         "last_frame_key",
         "sidecar_key",
+        "fallbacks",
+        "fallback_on",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json", "fallbacks": "json"}
     ui_color = "#e8e4f3"
     operator_extra_links = (ClipLink(),)
 
     image = HidesMedia()
     parameters = HidesMedia()
+    fallbacks = HidesMedia()
 
     def __init__(
         self,
@@ -180,6 +194,8 @@ class GenerateVideoOperator(BaseOperator):
         ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
         s3_extra_args: dict[str, Any] | None = None,
         max_cost: str | Decimal | None = None,
+        fallbacks: Fallbacks = None,
+        fallback_on: Sequence[str] | str = ("unavailable",),
         dry_run: bool = False,
         on_mismatch: OnMismatch = "warn",
         poster_key: str | None = None,
@@ -208,6 +224,8 @@ class GenerateVideoOperator(BaseOperator):
         self.ledger_prefix = ledger_prefix
         self.s3_extra_args = s3_extra_args
         self.max_cost = max_cost
+        self.fallbacks = fallbacks
+        self.fallback_on = fallback_on
         self.dry_run_only = dry_run
         self.on_mismatch = on_mismatch
         self.poster_key = poster_key
@@ -229,7 +247,7 @@ class GenerateVideoOperator(BaseOperator):
         self._prompt_is_given = prompt is not None and prompt != ""
         self._call: BlockingCall | None = None
         self._inputs: list[str] = []
-        self._shown_request: dict[str, Any] | None = None
+        self._shown_requests: dict[str, Any] = {}
         self._clip: Clip | None = None
         self._is_killed = False
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
@@ -273,13 +291,19 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return self._run(context or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context or {})
             raise
 
-    def _report(self, error: CodeGatewayError) -> None:
-        """Count and log what a failure cost. The rest of it Airflow logs, with a traceback."""
+    def _report(self, error: CodeGatewayError, context: Context) -> None:
+        """Count and log what a failure cost, and leave it for the clip's page. The rest of it Airflow logs."""
         metrics.failed(error, self.model)
         self.log.error("%s", error.bought.value)
+        if self.do_xcom_push and "ti" in context:
+            told = {"class": type(error).__name__, "message": error.args[0], "bought": error.bought.value}
+            try:
+                context["ti"].xcom_push(key="clip_error", value=told)
+            except Exception as failure:  # the error itself matters more
+                self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
         if isinstance(error, AirflowFailException):
             # The author has something to change. The message says what, and our frames would only hide it.
             error.__suppress_context__ = True
@@ -291,16 +315,16 @@ class GenerateVideoOperator(BaseOperator):
         from airflow_provider_codegateway.gateway import BlockingCall
 
         self.hook.get_settings()  # before any image is fetched
-        request = self._request()
-        spec = self._spec(request, context)
+        requests = self._requests()
+        spec = self._spec(requests, context)
         lineage.require_assets(self.outlets, spec.target)
         self._beside()  # refuses for free
-        self._shown_request = request.shown()
+        self._shown_requests = {each.model: each.shown() for each in requests}
         purchase = self.hook.purchase(spec, s3=self._s3)
         if self.dry_run_only:
-            self._estimate(purchase.preview(request), context)
+            self._estimate(purchase.preview(*requests), spec, context)
         if self.deferrable and self._can_resume(context):
-            clip = purchase.begin(request)
+            clip = purchase.begin(*requests)
             if clip is None:
                 self._require_not_killed(spec)
                 self._defer(spec)
@@ -311,7 +335,7 @@ class GenerateVideoOperator(BaseOperator):
         self._call = BlockingCall()
         self._require_not_killed(spec)
         try:
-            clip = self._call.run(purchase.complete(request))
+            clip = self._call.run(purchase.complete(*requests))
         except asyncio.CancelledError:
             raise RenderOutcomeUnknown(
                 f"The task was stopped from outside while working on {spec.target.uri}. The ledger at "
@@ -319,26 +343,29 @@ class GenerateVideoOperator(BaseOperator):
             ) from None
         return self._hand_over(clip, context)
 
-    def _estimate(self, preview: Preview, context: Context) -> NoReturn:
+    def _estimate(self, preview: Preview, spec: ClipSpec, context: Context) -> NoReturn:
         """Push the estimate and skip: what comes after needs a clip, and an asset event would announce one."""
-        cost = None if preview.cost is None else preview.cost.as_dict()
-        target = clip_location(self.s3_key, self.s3_bucket)
-        estimate = {
-            "uri": target.uri,
+        cheapest, dearest = preview.cheapest, preview.dearest
+        estimate: dict[str, Any] = {
+            "uri": spec.target.uri,
             "model": self.model,
             "renders": 0 if preview.is_paid else 1,
-            "cost": cost,
+            "cost": preview.offers[0].as_dict()["cost"],
         }
+        if spec.fallbacks:
+            estimate["cheapest"] = cheapest and cheapest.as_dict()
+            estimate["dearest"] = dearest and dearest.as_dict()
         if "ti" in context:
             context["ti"].xcom_push(key="estimate", value=estimate)
         if preview.is_paid:
             words = "nothing: the clip is paid for already"
-        elif preview.cost is None or preview.cost.amount is None:
+        elif cheapest is None or dearest is None or cheapest.cost is None or dearest.cost is None:
             words = "an amount that the price list does not tell"
         else:
-            words = f"{show_amount(preview.cost.amount)} {preview.cost.currency}"
+            amounts = dict.fromkeys(map(show_amount, (cheapest.cost.amount, dearest.cost.at_most)))
+            words = f"{' to '.join(map(str, amounts))} {cheapest.cost.currency}"
         raise AirflowSkipException(
-            f"dry_run=True: a clip for {target.uri} would cost {words}. Nothing was bought."
+            f"dry_run=True: a clip for {spec.target.uri} would cost {words}. Nothing was bought."
         )
 
     def _can_resume(self, context: Context) -> bool:
@@ -363,7 +390,7 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return self._take_over(context, event, deferred or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context)
             raise
 
     def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
@@ -397,7 +424,7 @@ class GenerateVideoOperator(BaseOperator):
                 raise
             reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
             unknown = self._unknown_outcome(reason, context)
-            self._report(unknown)
+            self._report(unknown, context)
             raise unknown from error
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
@@ -443,12 +470,12 @@ class GenerateVideoOperator(BaseOperator):
         """Plain values for the process that resumes. Airflow stores them, so they must hold nothing secret."""
         remembered: dict[str, Any] = {"inputs": self._inputs}
         if self.sidecar_key:
-            remembered["request"] = self._shown_request
+            remembered["requests"] = self._shown_requests
         return remembered
 
     def _resume(self, deferred: dict[str, Any]) -> None:
         self._inputs = deferred.get("inputs", [])
-        self._shown_request = deferred.get("request")
+        self._shown_requests = deferred.get("requests", {})
 
     def _find(self, deferred: dict[str, Any]) -> Clip | None:
         """The clip that this task deferred for, if it is in place."""
@@ -476,20 +503,29 @@ class GenerateVideoOperator(BaseOperator):
                 "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."
             )
 
-    def _request(self) -> VideoRequest:
-        """What is to be rendered: validated, and every image and video read. All of it for free."""
+    def _requests(self) -> tuple[VideoRequest, ...]:
+        """What is to be rendered, and the fallbacks: validated, and every image and video read. All of it for free."""
         if self._prompt_is_given and (self.prompt is None or self.prompt == ""):
             raise InvalidRequest(placeholder(self.prompt))
         arguments = {name: reveal(getattr(self, name)) for name in PORTABLE}
-        request = build_request(self.model, **arguments)
+        requests = build_chain(self.model, reveal(self.fallbacks), **arguments)
         clip_location(self.s3_key, self.s3_bucket)  # refused before an image is fetched in vain
-        return self._with_media(request)
+        return self._with_media(requests)
 
-    def _spec(self, request: VideoRequest, context: Context) -> ClipSpec:
+    def _spec(self, requests: tuple[VideoRequest, ...], context: Context) -> ClipSpec:
         requester, former_requester = _requesters(context)
+        first, *fallbacks = [
+            Member(
+                model=each.model,
+                priced_by=PricedRender.parameters(each.body()),
+                fingerprint=each.fingerprint(),
+                wanted=wanted_of(each.body()),
+            )
+            for each in requests
+        ]
         return ClipSpec(
-            model=request.model,
-            fingerprint=request.fingerprint(),
+            model=first.model,
+            fingerprint=chain_fingerprint(requests),
             target=clip_location(self.s3_key, self.s3_bucket),
             requester=requester,
             former_requester=former_requester,
@@ -498,10 +534,24 @@ class GenerateVideoOperator(BaseOperator):
             ledger_prefix=self.ledger_prefix,
             upload_args=self.s3_extra_args or {},
             asked_by=_asked_by(context),
-            priced_by=PricedRender.parameters(request.body()),
+            priced_by=first.priced_by,
             max_cost=self._checked_max_cost(),
-            wanted=wanted_of(request.body()),
+            wanted=first.wanted,
+            first_fingerprint=first.fingerprint if fallbacks else None,
+            fallbacks=tuple(fallbacks),
+            fallback_on=self._checked_fallback_on() if fallbacks else (),
         )
+
+    def _checked_fallback_on(self) -> tuple[str, ...]:
+        from airflow_provider_codegateway.gateway import FALLBACK_ON
+
+        given = self.fallback_on.split(",") if isinstance(self.fallback_on, str) else self.fallback_on
+        reasons = tuple(each.strip() if isinstance(each, str) else each for each in given or ())
+        if not reasons or any(each not in FALLBACK_ON for each in reasons):
+            raise InvalidRequest(
+                f"fallback_on={self.fallback_on!r} is not supported. Use 'unavailable', 'rejected' or both."
+            )
+        return reasons
 
     def _checked_max_cost(self) -> str | None:
         if self.max_cost is None or self.max_cost == "":
@@ -511,14 +561,20 @@ class GenerateVideoOperator(BaseOperator):
         except ValueError as error:
             raise InvalidRequest(f"max_cost {error}.") from None
 
-    def _with_media(self, request: VideoRequest) -> VideoRequest:
+    def _with_media(self, requests: tuple[VideoRequest, ...]) -> tuple[VideoRequest, ...]:
+        found: dict[tuple[str, MediaField], str] = {}
+
         def read(reference: str, field: MediaField) -> str:
-            if uri := lineage.input_uri(reference):
-                self._inputs.append(uri)
-            return resolve(reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3)
+            if (reference, field) not in found:
+                if (uri := lineage.input_uri(reference)) and uri not in self._inputs:
+                    self._inputs.append(uri)
+                found[reference, field] = resolve(
+                    reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3
+                )
+            return found[reference, field]
 
         self._inputs = []
-        return request.with_media(read)
+        return tuple(request.with_media(read) for request in requests)
 
     def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
         return read_object(self._s3, S3Location(bucket, key), limit)
@@ -531,8 +587,11 @@ class GenerateVideoOperator(BaseOperator):
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
         clip = self._put_beside(clip, context)
+        if clip.fallback:
+            passed = ", ".join(f"{each['model']}: {each['reason']}" for each in clip.fallback)
+            self.log.warning("It was rendered by the fallback %s (%s).", clip.model, passed)
         self._clip = clip
-        metrics.clip_delivered(clip.model, size=clip.bytes, reused=clip.reused)
+        metrics.clip_delivered(clip)
         lineage.collect_hook_lineage(self, self._inputs, clip)
         if self.do_xcom_push and "ti" in context:
             # The connection too: Airflow keeps the rendered arguments of the last runs only.
@@ -566,7 +625,7 @@ class GenerateVideoOperator(BaseOperator):
             self._s3,
             clip,
             beside,
-            request=self._shown_request,
+            request=self._shown_requests.get(clip.model),
             asked_by=asdict(_asked_by(context)),
             upload_args=self.s3_extra_args or {},
             limits=self.hook.limits,
