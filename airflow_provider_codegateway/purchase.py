@@ -605,6 +605,8 @@ class Purchase:
         # A transfer of this clip that was killed could not abort its upload.
         leftovers = open_uploads(self._s3, self.spec.target) if may_have_leftovers else []
         stored = transfer.run()
+        if stored.may_leave_uploads:
+            leftovers = open_uploads(self._s3, self.spec.target)
         abort_uploads(self._s3, self.spec.target, leftovers)
         return stored
 
