@@ -21,6 +21,10 @@ class Limits:
     """A longer ``Retry-After`` is left to Airflow's retries, which hold no worker slot."""
     max_answer_bytes: int = MIB
     """An answer is a few hundred bytes of JSON; anything longer is not an answer."""
+    max_error_bytes: int = 64 * 1024
+    """The rest of an error is not read."""
+    answer_silence: float = 1.0
+    """After which an answer that is whole is taken as it is, though its connection is held open."""
 
     # The ledger.
     poll_interval: float = 2.0
@@ -89,6 +93,18 @@ class Limits:
     """A longer clip is not copied to the worker's disk, and has no pictures."""
     look_timeout: float = 120.0
     """A clip of 12 s in 1080p takes about a second."""
+
+    # The batch.
+    longest_pause: float = 900.0
+    """A longer ``Retry-After`` ends the batch; what it has not begun is left to Airflow's retries."""
+    transfer_attempts: int = 3
+    """Of a clip that is paid for."""
+    errors_shown: int = 5
+    """In the message of a batch that failed. The manifest has all of them."""
+    problems_shown: int = 100
+    """Rows that are wrong, in the message that refuses a batch. The task's log has all of them."""
+    manifest_patience: float = 60.0
+    """For how long the manifest is written again while S3 fails."""
 
     # The trigger.
     earliest_event: float = 5.0

@@ -44,6 +44,12 @@ SMALL, LARGE = mp4_of(300_000), mp4_of(9_000_000)
 GATEWAY_FAULTS: tuple[Fault | ClipFault, ...] = (
     *(Fault.status(code) for code in (429, 503)),
     *(Fault.status(code, billed=billed) for code in (500, 502, 504) for billed in (False, True)),
+    Fault.foreign("envoy"),
+    Fault.foreign("heroku"),
+    Fault.foreign("rate_limiter", billed=True),
+    Fault.redirect(),
+    Fault.cut_upload(413),
+    Fault.cut_upload(None),
     Fault.reset_before(),
     Fault.reset_after(),
     Fault.hang(),

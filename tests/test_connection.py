@@ -87,7 +87,7 @@ ANSWERS: list[tuple[Fault, list[str]]] = [
     (Fault.status(401), ["answered 401", "does not take the API key", NOTHING_BOUGHT]),
     (Fault.status(401, html=True), ["answered 401", FOREIGN]),
     (Fault.status(403), ["answered 403", "check the balance", NOTHING_BOUGHT]),
-    (Fault.status(403, html=True), ["answered 403", "check the balance", FOREIGN]),
+    (Fault.status(403, html=True), ["answered 403", FOREIGN]),
     (Fault.status(404, html=True), ["answered 404", "base URL: it ends before /v1", FOREIGN]),
     (Fault.status(405), ["answered 405", "base URL"]),
     (Fault.status(407, html=True), ["answered 407", "A proxy asks for a user", FOREIGN]),

@@ -23,7 +23,7 @@ from demo.clips import (
     last_picture,
     measure,
 )
-from demo.run import CLIPS, DAGS
+from demo.run import CATALOGUE, CLIPS, DAGS
 
 # A run of these needs a scheduler or a person: they are in `make up`, and not in `make demo`.
 WAITING = ("codegateway_approval", "codegateway_publish_new_clips")
@@ -122,6 +122,18 @@ def test_marketing_pipeline_takes_the_list_for_data(
 
 
 @pytest.mark.usefixtures("connections")
+def test_catalogue_is_rendered_in_one_task(bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator) -> None:
+    """Thirty rows become thirty clips; the second run buys nothing."""
+    put_input(s3, bucket)
+    gateway.serve_clip(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000))
+    for status in ("stored", "reused"):
+        run = run_dag(bag.dags["codegateway_catalogue"], run_conf={"bucket": bucket})
+        assert run.state == "success"
+        assert run["count_by_status"].xcoms["return_value"] == {status: 30}
+        assert gateway.billed == 30
+
+
+@pytest.mark.usefixtures("connections")
 def test_decorator_renders_each_season(bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator) -> None:
     """What the function returns for a season is asked for, and stored at the key that it chose."""
     assert run_dag(bag.dags["codegateway_decorator"], run_conf={"bucket": bucket}).state == "success"
@@ -194,6 +206,7 @@ def test_demo_knows_how_many_clips_there_are() -> None:
     products = list(csv.DictReader((INPUT / "products.csv").open()))
     seasons, prompts, scenes = 2, 1, 3
     assert 1 + 3 + 1 + len(products) + seasons + prompts + scenes == CLIPS
+    assert len(list(csv.DictReader((INPUT / "catalogue.csv").open()))) == CATALOGUE
 
 
 def test_demo_refuses_a_wrong_clip(gateway: Emulator, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ NOT_IN_THE_PAGE = {
     "A part is whole blocks.": "the same",
     "A render is reserved between its claim and the POST.": "the same",
     "A transfer must show that it lives before others take its clip, and may miss two beats.": "the same",
+    "it was answered before it was sent": "stands in 'The connection broke before the request was sent whole (…)'",
     "blank": "is turned into '… is required for …'",
     "(only … … it)": "stands in '… has no parameter …'",
     ", the proxy of the environment (…),": "stands in the answers of a connection test",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 
+from airflow_provider_codegateway.batch import Means
 from airflow_provider_codegateway.exceptions import InvalidConnection
 from airflow_provider_codegateway.gateway import (
     BlockingCall,
@@ -137,6 +140,50 @@ class CodeGatewayVideoHook(BaseHook):
             claim_seconds=gateway.settings.deadline,
             account=account,
             limits=self.limits,
+        )
+
+    def means(self, *, s3: S3Client, max_active: int) -> Means:
+        """What all purchases of a batch share: one gateway, one account.
+
+        :param s3: a boto3 client for the clips and their ledgers.
+        :param max_active: how many of them may be under way at a time.
+        :raises InvalidConnection: see ``get_settings``.
+        """
+        return self._means(s3, max_active, self._connection())
+
+    async def ameans(self, *, s3: S3Client, max_active: int) -> Means:
+        """As ``means``, without holding up the event loop."""
+        try:
+            connection = await get_async_connection(self.codegateway_conn_id)
+        except AirflowNotFoundException:
+            raise self._missing() from None
+        return await to_the_end("ledger", self._means, s3, max_active, connection)
+
+    def _means(self, s3: S3Client, max_active: int, connection: Connection) -> Means:
+        settings = settings_of(connection, self._where)
+        limits = replace(
+            self.limits,
+            progress_interval=math.inf,  # of one render: the batch reports for all of them
+            # Rows that wait for a run that died look at their ledgers less often, the more they are.
+            poll_interval=max(self.limits.poll_interval, max_active / 50),
+        )
+        # The batch repeats what was refused for now: its rows meet one rate limit.
+        gateway = Gateway(replace(settings, retries=0), limits=limits)
+        account = self._account(connection)
+
+        def purchase(spec: ClipSpec) -> Purchase:
+            cost = None if spec.priced_by is None else account.cost({"model": spec.model, **spec.priced_by})
+            return Purchase(
+                spec,
+                s3=s3,
+                buyer=MeteredBuyer(gateway, spec.model, cost),
+                claim_seconds=settings.deadline,
+                account=account,
+                limits=limits,
+            )
+
+        return Means(
+            s3=s3, purchase=purchase, account=account, retries=settings.retries, deadline=settings.deadline
         )
 
     def _account(self, connection: Connection) -> Account:

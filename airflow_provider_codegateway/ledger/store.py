@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
+ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
 
 _KINDS = ("rendered", "delivering", "abandoned", "started")
 
@@ -110,7 +110,7 @@ class Ledger:
             location,
             fingerprint=spec.fingerprint,
             requester=spec.requester,
-            put_args={name: spec.upload_args[name] for name in _ENCRYPTION if name in spec.upload_args},
+            put_args={name: spec.upload_args[name] for name in ENCRYPTION if name in spec.upload_args},
             limits=limits,
         )
 

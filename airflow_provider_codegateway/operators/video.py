@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.models import MediaField, VideoRequest
     from airflow_provider_codegateway.purchase import Preview
 
-_FAILED_DEFERRAL = "__fail__"
+FAILED_DEFERRAL = "__fail__"
 """What Airflow names as the method to resume with, when the trigger timed out or broke."""
 
 
@@ -252,7 +252,7 @@ class GenerateVideoOperator(BaseOperator):
         self._is_killed = False
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
         if getattr(self, "retry_policy", None) is None:
-            self.retry_policy = _default_retry_policy()
+            self.retry_policy = default_retry_policy()
 
     def _do_render_template_fields(
         self,
@@ -420,7 +420,7 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
-            if next_method != _FAILED_DEFERRAL:
+            if next_method != FAILED_DEFERRAL:
                 raise
             reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
             unknown = self._unknown_outcome(reason, context)
@@ -438,7 +438,7 @@ class GenerateVideoOperator(BaseOperator):
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
             return RenderOutcomeUnknown(f"{reason} The ledger could not be read: {why}")
         # What others began at this key is theirs.
-        if not any(attempt.requester in _requesters(context) for attempt in entry.attempts):
+        if not any(attempt.requester in requesters(context) for attempt in entry.attempts):
             return RenderOutcomeUnknown(
                 f"{reason} The ledger at {at.uri} has no render of this task: its clip is in S3, or at another key, or "
                 "no render was begun."
@@ -513,7 +513,7 @@ class GenerateVideoOperator(BaseOperator):
         return self._with_media(requests)
 
     def _spec(self, requests: tuple[VideoRequest, ...], context: Context) -> ClipSpec:
-        requester, former_requester = _requesters(context)
+        requester, former_requester = requesters(context)
         first, *fallbacks = [
             Member(
                 model=each.model,
@@ -533,7 +533,7 @@ class GenerateVideoOperator(BaseOperator):
             max_renders=self.max_renders,
             ledger_prefix=self.ledger_prefix,
             upload_args=self.s3_extra_args or {},
-            asked_by=_asked_by(context),
+            asked_by=asked_by(context),
             priced_by=first.priced_by,
             max_cost=self._checked_max_cost(),
             wanted=first.wanted,
@@ -626,7 +626,7 @@ class GenerateVideoOperator(BaseOperator):
             clip,
             beside,
             request=self._shown_requests.get(clip.model),
-            asked_by=asdict(_asked_by(context)),
+            asked_by=asdict(asked_by(context)),
             upload_args=self.s3_extra_args or {},
             limits=self.hook.limits,
         )
@@ -663,7 +663,8 @@ def refuse_multiple_outputs(value: object) -> None:
         )
 
 
-def _default_retry_policy() -> RetryPolicy | None:
+def default_retry_policy() -> RetryPolicy | None:
+    """The retry policy of a task whose author sets none; None where Airflow knows of no policies."""
     try:
         from airflow_provider_codegateway.retry_policy import CodeGatewayRetryPolicy
     except ImportError:  # Airflow before 3.3 has no retry policies
@@ -671,7 +672,8 @@ def _default_retry_policy() -> RetryPolicy | None:
     return CodeGatewayRetryPolicy()
 
 
-def _asked_by(context: Context) -> TaskRun:
+def asked_by(context: Context) -> TaskRun:
+    """The task instance that is running, for the journal."""
     instance: Any = context.get("ti")
     values = {name: getattr(instance, name, None) for name in ("dag_id", "task_id", "run_id")}
     index = getattr(instance, "map_index", None)
@@ -681,7 +683,7 @@ def _asked_by(context: Context) -> TaskRun:
     )
 
 
-def _requesters(context: Context) -> tuple[str, str | None]:
+def requesters(context: Context) -> tuple[str, str | None]:
     """Who asks for the clip, and how the first versions named them."""
     instance: Any = context.get("ti")
     dag_id, run_id = getattr(instance, "dag_id", None), getattr(instance, "run_id", None)

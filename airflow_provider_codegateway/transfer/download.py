@@ -8,13 +8,13 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import NoReturn, Protocol
 
 import httpx
 
 from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferError
 from airflow_provider_codegateway.facts import Ending, Verdict
+from airflow_provider_codegateway.http_dates import http_date, retry_after
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import NETWORK_ERRORS, Client, RedirectRefused, Response
 from airflow_provider_codegateway.redaction import redact_url, redact_urls
@@ -211,7 +211,9 @@ class Download:
     def _refuse(self, response: Response) -> NoReturn:
         status, shown = response.status, redact_url(response.url)
         if status in _RETRIED:
-            raise _Broken(f"answered {status}", retry_after=_retry_after(response.headers))
+            raise _Broken(
+                f"answered {status}", retry_after=retry_after(response.headers.get("retry-after")) or 0.0
+            )
         words = next(response.chunks, b"")[:4096]
         if status in _GONE and not _HTML.match(words):
             raise ClipExpired(
@@ -228,7 +230,7 @@ class Download:
         )
 
     def _is_expired(self, response: Response, words: bytes) -> bool:
-        now = _date(response.headers.get("date")) or time.time()
+        now = http_date(response.headers.get("date")) or time.time()
         if self._expires_at is not None and now >= self._expires_at:
             return True
         return bool(_XML.match(words) and _EXPIRED.search(words))
@@ -296,20 +298,5 @@ def _strong_validator(headers: httpx.Headers) -> str | None:
     etag = headers.get("etag")
     if etag is not None:
         return etag if etag.startswith('"') else None
-    modified, now = _date(headers.get("last-modified")), _date(headers.get("date"))
+    modified, now = http_date(headers.get("last-modified")), http_date(headers.get("date"))
     return headers["last-modified"] if modified and now and now - modified >= 1 else None
-
-
-def _date(value: str | None) -> float | None:
-    try:
-        return parsedate_to_datetime(value).timestamp() if value else None
-    except ValueError:
-        return None
-
-
-def _retry_after(headers: httpx.Headers) -> float:
-    value = headers.get("retry-after", "")
-    if value.isdecimal():
-        return float(value)
-    date = _date(value)
-    return max(0.0, date - time.time()) if date else 0.0
