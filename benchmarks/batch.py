@@ -24,11 +24,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.clip_server import mp4_head
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BUCKET = "codegateway-benchmark"
-CLIP = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(300_000)
+CLIP = mp4_head(300_000).ljust(300_000, b"\0")
 MEMORY_PROMISE = 200
 """KiB of growth for each render in flight."""
 AIRFLOW_WARNS = 0.2

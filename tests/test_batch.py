@@ -21,7 +21,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, AssetAlias, TaskDeferred, task
 from airflow_run import run_dag
 from batch_runner import HASTY
-from media_samples import png
+from media_samples import mp4, png
 
 from airflow_provider_codegateway.decorators.videos import generate_videos_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections", "no_pauses")
 

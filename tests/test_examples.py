@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import av
 import pytest
 from airflow_run import AIRFLOW, load_dags, run_dag
+from media_samples import mp4
 
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 from demo.clips import (
@@ -125,7 +126,7 @@ def test_marketing_pipeline_takes_the_list_for_data(
 def test_catalogue_is_rendered_in_one_task(bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator) -> None:
     """Thirty rows become thirty clips; the second run buys nothing."""
     put_input(s3, bucket)
-    gateway.serve_clip(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000))
+    gateway.serve_clip(mp4())
     for status in ("stored", "reused"):
         run = run_dag(bag.dags["codegateway_catalogue"], run_conf={"bucket": bucket})
         assert run.state == "success"
