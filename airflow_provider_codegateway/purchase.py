@@ -670,6 +670,8 @@ class Purchase:
         # A transfer of this clip that was killed could not abort its upload.
         leftovers = self._open_uploads() if may_have_leftovers else []
         stored = transfer.run()
+        if stored.may_leave_uploads:
+            leftovers = self._open_uploads()
         self._abort_uploads(leftovers)
         return stored
 

@@ -382,6 +382,8 @@ def test_openlineage_is_told_inputs_and_clip_with_its_size(
     assert (output.namespace, output.name) == (f"s3://{bucket}", "x.mp4")
     assert output.outputFacets["outputStatistics"].size == len(MP4)
     assert output.facets["storage"].fileFormat == "mp4"
+    facts = output.outputFacets["codegateway_facts"]
+    assert (facts.width, facts.duration, facts.audio) == (64, 1.0, False)
     assert len(output.facets["version"].datasetVersion) == 64
     for secret in ("Signature=", "5ecre7516na7ure", png_base64()[:24]):
         assert secret not in repr(told)

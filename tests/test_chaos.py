@@ -73,7 +73,16 @@ CLIP_FAULTS: tuple[Fault | ClipFault, ...] = (
     ClipFault.changed(),
     ClipFault.no_ranges(),
     ClipFault.html(),
+    ClipFault.json(),
+    ClipFault.web_filter(),
+    ClipFault.status(404),
+    ClipFault.no_length(0),
+    ClipFault.no_length(100_000),
+    ClipFault.no_length(200_000, framing="http_1_0"),
+    ClipFault.no_length(100_000, framing="chunked"),
+    ClipFault.wrong_length(-1_000),
     ClipFault.redirect(),
+    ClipFault.utf8_redirect(),
 )
 FALLBACKS = ("bytedance/seedance-2.0", "minimax/hailuo-2.3-fast")
 VERDICTS = (Verdict.DROP, Verdict.LOSE)

@@ -205,6 +205,26 @@ def test_a_task_of_airflow_that_is_killed_is_resumed_by_its_retry(
     assert gateway.billed == billed
 
 
+@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "AbortMultipartUpload"])
+def test_a_lost_answer_of_s3_leaves_no_open_upload(
+    operation: str, job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """An upload that was begun twice, or could not be ended, is found and ended once the clip is stored."""
+    gateway.serve_clip(LARGE)
+    if operation == "AbortMultipartUpload":  # an upload is given up when the host does not go on
+        gateway.fail_next(ClipFault.break_after(12_000_000))
+        gateway.fail_next(ClipFault.no_ranges())
+    bad = [Verdict.LOSE if operation == "CreateMultipartUpload" else Verdict.DENY]
+
+    def rule(request: S3Request) -> Verdict:
+        return bad.pop() if bad and request.operation == operation else Verdict.PASS
+
+    with S3Proxy(job.s3_endpoint) as proxy, proxy.ruled(rule):
+        clip = crash_runner.run(replace(job, s3_endpoint=proxy.url)).clip
+    assert clip
+    assert Bucket.of(s3, bucket) == only(LARGE)
+
+
 # 8 at once.
 
 

@@ -17,9 +17,15 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 from av import VideoFrame
 from media_samples import mp4, mp4_of, png
 
-from airflow_provider_codegateway.emulator import Emulator, Fault
+from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.emulator.testing import TaskRun, run_task
-from airflow_provider_codegateway.exceptions import Bought, ClipMismatch, InvalidRequest
+from airflow_provider_codegateway.exceptions import (
+    Bought,
+    ClipExpired,
+    ClipMismatch,
+    ClipTransferError,
+    InvalidRequest,
+)
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
@@ -192,6 +198,37 @@ def test_on_mismatch_is_checked_when_the_dag_is_read() -> None:
     """A misspelt value is refused before anything runs."""
     with pytest.raises(InvalidRequest, match="on_mismatch='ignore'"):
         run("b", on_mismatch="ignore")
+
+
+# --- a link that is refused ---
+
+
+def test_a_link_that_is_refused_again_later_is_lost(
+    gateway: Emulator, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link without a known end: refused at once it may live, refused after its time it has run out."""
+    gateway.serving = "raw"
+    gateway.fail_next(ClipFault.web_filter(), times=3)
+    for _ in range(2):
+        with pytest.raises(ClipTransferError):
+            run(bucket)
+    assert gateway.billed == 1
+    limits = replace(CodeGatewayVideoHook.limits, link_patience=0.0)
+    monkeypatch.setattr(CodeGatewayVideoHook, "limits", limits)
+    assert run(bucket).xcoms["clip"]["renders_bought"] == 2
+    assert gateway.billed == 2
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_clip_that_is_gone_is_rendered_again_within_max_renders(
+    status: int, deferrable: bool, gateway: Emulator, bucket: str
+) -> None:
+    """It is lost, and a retry does not ask for it for ever."""
+    gateway.fail_next(ClipFault.status(status))
+    with pytest.raises(ClipExpired, match="is gone"):
+        run(bucket, deferrable=deferrable)
+    assert run(bucket, deferrable=deferrable).xcoms["clip"]["renders_bought"] == 2
+    assert gateway.billed == 2
 
 
 # --- beside the clip ---

@@ -37,12 +37,14 @@ class StoredClip:
     :param sha256: of all bytes, in hexadecimal.
     :param media_type: such as ``video/mp4``.
     :param facts: what it measures, where its container says so.
+    :param may_leave_uploads: whether S3 may have open uploads of this transfer that are nobody's any more.
     """
 
     bytes: int
     sha256: str
     media_type: str
     facts: Facts | None
+    may_leave_uploads: bool
 
 
 class Transfer:
@@ -91,6 +93,7 @@ class Transfer:
             sha256=self._upload.sha256,
             media_type=self._upload.media_type,
             facts=self._upload.facts,
+            may_leave_uploads=self._upload.may_leave_uploads,
         )
         if stored.media_type != "video/mp4":
             log.warning("The clip is not an MP4. It was stored as it is, as %s.", stored.media_type)

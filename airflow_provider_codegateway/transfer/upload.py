@@ -87,7 +87,7 @@ def prove_upload(
 def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
     target = UploadTarget(s3, at, lambda _: {}, upload_args)
     try:
-        upload_id = target.create(target.object_args("video/mp4", None))
+        upload_id = target.create(target.object_args("video/mp4", None)).id
     except ClipTransferError as error:
         cause = error.__cause__
         problem: CodeGatewayError = InvalidTarget(error.args[0])
@@ -240,6 +240,17 @@ class PartBody:
         return self._at
 
 
+@dataclass(frozen=True)
+class BegunUpload:
+    """A multipart upload.
+
+    :param is_alone: False if botocore had to ask twice: the first answer may have been lost, and its upload be open.
+    """
+
+    id: str
+    is_alone: bool
+
+
 @dataclass(frozen=True, eq=False, repr=False)  # the arguments may hold a customer's encryption key
 class UploadTarget:
     """One S3 object to be, and the calls that make it.
@@ -262,10 +273,12 @@ class UploadTarget:
         """Store the clip in one call."""
         self._call("PutObject", self.s3.put_object, Body=body, **object_args)
 
-    def create(self, object_args: Mapping[str, Any]) -> str:
-        """Begin a multipart upload; its id."""
+    def create(self, object_args: Mapping[str, Any]) -> BegunUpload:
+        """Begin a multipart upload."""
         answer = self._call("CreateMultipartUpload", self.s3.create_multipart_upload, **object_args)
-        return str(answer["UploadId"])
+        return BegunUpload(
+            str(answer["UploadId"]), is_alone=not answer.get("ResponseMetadata", {}).get("RetryAttempts")
+        )
 
     def upload_part(self, upload_id: str, number: int, body: PartBody) -> dict[str, Any]:
         """Return what ``CompleteMultipartUpload`` wants to know of the part."""
@@ -372,6 +385,8 @@ class _Attempt:
         self._creation = threading.Lock()
         self._upload_id: str | None = None
         self._failure: BaseException | None = None
+        self.may_leave_uploads = False
+        """Whether S3 may have an open upload of ours that this attempt does not end."""
 
     @property
     def is_multipart(self) -> bool:
@@ -442,7 +457,8 @@ class _Attempt:
             if self._stopped.is_set():
                 raise UploadStopped
             if self._upload_id is None:
-                self._upload_id = self._target.create(object_args)
+                begun = self._target.create(object_args)
+                self._upload_id, self.may_leave_uploads = begun.id, not begun.is_alone
             return self._upload_id
 
     def _complete(self) -> None:
@@ -458,6 +474,7 @@ class _Attempt:
         try:
             self._target.abort(self._upload_id)
         except ClipTransferError as error:
+            self.may_leave_uploads = True
             log.warning("The multipart upload %s could not be aborted: %s", self._upload_id, error)
 
 
@@ -473,6 +490,12 @@ class Upload:
         self._hash = hashlib.sha256()
         self._size = 0
         self._container = Container(limits)
+        self._may_leave_uploads = False
+
+    @property
+    def may_leave_uploads(self) -> bool:
+        """Whether S3 may have open uploads of ours that are nobody's any more."""
+        return self._may_leave_uploads or self._attempt.may_leave_uploads
 
     @property
     def size(self) -> int:
@@ -542,6 +565,7 @@ class Upload:
         """Forget all bytes: the stream begins anew."""
         self._container = Container(self._limits)
         self._attempt.close()
+        self._may_leave_uploads |= self._attempt.may_leave_uploads
         self._attempt = _Attempt(self._target, self._limits)
         self._blocks.give_back(self._cutter.restart())
         self._hash, self._size = hashlib.sha256(), 0
