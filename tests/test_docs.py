@@ -217,7 +217,7 @@ def check_pip(words: list[str]) -> None:
     install, *packages = words
     assert install == "install"
     assert all(
-        re.fullmatch(r"airflow-provider-codegateway(\[(emulator|media)\])?", name) for name in packages
+        re.fullmatch(r"(airflow-provider-codegateway|\.)(\[(emulator|media)\])?", name) for name in packages
     )
 
 

@@ -273,6 +273,10 @@ def test_the_table_has_every_fault_of_the_emulator() -> None:
     assert named == set(catalogue())
 
 
+def no_connection(conn_id: str) -> S3Client:
+    raise AssertionError(conn_id)
+
+
 @pytest.fixture
 def job(gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], bucket: str) -> Job:
     """A purchase with a chain of three; the gateway is asked once in each call."""
@@ -423,13 +427,13 @@ def test_the_ledgers_command_shows_the_chain_and_whose_render_it_is(
     gateway.fail_next(Fault.status(503), model=VEO)
     assert crash_runner.run(replace(job, kill_at="after the fallback's receipt")).killed
     entry, endpoint = f"s3://{bucket}/_codegateway/{KEY}", ["--endpoint-url", s3_endpoint]
-    assert ledger_main([*endpoint, "list", f"s3://{bucket}"]) == 0
+    assert ledger_main([*endpoint, "list", f"s3://{bucket}"], no_connection) == 0
     assert f"1 begun  {SEEDANCE}" in capsys.readouterr().out
-    assert ledger_main([*endpoint, "show", entry]) == 0
+    assert ledger_main([*endpoint, "show", entry], no_connection) == 0
     shown = capsys.readouterr().out
     assert f"model: {VEO}\nprompt: p\nfallback 1:\n  model: {SEEDANCE}\n  prompt: p\nfallback 2:" in shown
     assert f"Render 1 ({SEEDANCE}), started" in shown
-    assert ledger_main([*endpoint, "show", entry, "--json"]) == 0
+    assert ledger_main([*endpoint, "show", entry, "--json"], no_connection) == 0
     (render,) = json.loads(capsys.readouterr().out)["renders"]
     assert render["model"] == SEEDANCE
     assert render["passed_over"] == [{"model": VEO, "reason": "unavailable (503)"}]
