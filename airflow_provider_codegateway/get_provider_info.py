@@ -25,7 +25,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "retries": {
         "label": "Retries",
-        "description": "Of what bought nothing (429, 503, no connection), in one call. 3 by default.",
+        "description": "How often a call that provably bought nothing is repeated (429, 503, no connection). 3 by default.",
         "schema": {"type": ["integer", "null"], "minimum": 0},
     },
     "spend": {

@@ -194,7 +194,7 @@ def run(job: Job) -> Ended:
 
 
 def resume(job: Job) -> Ended:
-    """Do a job as Airflow would: again while it fails with an error that a retry may mend."""
+    """Do a job as Airflow would: again while it fails with an error that a retry may help."""
     while (ended := run(job)).error in ("RenderOutcomeUnknown", "ClipTransferError", "ClipExpired"):
         pass
     return ended

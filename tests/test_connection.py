@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY = "sk-cg-SecretOfTheConnection01"
-NOTHING_BOUGHT = "This test bought nothing."
-SURELY = "this test should have bought nothing."
+NOTHING_BOUGHT = "Nothing was bought by this test."
+SURELY = "this test should have cost nothing."
 FOREIGN = "This is not how CodeGateway answers"
 PORTAL = "<html><head><title>Guests</title></head><body>Please log in.</body></html>"
 

@@ -124,7 +124,7 @@ def test_marketing_pipeline_takes_the_list_for_data(
 
 @pytest.mark.usefixtures("connections")
 def test_catalogue_is_rendered_in_one_task(bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator) -> None:
-    """Thirty rows become thirty clips; the second run buys nothing."""
+    """Thirty rows become thirty clips; the second run is free."""
     put_input(s3, bucket)
     gateway.serve_clip(mp4())
     for status in ("stored", "reused"):

@@ -156,7 +156,7 @@ def test_the_preview_in_a_photo_does_not_end_it() -> None:
     ],
 )
 def test_refused(reference: str, why: str) -> None:
-    """Each malformed, internal or unknown reference is refused with its reason and what would do."""
+    """Each malformed, internal or unknown reference is refused with its reason and what to use instead."""
     with pytest.raises(ValueError, match=why):
         inputs.check_reference(reference, kind="image")
 
@@ -361,7 +361,7 @@ def test_file_that_cannot_be_used(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "large.png").write_bytes(PNG)
     for name in ("missing.png", "", "fifo"):
-        with pytest.raises(ValueError, match="is no file on this worker"):
+        with pytest.raises(ValueError, match="is not a file on this worker"):
             resolve(f"file://{tmp_path}/{name}")
     with pytest.raises(ValueError, match="larger than 100 bytes"):
         resolve(f"file://{tmp_path}/large.png", max_bytes=100)

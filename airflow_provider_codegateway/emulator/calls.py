@@ -137,7 +137,7 @@ def _decode(raw: bytes) -> object:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _model_of(body: Any) -> str | None:

@@ -27,8 +27,8 @@ REQUEST = {"model": "google/veo-3.1-fast"}
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 20.0
 """At most, whatever the connection allows a render: a person waits, and so does a thread of the API server."""
 
-_NOTHING_BOUGHT = "This test bought nothing."
-_SURELY_NOTHING_BOUGHT = "CodeGateway refuses what was asked for, so this test should have bought nothing."
+_NOTHING_BOUGHT = "Nothing was bought by this test."
+_SURELY_NOTHING_BOUGHT = "CodeGateway refuses what was asked for, so this test should have cost nothing."
 _NOT_ITS_FORM = " This is not how CodeGateway answers: a proxy, a firewall or another server may have."
 
 

@@ -272,7 +272,7 @@ def _buyers(spec: ClipSpec, gateway: Gateway, account: Account) -> list[MeteredB
 
 
 _NO_EXTRA = frozenset({"", "{}", "null"})
-"""What Airflow takes for no extra. Of what is no JSON it logs a traceback, and goes on without."""
+"""What Airflow takes for no extra. Of what is not JSON it logs a traceback, and goes on without."""
 
 
 def settings_of(connection: Connection, where: str) -> GatewaySettings:

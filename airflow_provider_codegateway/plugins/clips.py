@@ -39,7 +39,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
-"""A longer XCom is no clip of ours."""
+"""A longer XCom is not one of ours."""
 MAX_PAGES = 5
 """So many pages of Airflow's list are read at most for one page of the gallery, if little of it is wanted."""
 _REQUEST_FIELDS = ("prompt", "image", "aspect_ratio", "duration", "resolution", "generate_audio", "seed")
@@ -250,7 +250,7 @@ def _aws_conn_id(instance: Instance, clip: str) -> ConnId:
 async def look_up(api: AirflowApi, task: TaskRef) -> Entry:
     """A task instance and its clip.
 
-    :raises NotAllowed: there is none, it is no task of ours, or the viewer may not see it.
+    :raises NotAllowed: there is none, it is not a task of ours, or the viewer may not see it.
     """
     instance = await api.instance(task)
     entry = await _entry(api, instance)
