@@ -28,6 +28,11 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
         "description": "Of what bought nothing (429, 503, no connection), in one call. 3 by default.",
         "schema": {"type": ["integer", "null"], "minimum": 0},
     },
+    "http_links": {
+        "label": "Plain http links",
+        "description": "'allow' downloads a clip over http, where an https gateway links to it so.",
+        "schema": {"type": ["string", "null"]},
+    },
     "spend": {
         "label": "Prices, budgets and journal",
         "description": "The s3:// URI of a JSON file of spend settings, or the JSON itself.",

@@ -160,7 +160,8 @@ class _ResetStream(anyio.abc.ByteStream):
 
     async def send(self, item: bytes) -> None:
         if self._spare is None and len(item) >= BODY_CHUNK:
-            self._spare = self._stream.extra_attributes[anyio.abc.SocketAttribute.raw_socket]().dup()
+            connection: Any = self.extra_attributes[anyio.abc.SocketAttribute.raw_socket]()
+            self._spare = connection.dup()
         await self._stream.send(item)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:

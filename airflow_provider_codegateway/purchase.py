@@ -8,7 +8,7 @@ Why no crash buys a clip twice:
 1. Only whoever created the claim ``n.started`` may POST render ``n``, and S3 lets one run create it.
 2. A claim is taken back only if its render provably bought nothing. A run that dies leaves its claim, and the claim
    counts as a render from then on, against ``max_renders``.
-3. The gateway's answer is written to the ledger before anything else is done with it. From then on every run fetches
+3. The gateway's answer is written to the ledger whole before it is read. From then on every run fetches
    that clip, for free.
 4. The receipt is deleted only once the clip is at its key, and a run that has a claim looks at the key before it
    POSTs.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from airflow_provider_codegateway.exceptions import (
     RenderOutcomeUnknown,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import Buyer, Receipt
+from airflow_provider_codegateway.gateway import Answer, Buyer, Receipt, link_over_https, read_receipt
 from airflow_provider_codegateway.ledger import (
     Claim,
     Entry,
@@ -79,6 +80,7 @@ class Purchase:
     :param buyer: what buys a render.
     :param claim_seconds: how long one call of ``buyer`` may take at the very most.
     :param account: prices, budgets and journal; without one, everything may be bought.
+    :param allows_http_links: whether a clip may come over plain http where the gateway is reached by https.
     :raises InvalidRequest: ``s3_key`` and ``ledger_prefix`` are too long together.
     """
 
@@ -90,6 +92,7 @@ class Purchase:
         buyer: Buyer,
         claim_seconds: float,
         account: Account | None = None,
+        allows_http_links: bool = False,
         limits: Limits = LIMITS,
     ) -> None:
         self.spec = spec
@@ -99,8 +102,10 @@ class Purchase:
         self._s3 = s3
         self._buyer = buyer
         self._claim_seconds = claim_seconds
+        self._allows_http_links = allows_http_links
         self._limits = limits
         self._buys = True
+        self._read_again: set[int] = set()
         self._said = ""
         self._attempts: tuple[Attempt, ...] = ()  # of the entry as it was read last
 
@@ -222,10 +227,10 @@ class Purchase:
                 return
             for attempt in entry.attempts:
                 # A run with if_exists="replace" may be buying the clip anew: its receipt is another, or none.
-                receipt = self.ledger.receipt(attempt.number) if attempt.rendered else None
-                if receipt and receipt.created == clip.created:
+                answer = self.ledger.answer(attempt.number) if attempt.rendered else None
+                if answer and _created(answer) == clip.created:
                     abort_uploads(self._s3, self.spec.target, open_uploads(self._s3, self.spec.target))
-                    self.ledger.settle(attempt.number, receipt)
+                    self.ledger.settle(attempt.number, answer)
                     return
             if not entry.attempts:
                 # Another run may be about to claim: that claim is not ours to delete.
@@ -246,6 +251,8 @@ class Purchase:
         while True:
             entry = await to_the_end("ledger", self.ledger.read)
             self._attempts = entry.attempts
+            if clip := await self._fetch_unread(entry):
+                return clip
             step = next_step(
                 entry,
                 fingerprint=self.spec.fingerprint,
@@ -286,21 +293,57 @@ class Purchase:
             self._said = words
             log.warning("%s", words)
 
+    async def _fetch_unread(self, entry: Entry) -> Clip | None:
+        """The clip of an answer that an earlier run could not read, where this version can. Looks once at each."""
+        if not entry.open or entry.fingerprint != self.spec.fingerprint:
+            return None
+        for attempt in entry.attempts:
+            if attempt.rendered and attempt.unread and attempt.number not in self._read_again:
+                self._read_again.add(attempt.number)
+                answer = await to_the_end("ledger", self.ledger.answer, attempt.number)
+                try:
+                    receipt = None if answer is None else read_receipt(answer)
+                except RenderOutcomeUnknown:
+                    continue
+                if answer and receipt:
+                    log.info("The answer to render %d can be read now: fetching its clip.", attempt.number)
+                    try:
+                        return await self._deliver(attempt.number, answer, receipt, may_have_leftovers=True)
+                    except ClipExpired as error:
+                        log.warning("Render %d is lost: %s", attempt.number, error.args[0])
+        return None
+
     async def _fetch(self, number: int) -> Clip | None:
-        """The clip of a render that is paid for; None if it was settled meanwhile, or its link has run out."""
-        receipt = await to_the_end("ledger", self.ledger.receipt, number)
-        if receipt is None:
+        """The clip of a render that is paid for; None if it was settled meanwhile, or cannot be had any more."""
+        answer = await to_the_end("ledger", self.ledger.answer, number)
+        if answer is None:
             return None
         log.info("Render %d is already paid for: fetching its clip.", number)
         for attempt in self._attempts:
             if attempt.number == number:  # its run may have died before it could say so
                 await to_the_end("journal", self._account.bought, attempt.owner)
         try:
-            return await self._deliver(number, receipt, may_have_leftovers=True)
-        except ClipExpired as error:
-            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], receipt=receipt)
+            receipt = await self._read(number, answer)
+            return await self._deliver(number, answer, receipt, may_have_leftovers=True)
+        except RenderOutcomeUnknown as error:  # its run died before it could read it
             log.warning("Render %d is lost: %s", number, error.args[0])
             return None
+        except ClipExpired as error:
+            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
+            log.warning("Render %d is lost: %s", number, error.args[0])
+            return None
+
+    async def _read(self, number: int, answer: Answer) -> Receipt:
+        """What a kept answer says of its clip.
+
+        :raises RenderOutcomeUnknown: no clip can be had by it. It stays in the ledger.
+        """
+        try:
+            return read_receipt(answer)
+        except RenderOutcomeUnknown as error:
+            self._read_again.add(number)
+            await to_the_end("ledger", _note, self.ledger.leave_unread, number, error.args[0], answer=answer)
+            raise
 
     # 3. Claim.
 
@@ -329,12 +372,13 @@ class Purchase:
         if time.monotonic() - claim.asked_at > self._limits.look_patience:
             await self._give_back(number, "the claim had become too old")
             return None
-        receipt = await self._buy(number)
+        answer = await self._buy(number)
+        receipt = await self._read(number, answer)
         try:
-            return await self._deliver(number, receipt, may_have_leftovers=number > 1)
+            return await self._deliver(number, answer, receipt, may_have_leftovers=number > 1)
         except ClipExpired as error:
             # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
-            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], receipt=receipt)
+            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
             raise
 
     def _claim(self, number: int) -> _Claimed | None:
@@ -375,7 +419,7 @@ class Purchase:
         await to_the_end("ledger", _note, self.ledger.release, number)
         await to_the_end("journal", self._account.released, reservation, why)
 
-    async def _buy(self, number: int) -> Receipt:
+    async def _buy(self, number: int) -> Answer:
         log.info(
             "Requesting render %d of at most %d from %s for %s; usually about two minutes.",
             number,
@@ -384,7 +428,7 @@ class Purchase:
             self.spec.target.uri,
         )
         try:
-            receipt = await self._buyer.generate(self._load_request)
+            answer = await self._buyer.generate(self._load_request)
         except CodeGatewayError as error:
             if error.bought is Bought.NO:
                 # A failure that provably bought nothing leaves no trace and does not count.
@@ -407,11 +451,11 @@ class Purchase:
             await to_the_end("journal", self._account.unknown, self.ledger.owner, outcome)
             raise
         # Nothing comes before this: from here on a crash costs a download and never a render.
-        await to_the_end("receipt", self._keep, number, receipt)
+        await to_the_end("receipt", self._keep, number, answer)
         await to_the_end("journal", self._account.bought, self.ledger.owner)
         if (task := asyncio.current_task()) and task.cancelling():
             raise asyncio.CancelledError  # the gateway put it off for the answer; see `Gateway.generate`
-        return receipt
+        return answer
 
     async def _load_request(self) -> bytes:
         content = await to_the_end("ledger", self._read_request)
@@ -427,17 +471,17 @@ class Purchase:
             raise StorageUnavailable(f"The ledger entry at {self.ledger.location.uri} was deleted meanwhile.")
         return json.dumps(body).encode()
 
-    def _keep(self, number: int, receipt: Receipt) -> None:
+    def _keep(self, number: int, answer: Answer) -> None:
         """Write the receipt; again and again, while S3 fails and a claim keeps others away."""
         give_up_at = time.monotonic() + self._limits.receipt_patience
         pause = 0.5
         while True:
             try:
-                self.ledger.keep(number, receipt)
+                self.ledger.keep(number, answer)
                 log.info(
                     "Render %d finished in %.1f s and is paid for; retries will not buy it again.",
                     number,
-                    receipt.render_seconds,
+                    answer.render_seconds,
                 )
                 return
             except CodeGatewayError as error:
@@ -455,11 +499,14 @@ class Purchase:
 
     # 5. Deliver, and settle.
 
-    async def _deliver(self, number: int, receipt: Receipt, *, may_have_leftovers: bool) -> Clip:
+    async def _deliver(
+        self, number: int, answer: Answer, receipt: Receipt, *, may_have_leftovers: bool
+    ) -> Clip:
         """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
         marks = await to_the_end("ledger", self._marks, number, receipt)
+        is_changed = answer.is_secure and _is_plain(receipt.url) and not self._allows_http_links
         transfer = Transfer(
-            receipt.url,
+            link_over_https(receipt.url) if is_changed else receipt.url,
             s3=self._s3,
             target=self.spec.target,
             metadata=marks.as_metadata(),
@@ -476,16 +523,21 @@ class Purchase:
                 may_have_leftovers=may_have_leftovers,
                 on_cancel=transfer.stop,
             )
-        except (ClipTransferError, ClipExpired):
+        except (ClipTransferError, ClipExpired) as error:
             # Another run may have stored the same clip meanwhile, and aborted our upload.
             if found := await to_the_end("ledger", self._find_quietly):
                 return found
+            if is_changed:
+                raise ClipTransferError(
+                    f"{error.args[0]} The gateway is reached by https, and links to the clip by http: https was "
+                    'asked instead. To allow http, set {"http_links": "allow"} in the connection\'s extra.'
+                ) from None
             raise
         finally:
             # Before the entry is deleted: a sign of life must not come after that.
             showing_life.cancel()
             await asyncio.wait({showing_life})
-        await to_the_end("ledger", self._settle, number, receipt)
+        await to_the_end("ledger", self._settle, number, answer)
         return self._clip(stored, marks)
 
     async def _show_life(self, number: int) -> None:
@@ -552,9 +604,9 @@ class Purchase:
         except CodeGatewayError:
             return None
 
-    def _settle(self, number: int, receipt: Receipt) -> None:
+    def _settle(self, number: int, answer: Answer) -> None:
         try:
-            self.ledger.settle(number, receipt)
+            self.ledger.settle(number, answer)
         except CodeGatewayError as error:
             # The clip is where it should be: that is worth more than a tidy ledger.
             log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
@@ -584,6 +636,17 @@ class _Claimed:
 
     asked_at: float
     found: Clip | None
+
+
+def _is_plain(url: str) -> bool:
+    return url[:5].lower() == "http:"
+
+
+def _created(answer: Answer) -> float | None:
+    try:
+        return read_receipt(answer).created
+    except RenderOutcomeUnknown:
+        return math.nan  # no clip is of this answer
 
 
 def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:

@@ -78,6 +78,7 @@ class Job:
     deadline: float = 300.0
     limits: Limits = HASTY
     spend: dict[str, Any] | None = None
+    allows_http_links: bool = False
 
     def request(self) -> VideoRequest:
         return build_request(MODEL, prompt=self.prompt)
@@ -105,7 +106,13 @@ class Job:
         gateway = Gateway(settings)
         account = None if self.spend is None else Account.open(parse_spend(self.spend, "it"), s3, self.limits)
         return Purchase(
-            spec, s3=s3, buyer=gateway, claim_seconds=self.claim_seconds, account=account, limits=self.limits
+            spec,
+            s3=s3,
+            buyer=gateway,
+            claim_seconds=self.claim_seconds,
+            account=account,
+            allows_http_links=self.allows_http_links,
+            limits=self.limits,
         )
 
     def s3(self) -> S3Client:

@@ -10,17 +10,23 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, S3Location, split_uri
-from airflow_provider_codegateway.exceptions import CodeGatewayError
+from airflow_provider_codegateway.exceptions import CodeGatewayError, LedgerConflict
+from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.inputs import hide
 from airflow_provider_codegateway.ledger.entry import MARKER_NAME, Entry, describe_attempts, situation
 from airflow_provider_codegateway.ledger.store import Ledger
+from airflow_provider_codegateway.redaction import redact_urls
 from airflow_provider_codegateway.s3 import error_words
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+LONGEST_ANSWER = 16_384
+"""Characters of an answer that are shown."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,16 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def list_entries(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
     """Every entry below a bucket or prefix, one line each."""
     prefix = S3Location(location.bucket, location.key or DEFAULT_LEDGER_PREFIX)
-    rows = [(at, _ledger(s3, at).read()) for at in _entries(s3, prefix)]
+    rows, unreadable = [], 0
+    for at in _entries(s3, prefix):
+        try:
+            rows.append((at, _ledger(s3, at).read()))
+        except LedgerConflict as error:
+            unreadable += 1
+            print(safe_text(error.args[0]), file=sys.stderr)
     if options.json:
         print(json.dumps([_as_dict(at, entry) for at, entry in rows], indent=2))
-        return 0
+        return 1 if unreadable else 0
     for at, entry in rows:
-        print(f"{situation(entry):<24} {len(entry.attempts)} begun  {entry.model or '?':<26} {at.uri}")
-    print(
-        f"Entries below {prefix.uri}: {len(rows)}" if rows else f"Nothing below {prefix.uri}: all is settled."
-    )
-    return 0
+        model = safe_text(entry.model or "?", 100)
+        print(f"{situation(entry):<24} {len(entry.attempts)} begun  {model:<26} {_shown_uri(at)}")
+    below = _shown_uri(prefix)
+    if rows or unreadable:
+        print(f"Entries below {below}: {len(rows) + unreadable}")
+    else:
+        print(f"Nothing below {below}: all is settled.")
+    return 1 if unreadable else 0
 
 
 def show_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
@@ -65,17 +80,41 @@ def show_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) 
     ledger = _ledger(s3, at)
     entry = ledger.read()
     if not entry:
-        print(f"There is no ledger entry at {at.uri}.", file=sys.stderr)
+        print(f"There is no ledger entry at {_shown_uri(at)}.", file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps(_as_dict(at, entry) | {"request": _shown(ledger.request())}, indent=2))
         return 0
-    print(f"{at.uri}: {situation(entry)}")
-    print(f"fingerprint: {entry.fingerprint}")
+    print(f"{_shown_uri(at)}: {situation(entry)}")
+    print(f"fingerprint: {safe_text(entry.fingerprint)}")
     for name, value in (_shown(ledger.request()) or {}).items():
-        print(f"{name}: {value}")
-    print(describe_attempts(entry))
+        print(f"{safe_text(name)}: {safe_text(value)}")
+    print(safe_text(describe_attempts(entry), 20_000))
+    for attempt in entry.attempts:
+        if attempt.rendered:
+            print(f"Answer to render {attempt.number}: {_answer_in_words(ledger, attempt.number, options)}")
     return 0
+
+
+def _answer_in_words(ledger: Ledger, number: int, options: argparse.Namespace) -> str:
+    try:
+        answer = ledger.answer(number)
+    except CodeGatewayError as error:
+        return str(error.args[0])
+    if answer is None:
+        return "gone meanwhile"
+    received = "" if answer.received_at is None else f", received {_utc(answer.received_at)}"
+    text = safe_text(answer.text.strip(), LONGEST_ANSWER)
+    if options.answer:
+        return f"{answer.status}{received}: {text}"
+    return f"{answer.status}{received}: {redact_urls(text)} (--answer shows the link whole: keep it as a password.)"
+
+
+def _utc(seconds: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return "at an unknown time"
 
 
 def forget_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
@@ -86,12 +125,12 @@ def forget_entry(s3: S3Client, location: S3Location, options: argparse.Namespace
     if not entry:
         print(f"There is no ledger entry at {at.uri}.", file=sys.stderr)
         return 1
-    print(f"{at.uri}: {situation(entry)}. {describe_attempts(entry)}")
+    print(safe_text(f"{at.uri}: {situation(entry)}. {describe_attempts(entry)}", 20_000))
     if not options.yes:
         print("The next run may buy this clip again. Repeat with --yes to delete the entry.", file=sys.stderr)
         return 1
     names = ledger.forget()
-    print(f"Deleted {', '.join(names)}.")
+    print(safe_text(f"Deleted {', '.join(names)}."))
     return 0
 
 
@@ -103,6 +142,10 @@ def _entries(s3: S3Client, prefix: S3Location) -> Iterator[S3Location]:
             if entry != last and (name == "request.json" or MARKER_NAME.fullmatch(name)):
                 last = entry
                 yield S3Location(prefix.bucket, f"{entry}/")
+
+
+def _shown_uri(at: S3Location) -> str:
+    return safe_text(at.uri)
 
 
 def _entry(location: S3Location) -> S3Location:
@@ -157,5 +200,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--yes", action="store_true", help="do not only say what would be deleted")
         else:
             command.add_argument("--json", action="store_true", help="for machines")
+        if run is show_entry:
+            command.add_argument("--answer", action="store_true", help="show the gateway's answers whole")
         command.set_defaults(run=run)
     return parser
