@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.foreign import finite
 
 MAX_KEY_BYTES = 1024
 """S3's limit."""
@@ -272,14 +273,14 @@ class Marks:
 
 def _object(text: str | None) -> dict[str, Any] | None:
     try:
-        value = json.loads(text or "null")
-    except ValueError:
+        value = json.loads(text or "null", parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def _float(value: str | None) -> float | None:
     try:
-        return None if value is None else float(value)
+        return None if value is None else finite(float(value))
     except ValueError:
         return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidTarget, StorageUnavailable
+from airflow_provider_codegateway.foreign import safe_text
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -71,7 +72,7 @@ def problem_of(error: Exception) -> Problem:
 def error_code(error: Exception) -> str:
     """The code that S3 answered with, or "" if it did not answer."""
     response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+    return safe_text(response.get("Error", {}).get("Code", ""), 100)
 
 
 def error_words(error: Exception) -> str:
