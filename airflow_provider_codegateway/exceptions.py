@@ -16,7 +16,10 @@
     ├── RenderOutcomeUnknown  perhaps  sent, and no whole answer               retried by Airflow
     ├── ClipTransferError     yes      download or upload failed               retried by Airflow
     ├── ClipExpired           yes      the link expired before storing         retried by Airflow
-    └── RenderLimitReached    yes      max_renders is used up                  fails the task
+    ├── ClipMismatch          yes      stored, and not what was asked for      fails the task
+    ├── RenderLimitReached    yes      max_renders is used up                  fails the task
+    └── BatchIncomplete       by rows  more rows failed than tolerated         retried by Airflow
+        └── BatchRefused      by rows  the same, and a retry cannot help       fails the task
 
 "Fails the task" means an ``AirflowFailException``: Airflow does not retry what a retry cannot help.
 """
@@ -148,13 +151,15 @@ class GatewayUnavailable(CodeGatewayError):
     """The gateway could not be reached, was not sent the whole request, or began nothing (its own 429 or 503).
 
     :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
+    :param status: the HTTP status of CodeGateway's own answer; 0 if another answered in its place, or nobody.
     """
 
     bought = Bought.NO
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, status: int = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class RenderOutcomeUnknown(CodeGatewayError):
@@ -178,6 +183,15 @@ class ClipExpired(CodeGatewayError):
     bought = Bought.YES
 
 
+class ClipMismatch(CodeGatewayError, AirflowFailException):
+    """The clip is stored, kept, and not what was asked for. It is never bought again by itself.
+
+    Raised with ``on_mismatch="fail"`` only. The differences are in the XCom ``clip`` as well, as ``mismatches``.
+    """
+
+    bought = Bought.YES
+
+
 class RenderLimitReached(CodeGatewayError, AirflowFailException):
     """As many renders as ``max_renders`` allows were begun, and none of them became a clip.
 
@@ -185,6 +199,35 @@ class RenderLimitReached(CodeGatewayError, AirflowFailException):
     """
 
     bought = Bought.YES
+
+
+class BatchIncomplete(CodeGatewayError):
+    """More rows of a batch ended without a clip than ``tolerated_failures`` allows. The manifest names each.
+
+    :param renders: how many renders this DAG run has bought for the batch.
+    :param perhaps: how many more it may have bought.
+    """
+
+    def __init__(self, message: str, *, renders: int = 0, perhaps: int = 0) -> None:
+        super().__init__(message)
+        self.renders = renders
+        self.perhaps = perhaps
+        self.bought = Bought.PERHAPS if perhaps else Bought.YES if renders else Bought.NO
+
+    @property
+    def money(self) -> str:
+        """How many renders were bought, in a sentence."""
+        if not self.renders and not self.perhaps:
+            return Bought.NO.value
+        known = "1 render was bought" if self.renders == 1 else f"{self.renders:,} renders were bought"
+        return f"{known}, and {self.perhaps:,} more may have been." if self.perhaps else f"{known}."
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n{self.money}"
+
+
+class BatchRefused(BatchIncomplete, AirflowFailException):
+    """As ``BatchIncomplete``, and another attempt would end the same way: there is something to change first."""
 
 
 def from_dict(error: dict[str, Any]) -> CodeGatewayError:

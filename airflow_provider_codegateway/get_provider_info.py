@@ -71,7 +71,10 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": ["airflow_provider_codegateway.operators.video"],
+                "python-modules": [
+                    "airflow_provider_codegateway.operators.video",
+                    "airflow_provider_codegateway.operators.videos",
+                ],
             }
         ],
         "hooks": [
@@ -80,14 +83,21 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": ["airflow_provider_codegateway.triggers.video"],
+                "python-modules": [
+                    "airflow_provider_codegateway.triggers.video",
+                    "airflow_provider_codegateway.triggers.videos",
+                ],
             }
         ],
         "task-decorators": [
             {
                 "class-name": "airflow_provider_codegateway.decorators.video.generate_video_task",
                 "name": "generate_video",
-            }
+            },
+            {
+                "class-name": "airflow_provider_codegateway.decorators.videos.generate_videos_task",
+                "name": "generate_videos",
+            },
         ],
         "connection-types": [
             {

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError
 
 if TYPE_CHECKING:
+    from airflow_provider_codegateway.clip import Clip
     from airflow_provider_codegateway.gateway import Answer, Buyer, LoadContent
     from airflow_provider_codegateway.spend import Cost
 
@@ -29,6 +30,7 @@ UNKNOWN = "codegateway.renders.unknown"
 SPENT = "codegateway.renders.cost"
 REFUSED = "codegateway.renders.refused"
 REUSED = "codegateway.renders.reused"
+FALLBACK = "codegateway.renders.fallback"
 IN_FLIGHT = "codegateway.renders.in_flight"
 DURATION = "codegateway.render.duration"
 CLIP_BYTES = "codegateway.clip.bytes"
@@ -76,15 +78,15 @@ def failed(error: CodeGatewayError, model: object) -> None:
         _count(REFUSED, model=model, error=type(error).__name__)
 
 
-def clip_delivered(model: str, *, size: int, reused: bool) -> None:
-    """Count a clip that a task hands over.
-
-    :param size: in bytes.
-    """
-    if reused:
-        _count(REUSED, model=model)
-    else:
-        _count(CLIP_BYTES, size, model=model)
+def clip_delivered(clip: Clip) -> None:
+    """Count a clip that a task hands over."""
+    if clip.reused:
+        _count(REUSED, model=clip.model)
+        return
+    _count(CLIP_BYTES, clip.bytes, model=clip.model)
+    for passed in clip.fallback or ():
+        reason = passed["reason"].partition(" (")[0]
+        _count(FALLBACK, model=clip.model, instead_of=passed["model"], reason=reason)
 
 
 _in_flight = 0

@@ -12,6 +12,8 @@ Why no crash buys a clip twice:
    that clip, for free.
 4. The receipt is deleted only once the clip is at its key, and a run that has a claim looks at the key before it
    POSTs.
+5. Another model is asked only by a run whose claim was the first of its entry and provably bought nothing: that claim
+   is gone by then. Whoever finds a render that was begun stays with its model.
 """
 
 from __future__ import annotations
@@ -21,37 +23,51 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks
+from airflow_provider_codegateway.clip import Clip, ClipSpec, Facts, Marks, PassedOver
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
     ClipExpired,
     ClipTransferError,
     CodeGatewayError,
+    GatewayUnavailable,
     InvalidTarget,
+    LedgerConflict,
     RenderOutcomeUnknown,
+    RequestRejected,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import Answer, Buyer, Receipt, link_over_https, read_receipt
+from airflow_provider_codegateway.facts import differences, read_stored_facts
+from airflow_provider_codegateway.gateway import (
+    Answer,
+    Buyer,
+    Receipt,
+    link_over_https,
+    read_receipt,
+    reason_to_fall_back,
+)
 from airflow_provider_codegateway.ledger import (
     Claim,
     Entry,
     Gone,
     Ledger,
     Take,
+    Turn,
     Wait,
     describe_attempts,
+    money,
     next_step,
 )
-from airflow_provider_codegateway.ledger.entry import SHOWN, Attempt
+from airflow_provider_codegateway.ledger.entry import SHOWN, Attempt, left_to_its_owner
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.s3 import Problem, access_args, head_object, problem_of, storage_error
 from airflow_provider_codegateway.spend import Account, Cost
 from airflow_provider_codegateway.threads import to_the_end
 from airflow_provider_codegateway.transfer import (
@@ -76,9 +92,11 @@ class Purchase:
     """One clip, from the free checks to its place in S3.
 
     :param spec: the clip that is wanted.
-    :param s3: a boto3 client.
+    :param s3: a boto3 client, for the clip.
+    :param ledger_s3: one for the ledger, if that is on another store or account.
     :param buyer: what buys a render.
     :param claim_seconds: how long one call of ``buyer`` may take at the very most.
+    :param fallback_buyers: what buys a render of each fallback; ``buyer``, if left out.
     :param account: prices, budgets and journal; without one, everything may be bought.
     :param allows_http_links: whether a clip may come over plain http where the gateway is reached by https.
     :raises InvalidRequest: ``s3_key`` and ``ledger_prefix`` are too long together.
@@ -89,8 +107,10 @@ class Purchase:
         spec: ClipSpec,
         *,
         s3: S3Client,
+        ledger_s3: S3Client | None = None,
         buyer: Buyer,
         claim_seconds: float,
+        fallback_buyers: Sequence[Buyer] = (),
         account: Account | None = None,
         allows_http_links: bool = False,
         limits: Limits = LIMITS,
@@ -98,9 +118,9 @@ class Purchase:
         self.spec = spec
         self._account = account or Account()
         self._max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
-        self.ledger = Ledger.of_clip(s3, spec, limits)
+        self.ledger = Ledger.of_clip(ledger_s3 or s3, spec, limits)
         self._s3 = s3
-        self._buyer = buyer
+        self._buyers = (buyer, *(fallback_buyers or [buyer] * len(spec.fallbacks)))
         self._claim_seconds = claim_seconds
         self._allows_http_links = allows_http_links
         self._limits = limits
@@ -108,22 +128,27 @@ class Purchase:
         self._read_again: set[int] = set()
         self._said = ""
         self._attempts: tuple[Attempt, ...] = ()  # of the entry as it was read last
+        self._passed_over: list[PassedOver] = []  # by us, before anything may have been bought
+        self._turned_down: list[CodeGatewayError] = []  # what they said
+        self._turn = Turn(0, spec.model)
+        self._is_fresh = False  # nothing was begun when the entry was opened here
 
-    async def complete(self, request: VideoRequest) -> Clip:
+    async def complete(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip:
         """The clip: found, or bought and stored.
 
         :param request: what is to be rendered, its media resolved.
+        :param fallbacks: what is to be rendered instead, in this order; see ``ClipSpec.fallbacks``.
         :raises CodeGatewayError: see ``exceptions``; ``bought`` says whether money was spent.
         """
         while True:
-            clip = await to_the_end("ledger", self.begin, request) or await self.resume()
+            clip = await to_the_end("ledger", self.begin, request, *fallbacks) or await self.resume()
             if clip is not None:
                 return clip
             # Another run settled the entry: look at the key again.
 
     # 1. Check for free, and open the ledger entry.
 
-    def begin(self, request: VideoRequest) -> Clip | None:
+    def begin(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip | None:
         """Refuse for free what can be refused. If nothing is refused, the request is in the ledger afterwards.
 
         :return: the clip, if it is in place already; else None.
@@ -132,16 +157,30 @@ class Purchase:
         if clip := self.find():
             self._clear_what_a_crash_left(clip)
             return clip
-        # The ledger's first write proves bucket and permission before anything is bought, but not for these; and
-        # once something was bought, its transfer will show.
-        is_unproven = self.spec.upload_args or self.ledger.location.bucket != self.spec.target.bucket
-        if is_unproven and not self.ledger.read().attempts:
-            prove_upload(self._s3, self.spec.target, self.spec.upload_args)
-        self._require_affordable(request)
-        self.ledger.open(request.body())
+        bodies = [each.body() for each in (request, *fallbacks)]
+        self._require_affordable(bodies)
+        # Once something was bought, its transfer will show what S3 allows.
+        self._is_fresh = self.ledger.open(*bodies)
+        if self._is_fresh:
+            try:
+                self._prove_access()
+            except CodeGatewayError:
+                self._withdraw()
+                raise
         return None
 
-    def preview(self, request: VideoRequest) -> Preview:
+    def _withdraw(self) -> None:
+        try:
+            self.ledger.withdraw()
+        except CodeGatewayError as error:
+            log.warning("A ledger entry remains for which nothing was bought: %s", error.args[0])
+
+    def _prove_access(self) -> None:
+        """Prove every permission that is needed once a render is bought, in the process that buys it."""
+        self.ledger.prove_access()
+        prove_upload(self._s3, self.spec.target, self.spec.upload_args, self._limits)
+
+    def preview(self, request: VideoRequest, *fallbacks: VideoRequest) -> Preview:
         """What ``complete`` would do now, with all its free refusals. Nothing is written.
 
         :raises CodeGatewayError: it would refuse.
@@ -149,15 +188,18 @@ class Purchase:
         require_upload_args(self._s3, self.spec.upload_args)
         clip = self.find()
         paid = clip is not None or any(attempt.rendered for attempt in self.ledger.read().attempts)
-        cost = self._account.cost(request.body())
+        bodies = [each.body() for each in (request, *fallbacks)]
         if not paid:
-            self._account.check(request.body(), max_cost=self._max_cost)
-            self._account.require_room(request.body(), asked_by=self.spec.asked_by)
-        return Preview(clip=clip, is_paid=paid, cost=cost)
+            for body in bodies:
+                self._account.check(body, max_cost=self._max_cost)
+            self._account.require_room(bodies[0], asked_by=self.spec.asked_by)
+        offers = tuple(Offer(str(body["model"]), self._account.cost(body)) for body in bodies)
+        return Preview(clip=clip, is_paid=paid, offers=offers)
 
-    def _require_affordable(self, request: VideoRequest) -> None:
+    def _require_affordable(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         try:
-            self._account.check(request.body(), max_cost=self._max_cost)
+            for body in bodies:
+                self._account.check(body, max_cost=self._max_cost)
         except BudgetExceeded:
             # What was bought before the price list or max_cost changed is still fetched.
             if not self.ledger.read().attempts:
@@ -174,24 +216,30 @@ class Purchase:
         if head is None:
             return None
         marks = Marks.from_metadata(head["Metadata"])
-        is_same_request = marks.fingerprint == self.spec.fingerprint
+        is_same_request = self.spec.is_request_of(marks)
         # What this DAG run stored before is its own work, also with if_exists="replace".
         is_own = is_same_request and self.spec.is_requested_by(marks.requester)
         if is_own or (is_same_request and self.spec.if_exists == "reuse"):
+            facts = marks.facts or read_stored_facts(
+                self._s3, target, size=head["ContentLength"], limits=self._limits
+            )
             return Clip(
                 bucket=target.bucket,
                 key=target.key,
                 uri=target.uri,
-                model=self.spec.model,
+                model=marks.model if self.spec.fallbacks and marks.model else self.spec.model,
                 bytes=head["ContentLength"],
                 sha256=None,
                 created=marks.created,
                 render_seconds=marks.render_seconds,
                 renders_bought=marks.renders_bought,
                 renders_bought_here=self._count_own(marks.buyers),
-                fingerprint=self.spec.fingerprint,
+                fingerprint=marks.fingerprint or self.spec.fingerprint,
                 reused=True,
                 cost=marks.cost,
+                facts=None if facts is None else facts.as_dict(),
+                mismatches=self._differences(facts, marks),
+                fallback=self._fallback(marks),
             )
         if self.spec.if_exists == "replace":
             return None
@@ -209,7 +257,9 @@ class Purchase:
     def _head(self) -> HeadObjectOutputTypeDef | None:
         target = self.spec.target
         try:
-            return self._s3.head_object(Bucket=target.bucket, Key=target.key)
+            return head_object(self._s3, target, **access_args(self._s3, "HeadObject", self.spec.upload_args))
+        except CodeGatewayError:
+            raise
         except Exception as error:
             # A 404 may mean the bucket as well: the next request tells.
             if problem_of(error) is Problem.NOT_FOUND:
@@ -229,7 +279,7 @@ class Purchase:
                 # A run with if_exists="replace" may be buying the clip anew: its receipt is another, or none.
                 answer = self.ledger.answer(attempt.number) if attempt.rendered else None
                 if answer and _created(answer) == clip.created:
-                    abort_uploads(self._s3, self.spec.target, open_uploads(self._s3, self.spec.target))
+                    self._abort_uploads(self._open_uploads())
                     self.ledger.settle(attempt.number, answer)
                     return
             if not entry.attempts:
@@ -249,32 +299,73 @@ class Purchase:
         :raises ClipExpired: the render that was bought here can no longer be fetched.
         """
         while True:
-            entry = await to_the_end("ledger", self.ledger.read)
+            entry = await to_the_end("ledger", self._read_ledger)
             self._attempts = entry.attempts
             if clip := await self._fetch_unread(entry):
                 return clip
-            step = next_step(
-                entry,
-                fingerprint=self.spec.fingerprint,
-                max_renders=self.spec.max_renders,
-                location=self.ledger.location,
-                limits=self._limits,
-            )
+            try:
+                step = next_step(
+                    entry,
+                    fingerprint=self.spec.fingerprint,
+                    max_renders=self.spec.max_renders,
+                    location=self.ledger.location,
+                    limits=self._limits,
+                )
+            except LedgerConflict:
+                delivered = await to_the_end("ledger", self._delivered, entry)
+                if delivered is None:
+                    raise
+                if (left := left_to_its_owner(delivered, entry.now, self._limits)) > 0:
+                    await self._wait(Wait(left, "Another run has stored its clip here just now."), entry.now)
+                    continue
+                await to_the_end("ledger", self._clear, delivered)
+                return None
             clip = None
             match step:
                 case Gone():
                     return None
                 case Take(number):
-                    clip = await self._fetch(number)
+                    clip = await self._fetch(entry, number)
                 case _ if not self._buys:
                     return None
                 case Wait():
                     await self._wait(step, entry.now)
                 case Claim(number):
                     self._say_what_is_lost(entry)
-                    clip = await self._claim_and_buy(number)
+                    self._turn = self._turn_after(entry.attempts)
+                    try:
+                        clip = await self._claim_and_buy(number)
+                    except (GatewayUnavailable, RequestRejected, BudgetExceeded) as error:
+                        if not self._turned_down or entry.attempts:
+                            raise
+                        if (unavailable := self._of_chain(error)) is None:
+                            raise
+                        raise unavailable from error
             if clip is not None:
                 return clip
+
+    def _read_ledger(self) -> Entry:
+        try:
+            return self.ledger.read()
+        except CodeGatewayError as error:
+            # An earlier run, or a triggerer, may have bought what cannot be seen here.
+            if error.bought is Bought.NO and not self._is_fresh:
+                error.bought = Bought.PERHAPS
+            raise
+
+    def _delivered(self, entry: Entry) -> Attempt | None:
+        """The render whose clip is at the key although its entry remained; None if there is no such one.
+
+        A run that stored its clip and could not delete the entry, or died before it could, leaves such a one.
+        """
+        head = self._head()
+        claim = None if head is None else Marks.from_metadata(head["Metadata"]).claim
+        paid = (attempt for attempt in entry.attempts if attempt.rendered and attempt.owner)
+        return next((attempt for attempt in paid if attempt.owner == claim), None)
+
+    def _clear(self, delivered: Attempt) -> None:
+        log.info("The clip of render %d is stored: clearing its ledger entry.", delivered.number)
+        self.ledger.clear_delivered(delivered.number, delivered.owner)
 
     def stop_buying(self) -> None:
         """The clip is no longer waited for: begin no render. One that is under way or paid is brought to its end."""
@@ -306,6 +397,7 @@ class Purchase:
                 except RenderOutcomeUnknown:
                     continue
                 if answer and receipt:
+                    self._turn = attempt.turn or self._turn
                     log.info("The answer to render %d can be read now: fetching its clip.", attempt.number)
                     try:
                         return await self._deliver(attempt.number, answer, receipt, may_have_leftovers=True)
@@ -313,14 +405,25 @@ class Purchase:
                         log.warning("Render %d is lost: %s", attempt.number, error.args[0])
         return None
 
-    async def _fetch(self, number: int) -> Clip | None:
+    async def _fetch(self, entry: Entry, number: int) -> Clip | None:
         """The clip of a render that is paid for; None if it was settled meanwhile, or cannot be had any more."""
+        if found := await to_the_end("ledger", self._find_quietly):
+            await to_the_end("ledger", self._clear_what_a_crash_left, found)
+            return found
+        try:
+            if delivered := await to_the_end("ledger", self._delivered, entry):
+                await to_the_end("ledger", self._clear, delivered)
+                return None
+        except CodeGatewayError as error:
+            error.bought = money(entry)
+            raise
         answer = await to_the_end("ledger", self.ledger.answer, number)
         if answer is None:
             return None
         log.info("Render %d is already paid for: fetching its clip.", number)
         for attempt in self._attempts:
             if attempt.number == number:  # its run may have died before it could say so
+                self._turn = attempt.turn or self._turn
                 await to_the_end("journal", self._account.bought, attempt.owner)
         try:
             receipt = await self._read(number, answer)
@@ -349,6 +452,7 @@ class Purchase:
 
     async def _claim_and_buy(self, number: int) -> Clip | None:
         """The clip of render ``number``, bought under our claim; None if the claim was not to be had."""
+        await to_the_end("ledger", self._prove_access)
         try:
             claim = await to_the_end("ledger", self._claim, number)
         except BaseException:
@@ -372,7 +476,10 @@ class Purchase:
         if time.monotonic() - claim.asked_at > self._limits.look_patience:
             await self._give_back(number, "the claim had become too old")
             return None
+        self._is_fresh = False
         answer = await self._buy(number)
+        if answer is None:
+            return None
         receipt = await self._read(number, answer)
         try:
             return await self._deliver(number, answer, receipt, may_have_leftovers=number > 1)
@@ -388,7 +495,9 @@ class Purchase:
         look is the one that decides.
         """
         asked_at = time.monotonic()
-        if not self.ledger.claim(number, claim_seconds=self._claim_seconds + self._limits.claim_margin):
+        claim_seconds = self._claim_seconds + self._limits.claim_margin
+        turn = self._turn if self.spec.fallbacks else None
+        if not self.ledger.claim(number, claim_seconds=claim_seconds, turn=turn):
             return None
         return _Claimed(asked_at, self.find())
 
@@ -409,9 +518,14 @@ class Purchase:
 
     def _priced_body(self) -> dict[str, Any]:
         """As much of the request as its price depends on."""
-        if self.spec.priced_by is None:
-            return self.ledger.request() or {"model": self.spec.model}
-        return {"model": self.spec.model, **self.spec.priced_by}
+        member = self.spec.members[self._turn.index]
+        if member.priced_by is None:
+            return self._body() or {"model": member.model}
+        return {"model": member.model, **member.priced_by}
+
+    def _body(self) -> dict[str, Any] | None:
+        bodies = self.ledger.requests()
+        return bodies[self._turn.index] if self._turn.index < len(bodies) else None
 
     async def _give_back(self, number: int, why: str) -> None:
         """Take back a claim and its reservation: nothing was bought."""
@@ -419,18 +533,22 @@ class Purchase:
         await to_the_end("ledger", _note, self.ledger.release, number)
         await to_the_end("journal", self._account.released, reservation, why)
 
-    async def _buy(self, number: int) -> Answer:
+    async def _buy(self, number: int) -> Answer | None:
+        """The answer to render ``number``; None if it bought nothing, and another model is to be asked."""
         log.info(
             "Requesting render %d of at most %d from %s for %s; usually about two minutes.",
             number,
             self.spec.max_renders,
-            self.spec.model,
+            self._turn.model,
             self.spec.target.uri,
         )
         try:
-            answer = await self._buyer.generate(self._load_request)
+            answer = await self._buyers[self._turn.index].generate(self._load_request)
         except CodeGatewayError as error:
             if error.bought is Bought.NO:
+                if reason := self._reason_to_fall_back(error):
+                    await self._pass_over(number, reason, error)
+                    return None
                 # A failure that provably bought nothing leaves no trace and does not count.
                 await self._give_back(number, type(error).__name__)
             else:
@@ -466,7 +584,7 @@ class Purchase:
         return content
 
     def _read_request(self) -> bytes:
-        body = self.ledger.request()
+        body = self._body()
         if body is None:
             raise StorageUnavailable(f"The ledger entry at {self.ledger.location.uri} was deleted meanwhile.")
         return json.dumps(body).encode()
@@ -497,6 +615,55 @@ class Purchase:
             time.sleep(pause)
             pause = min(2 * pause, 8.0)
 
+    # Of a chain of models: which one, and when the next.
+
+    def _turn_after(self, attempts: Sequence[Attempt]) -> Turn:
+        """Whose turn it is: the model of the renders that were begun; while there are none, the next one of ours."""
+        if attempts:
+            return attempts[-1].turn or Turn(0, self.spec.model)
+        index = len(self._passed_over)
+        return Turn(index, self.spec.members[index].model, tuple(self._passed_over))
+
+    def _reason_to_fall_back(self, error: CodeGatewayError) -> str | None:
+        is_last = self._turn.index + 1 == len(self.spec.members)
+        # Of what was begun before, some may have been bought: it stays with its model.
+        return None if is_last or self._attempts else reason_to_fall_back(error, self.spec.fallback_on)
+
+    async def _pass_over(self, number: int, reason: str, error: CodeGatewayError) -> None:
+        """Take back the claim of a model that provably sold nothing, so that the next one may be asked.
+
+        :raises CodeGatewayError: it could not be taken back, and now counts as a render of this model.
+        """
+        try:
+            await to_the_end("ledger", self.ledger.pass_on, number)
+        except CodeGatewayError as problem:
+            log.error("No fallback is tried, as the claim could not be taken back: %s", problem.args[0])
+            await self._give_back(number, reason)
+            raise error from problem
+        await to_the_end("journal", self._account.released, self.ledger.owner, reason)
+        self._passed_over.append({"model": self._turn.model, "reason": reason})
+        self._turned_down.append(error)
+        log.warning(
+            "Falling back from %s to %s for %s: %s",
+            self._turn.model,
+            self.spec.members[len(self._passed_over)].model,
+            self.spec.target.uri,
+            error.args[0],
+        )
+
+    def _of_chain(self, error: CodeGatewayError) -> GatewayUnavailable | None:
+        """What to raise instead where no model of a chain could be used; None: the error, which says so now."""
+        passed = "; ".join(f"{each['model']}: {each['reason']}" for each in self._passed_over)
+        words = f"No model could be used. {passed}; {self._turn.model}: {error.args[0]}"
+        busy = [each for each in (*self._turned_down, error) if isinstance(each, GatewayUnavailable)]
+        is_for_all = isinstance(error, RequestRejected) and error.status in (401, 403)
+        if busy and not is_for_all:
+            # A retry may find it free. Without its fallbacks the task would be retried, too.
+            waits = [each.retry_after for each in busy if each.retry_after is not None]
+            return GatewayUnavailable(words, retry_after=min(waits, default=None), status=busy[0].status)
+        error.args = (words,)
+        return None
+
     # 5. Deliver, and settle.
 
     async def _deliver(
@@ -509,9 +676,9 @@ class Purchase:
             link_over_https(receipt.url) if is_changed else receipt.url,
             s3=self._s3,
             target=self.spec.target,
-            metadata=marks.as_metadata(),
+            metadata=lambda facts: replace(marks, facts=facts).as_metadata(),
             upload_args=self.spec.upload_args,
-            expires_at=receipt.expires_at,
+            expires_at=self._runs_out(number, receipt),
             limits=self._limits,
         )
         showing_life = asyncio.create_task(self._show_life(number))
@@ -540,6 +707,13 @@ class Purchase:
         await to_the_end("ledger", self._settle, number, answer)
         return self._clip(stored, marks)
 
+    def _runs_out(self, number: int, receipt: Receipt) -> float | None:
+        """Until when the link may be refused and live all the same; None if that is not known."""
+        if receipt.expires_at is not None:
+            return receipt.expires_at
+        rendered = next((each.rendered for each in self._attempts if each.number == number), None)
+        return None if rendered is None else rendered.timestamp() + self._limits.link_patience
+
     async def _show_life(self, number: int) -> None:
         """Tell other runs that this transfer is alive, if it takes longer than most."""
         while True:
@@ -554,10 +728,16 @@ class Purchase:
 
     def _store(self, transfer: Transfer, *, may_have_leftovers: bool) -> StoredClip:
         # A transfer of this clip that was killed could not abort its upload.
-        leftovers = open_uploads(self._s3, self.spec.target) if may_have_leftovers else []
+        leftovers = self._open_uploads() if may_have_leftovers else []
         stored = transfer.run()
-        abort_uploads(self._s3, self.spec.target, leftovers)
+        self._abort_uploads(leftovers)
         return stored
+
+    def _open_uploads(self) -> list[str]:
+        return open_uploads(self._s3, self.spec.target, self.spec.upload_args)
+
+    def _abort_uploads(self, upload_ids: list[str]) -> None:
+        abort_uploads(self._s3, self.spec.target, upload_ids, self.spec.upload_args)
 
     def _marks(self, number: int, receipt: Receipt) -> Marks:
         asked_for = {attempt.number: attempt.requester for attempt in self._attempts}
@@ -569,12 +749,16 @@ class Purchase:
         return Marks(
             fingerprint=self.spec.fingerprint,
             requester=self.spec.requester,
-            model=self.spec.model,
+            model=self._turn.model,
             created=receipt.created,
             render_seconds=receipt.render_seconds,
             renders_bought=number,
             buyers=buyers,
+            claim=next((each.owner for each in self._attempts if each.number == number), self.ledger.owner)
+            or None,
             cost=None if cost is None else cost.as_dict(),
+            member=self.spec.members[self._turn.index].fingerprint if self.spec.fallbacks else None,
+            fallback=self._turn.passed_over,
         )
 
     def _clip(self, stored: StoredClip, marks: Marks) -> Clip:
@@ -583,7 +767,7 @@ class Purchase:
             bucket=target.bucket,
             key=target.key,
             uri=target.uri,
-            model=self.spec.model,
+            model=self._turn.model,
             bytes=stored.bytes,
             sha256=stored.sha256,
             created=marks.created,
@@ -593,7 +777,17 @@ class Purchase:
             fingerprint=self.spec.fingerprint,
             reused=False,
             cost=marks.cost,
+            facts=None if stored.facts is None else stored.facts.as_dict(),
+            mismatches=self._differences(stored.facts, marks),
+            fallback=self._fallback(marks),
         )
+
+    def _differences(self, facts: Facts | None, marks: Marks) -> tuple[str, ...]:
+        wanted = self.spec.wanted_of(marks)
+        return () if facts is None or wanted is None else differences(facts, wanted, self._limits)
+
+    def _fallback(self, marks: Marks) -> list[PassedOver] | None:
+        return [*marks.fallback] if self.spec.fallbacks else None
 
     def _count_own(self, buyers: Iterable[str]) -> int:
         return sum(map(self.spec.is_requested_by, buyers))
@@ -618,12 +812,43 @@ class Preview:
 
     :param clip: the clip, if it is in place already.
     :param is_paid: whether nothing would be bought: the clip is in place, or paid for and not yet delivered.
-    :param cost: of one render; None if no price is known.
+    :param offers: one render of each model that may be asked.
     """
 
     clip: Clip | None
     is_paid: bool
+    offers: tuple[Offer, ...]
+
+    @property
+    def cheapest(self) -> Offer | None:
+        """The one that costs least; None if it is not known what one of them costs."""
+        priced = [
+            (each.cost.amount, each) for each in self.offers if each.cost and each.cost.amount is not None
+        ]
+        return min(priced, key=itemgetter(0))[1] if len(priced) == len(self.offers) else None
+
+    @property
+    def dearest(self) -> Offer | None:
+        """The one that may cost most; None if it is not known what one of them may cost."""
+        priced = [
+            (each.cost.at_most, each) for each in self.offers if each.cost and each.cost.at_most is not None
+        ]
+        return max(priced, key=itemgetter(0))[1] if len(priced) == len(self.offers) else None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One render of one model.
+
+    :param cost: None if no price is known.
+    """
+
+    model: str
     cost: Cost | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for XCom."""
+        return {"model": self.model, "cost": None if self.cost is None else self.cost.as_dict()}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""A real HTTP proxy before an S3 server: it denies, loses answers, drops connections, and counts."""
+"""A real HTTP proxy before an S3 server: it denies, answers by itself, loses answers, drops connections, and counts."""
 
 from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import format_datetime
 from enum import Enum
@@ -22,6 +22,8 @@ class S3Request:
     method: str
     path: str
     query: frozenset[str]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """With names in lower case."""
 
     @property
     def key(self) -> str:
@@ -37,8 +39,12 @@ class S3Request:
             named = {"delete": "DeleteObjects", "uploads": "CreateMultipartUpload"}
             return next((named[name] for name in self.query if name in named), "CompleteMultipartUpload")
         if self.method == "GET":
+            if "uploads" in self.query:
+                return "ListMultipartUploads"
             return "GetObject" if self.key else "ListObjects"
-        return {"HEAD": "HeadObject", "DELETE": "AbortMultipartUpload"}[self.method]
+        if self.method == "DELETE":
+            return "AbortMultipartUpload" if "uploadId" in self.query else "DeleteObject"
+        return "HeadObject"
 
 
 class Verdict(Enum):
@@ -53,9 +59,28 @@ class Verdict(Enum):
     """Let the server do it, and close the connection in place of its answer."""
 
 
-Rule = Callable[[S3Request], Verdict]
-_DENIED = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>'
-_REFUSED = b'<?xml version="1.0"?><Error><Code>InvalidStorageClass</Code><Message>Not valid</Message></Error>'
+@dataclass(frozen=True)
+class Answer:
+    """What to answer, without asking the server."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/xml"
+
+
+Rule = Callable[[S3Request], "Verdict | Answer"]
+
+
+def says(status: int, code: str, message: str = "Not today.") -> Answer:
+    """S3's error answer."""
+    xml = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    return Answer(status, xml.encode())
+
+
+_ANSWERS = {
+    Verdict.DENY: says(403, "AccessDenied", "Access Denied"),
+    Verdict.REFUSE: says(400, "InvalidStorageClass", "Not valid"),
+}
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length"})
 
 
@@ -70,6 +95,8 @@ class S3Proxy:
         self.rule: Rule = lambda request: Verdict.PASS
         self.clock: Callable[[], datetime] | None = None
         """What the store says that it is, instead of the time."""
+        self.tells_time = True
+        """Whether answers have a ``Date``."""
         self._server = _Server(("127.0.0.1", 0), _handler(self, endpoint, strip))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
@@ -105,15 +132,20 @@ def down(request: S3Request) -> Verdict:
     return Verdict.DROP
 
 
-def once(verdict: Verdict, when: Callable[[S3Request], bool]) -> Rule:
+def once(verdict: Verdict | Answer, when: Callable[[S3Request], bool]) -> Rule:
     """A rule that strikes the first request of its kind only."""
-    left = [verdict]
+    left: list[Verdict | Answer] = [verdict]
     return lambda request: left.pop() if left and when(request) else Verdict.PASS
 
 
 def deny(*operations: str) -> Rule:
     """The rule of credentials that may not do these."""
-    return lambda request: Verdict.DENY if request.operation in operations else Verdict.PASS
+    return answer(Verdict.DENY, *operations)
+
+
+def answer(verdict: Verdict | Answer, *operations: str) -> Rule:
+    """The rule of a store that answers these operations so."""
+    return lambda request: verdict if request.operation in operations else Verdict.PASS
 
 
 class _Server(ThreadingHTTPServer):
@@ -135,13 +167,14 @@ def _handler(proxy: S3Proxy, endpoint: str, strip: str | None) -> type[BaseHTTPR
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             url = urlsplit(self.path)
             query = frozenset(parse_qs(url.query, keep_blank_values=True))
-            request = S3Request(self.command, unquote(url.path), query)
+            named = {name.lower(): value for name, value in self.headers.items()}
+            request = S3Request(self.command, unquote(url.path), query, named)
             proxy.requests.append(request)
             verdict = proxy.rule(request)
-            if verdict is Verdict.DENY:
-                self._answer(403, {"Content-Type": "application/xml"}, _DENIED)
-            elif verdict is Verdict.REFUSE:
-                self._answer(400, {"Content-Type": "application/xml"}, _REFUSED)
+            if isinstance(verdict, Verdict):
+                verdict = _ANSWERS.get(verdict, verdict)
+            if isinstance(verdict, Answer):
+                self._answer(verdict.status, {"Content-Type": verdict.content_type}, verdict.body)
             elif verdict is Verdict.DROP:
                 self.close_connection = True
             else:
@@ -163,7 +196,9 @@ def _handler(proxy: S3Proxy, endpoint: str, strip: str | None) -> type[BaseHTTPR
             kept = {name: value for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP}
             if self.command == "HEAD":
                 kept["Content-Length"] = response.headers.get("Content-Length", "0")
-            if proxy.clock is not None:
+            if not proxy.tells_time:
+                kept = {name: value for name, value in kept.items() if name.lower() != "date"}
+            elif proxy.clock is not None:
                 kept = {name: value for name, value in kept.items() if name.lower() != "date"}
                 kept["Date"] = format_datetime(proxy.clock(), usegmt=True)
             connection.close()

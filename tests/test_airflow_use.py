@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset, TaskDeferred, task
 from airflow_run import AIRFLOW, run_dag
+from media_samples import mp4
 
 from airflow_provider_codegateway.clip import Clip, Marks, run_identity, task_identity
 from airflow_provider_codegateway.decorators.video import generate_video_task
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, HAILUO = "google/veo-3.1-fast", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections", "no_pauses")
 

@@ -14,7 +14,7 @@ import pytest
 from airflow.providers.common.compat import sdk
 from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, TaskDeferred, task
 from airflow_run import AIRFLOW, RunResult, run_dag
-from media_samples import png, png_base64
+from media_samples import mp4, png, png_base64
 from sqlalchemy import select
 
 from airflow_provider_codegateway import lineage
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 SECRET_QUERY = "X-Amz-Signature=5ecre7516na7ure"
 KEY_OF_NO_ASSET = "灯" * 333 + ".mp4"
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, get_args
 
 import crash_runner
 import pytest
-from clip_server import make_clip
 from crash_runner import HASTY, KEY, Ended, Job
+from media_samples import mp4_of
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.emulator.faults import Encoding, OddShape
+from airflow_provider_codegateway.emulator.responses import Source
 from airflow_provider_codegateway.exceptions import Bought
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ RETRIED = {
 }
 """Errors after which Airflow tries again."""
 
-SMALL, LARGE = make_clip(300_000), make_clip(9_000_000)
+SMALL, LARGE = mp4_of(300_000), mp4_of(9_000_000)
 
-GATEWAY_FAULTS: tuple[Fault, ...] = (
+GATEWAY_FAULTS: tuple[Fault | ClipFault, ...] = (
     *(Fault.status(code) for code in (429, 503)),
     *(Fault.status(code, billed=billed) for code in (500, 502, 504) for billed in (False, True)),
     Fault.foreign("envoy"),
@@ -66,7 +67,7 @@ GATEWAY_FAULTS: tuple[Fault, ...] = (
     Fault.leading_whitespace(),
     Fault.early_expiry(0),
 )
-CLIP_FAULTS: tuple[ClipFault, ...] = (
+CLIP_FAULTS: tuple[Fault | ClipFault, ...] = (
     ClipFault.break_after(0),
     ClipFault.break_after(100_000),
     ClipFault.break_after(200_000, reset=True),
@@ -176,4 +177,4 @@ def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about
 
 def whole(clip: bytes) -> tuple[bytes, ...]:
     """The clip, and the one that ``ClipFault.changed`` makes of it."""
-    return clip, clip[:32] + clip[32:].translate(bytes(255 - value for value in range(256)))
+    return clip, Source.of(clip).changed().content_bytes

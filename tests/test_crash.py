@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import crash_runner
 import pytest
-from clip_server import make_clip
 from crash_runner import KEY, MULTIPART, ONE_PART, POINTS, UNKNOWN, Ended, Job
+from media_samples import mp4_of
 from s3_proxy import S3Proxy, S3Request, Verdict
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
@@ -23,7 +23,7 @@ from airflow_provider_codegateway.emulator import ClipFault, Emulator
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-SMALL, LARGE = make_clip(300_000), make_clip(17_000_000)
+SMALL, LARGE = mp4_of(300_000), mp4_of(17_000_000)
 ROUNDS = int(os.environ.get("CODEGATEWAY_ROUNDS", "5"))
 KILLS = int(os.environ.get("CODEGATEWAY_KILLS", "10"))
 SEED = int(os.environ.get("CODEGATEWAY_SEED", "1"))
@@ -230,7 +230,7 @@ def test_a_transfer_that_is_alive_is_left_alone(
     job: Job, gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:
     """Eight runs at a slow clip host: one stores the clip, the others wait for it, and none of them fails."""
-    clip = make_clip(200_000)
+    clip = mp4_of(200_000)
     gateway.serve_clip(clip)
     gateway.fail_next(ClipFault.slow(100_000), times=8)
     patient = replace(job, claim_seconds=60, limits=replace(job.limits, settle_grace=5, beat_patience=5))

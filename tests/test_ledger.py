@@ -18,6 +18,7 @@ import crash_runner
 import pytest
 from botocore.config import Config
 from crash_runner import HASTY, KEY, Job
+from media_samples import mp4
 from moto.server import ThreadedMotoServer
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict, deny, down, once
 
@@ -54,7 +55,7 @@ from airflow_provider_codegateway.limits import LIMITS
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 BODY = {"model": "google/veo-3.1-fast", "prompt": "p"}
 LEDGER = f"_codegateway/{KEY}/"
 ANSWER = Answer(
@@ -388,15 +389,24 @@ def render(job: Job, s3: S3Client, **terms: Any) -> Clip:
     return crash_runner.render_blocking(replace(job, **terms), s3)
 
 
-def test_the_happy_path_costs_at_most_nine_requests(
+def test_the_happy_path_costs_eight_requests_and_seven_proofs_once_a_process(
     job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
 ) -> None:
-    """Besides the upload's own; one of them, the proof of conditional writes, once a process."""
+    """Besides the upload's own. What a process has proven of a client and a folder, it does not prove again."""
     proxy.requests.clear()
     render(job, client)
+    proofs = [
+        "ListObjects",  # may the ledger be listed,
+        "GetObject",  # read
+        "DeleteObjects",  # and cleared?
+        "CreateMultipartUpload",  # may the clip be written,
+        "AbortMultipartUpload",  # an upload aborted,
+        "ListMultipartUploads",  # and found again?
+    ]
     ours = [
         "HeadObject",  # is the key free?
         "PutObject",  # request.json
+        *proofs,
         "ListObjects",
         "PutObject",  # 1.started
         "PutObject",  # 1.started again: refused, or the store cannot be relied upon
@@ -408,8 +418,8 @@ def test_the_happy_path_costs_at_most_nine_requests(
     uploads = ["PutObject", "HeadObject"]
     assert proxy.operations == [*ours[:-1], *uploads, ours[-1]]
     proxy.requests.clear()
-    render(job, client, key="second.mp4")
-    assert len(proxy.requests) == len(ours) - 1 + len(uploads)
+    render(job, client, key="clips/second.mp4")
+    assert len(proxy.requests) == len(ours) - len(proofs) - 1 + len(uploads) == 8 + len(uploads)
     assert gateway.billed == 2
 
 
@@ -512,6 +522,11 @@ DENIED: list[tuple[str, Rule, str]] = [
     ("read-only", deny("PutObject", "DeleteObjects"), "s3:PutObject"),
     ("write-only", deny("GetObject", "HeadObject", "ListObjects"), "s3:GetObject and s3:ListBucket"),
     ("no list", deny("ListObjects"), "s3:ListBucket"),
+    ("no ledger to read", deny("GetObject"), "s3:GetObject"),
+    ("no delete", deny("DeleteObjects", "DeleteObject"), "s3:DeleteObject"),
+    ("no upload", deny("CreateMultipartUpload"), "s3:PutObject"),
+    ("no abort", deny("AbortMultipartUpload"), "s3:AbortMultipartUpload"),
+    ("no list of uploads", deny("ListMultipartUploads"), "s3:ListBucketMultipartUploads"),
     ("nothing at all", lambda request: Verdict.DENY, "s3:GetObject"),
 ]
 
@@ -529,11 +544,17 @@ def test_a_missing_permission_is_named_before_anything_is_bought(
     assert gateway.billed == 1
 
 
+def deny_once_billed(gateway: Emulator, *operations: str) -> Rule:
+    """The rule of credentials that lose a permission while a render is under way."""
+    denied = deny(*operations)
+    return lambda request: denied(request) if gateway.ledger else Verdict.PASS
+
+
 def test_without_the_permission_to_delete_clips_are_stored_and_reused(
     job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The ledger stays untidy, and the log says which permission would do."""
-    with proxy.ruled(deny("DeleteObjects")):
+    """Lost during the render: the ledger stays untidy, and the log names the permission."""
+    with proxy.ruled(deny_once_billed(gateway, "DeleteObjects", "DeleteObject")):
         assert not render(job, client).reused
         assert render(job, client, requester="another").reused
     assert caplog.text.count("Give the AWS connection s3:DeleteObject") == 2
@@ -545,7 +566,10 @@ def test_without_the_permission_to_delete_what_the_gateway_said_is_still_the_err
 ) -> None:
     """A claim that cannot be taken back counts, and that is said."""
     gateway.fail_next(Fault.status(400))
-    with proxy.ruled(deny("DeleteObjects")), pytest.raises(RequestRejected):
+    with (
+        proxy.ruled(deny_once_billed(gateway, "DeleteObjects", "DeleteObject")),
+        pytest.raises(RequestRejected),
+    ):
         render(job, client)
     assert "Give the AWS connection s3:DeleteObject" in caplog.text
     assert "now counts it as bought" in caplog.text
@@ -660,7 +684,8 @@ def test_s3_down_when_all_is_done(
     job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
 ) -> None:
     """The clip is worth more than a tidy ledger; whoever looks next tidies up."""
-    with proxy.ruled(once(Verdict.DROP, does("DeleteObjects"))):
+    deletes = lambda request: bool(gateway.ledger) and request.operation == "DeleteObjects"  # noqa: E731
+    with proxy.ruled(once(Verdict.DROP, deletes)):
         assert not render(job, client).reused
     assert len(names(s3, bucket)) == 4
     assert render(job, client, requester="another").reused

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import Stats, TaskDeferred
 from airflow_run import AIRFLOW
+from media_samples import mp4
 from stats_server import StatsServer
 
 from airflow_provider_codegateway import metrics
@@ -35,7 +36,7 @@ pytest.importorskip("statsd")
 
 HAILUO = "minimax/hailuo-2.3-fast"
 REQUEST = build_request(HAILUO, prompt="p")
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections")
@@ -287,5 +288,5 @@ def test_the_page_has_every_metric() -> None:
     names = {
         value for value in vars(metrics).values() if isinstance(value, str) and value[:12] == "codegateway."
     }
-    assert len(names) == 9
+    assert len(names) == 10
     assert set(re.findall(r"(?m)^\| `(codegateway\.[\w.]+)` \|", PAGE.read_text())) == names

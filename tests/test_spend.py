@@ -18,6 +18,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, TaskDeferred
 from airflow_run import run_dag
 from crash_runner import JOURNAL_POINTS, POINTS, Job
+from media_samples import mp4
 from s3_proxy import S3Proxy, S3Request, Verdict
 from spend_runner import LIMITS
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 PRICES = [
     {"model": VEO, "resolution": "1080p", "generate_audio": True, "per_second": "0.15"},
     {"model": VEO, "per_second": "0.11"},

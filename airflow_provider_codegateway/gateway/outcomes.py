@@ -169,7 +169,7 @@ def classify_refusal(
         return RequestRejected(f"{said}{advice.get(status, '')}", status=status)
     wait = retry_after(headers.get("retry-after"))
     if status in UNAVAILABLE and own is not None:
-        return GatewayUnavailable(said, retry_after=wait)
+        return GatewayUnavailable(said, retry_after=wait, status=status)
     if not is_sent:
         return GatewayUnavailable(f"{said} The request had not been sent whole.", retry_after=wait)
     return RenderOutcomeUnknown(said)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import threading
+import math
 import time
-from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 
+from airflow_provider_codegateway.batch import Means
 from airflow_provider_codegateway.exceptions import InvalidConnection
 from airflow_provider_codegateway.gateway import (
     BlockingCall,
@@ -28,6 +28,7 @@ from airflow_provider_codegateway.get_provider_info import (
     CONNECTION_TYPE,
     DEFAULT_CONNECTION_ID,
 )
+from airflow_provider_codegateway.hooks.storage import s3_client
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.metrics import MeteredBuyer
 from airflow_provider_codegateway.purchase import Purchase
@@ -104,8 +105,9 @@ class CodeGatewayVideoHook(BaseHook):
     def purchase(self, spec: ClipSpec, *, s3: S3Client) -> Purchase:
         """The purchase of one clip: bought at most once, however often it is repeated.
 
-        :param s3: a boto3 client for the clip and its ledger.
+        :param s3: a boto3 client for the clip, and for its ledger if that has no connection of its own.
         :raises InvalidConnection: see ``get_settings``.
+        :raises InvalidTarget: no S3 client can be made of ``spec.ledger_conn_id``.
         """
         connection = self._connection()
         return self._purchase(spec, s3, connection)
@@ -122,22 +124,72 @@ class CodeGatewayVideoHook(BaseHook):
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
         account = self._account(connection)
-        cost = None if spec.priced_by is None else account.cost({"model": spec.model, **spec.priced_by})
+        buyer, *fallback_buyers = _buyers(spec, gateway, account)
         return Purchase(
             spec,
             s3=s3,
-            buyer=MeteredBuyer(gateway, spec.model, cost),
+            ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
+            buyer=buyer,
+            fallback_buyers=fallback_buyers,
             claim_seconds=gateway.settings.deadline,
             account=account,
             allows_http_links=connection.extra_dejson.get("http_links") == "allow",
             limits=self.limits,
         )
 
+    def means(self, *, s3: S3Client, max_active: int) -> Means:
+        """What all purchases of a batch share: one gateway, one account.
+
+        :param s3: a boto3 client for the clips and their ledgers.
+        :param max_active: how many of them may be under way at a time.
+        :raises InvalidConnection: see ``get_settings``.
+        """
+        return self._means(s3, max_active, self._connection())
+
+    async def ameans(self, *, s3: S3Client, max_active: int) -> Means:
+        """As ``means``, without holding up the event loop."""
+        try:
+            connection = await get_async_connection(self.codegateway_conn_id)
+        except AirflowNotFoundException:
+            raise self._missing() from None
+        return await to_the_end("ledger", self._means, s3, max_active, connection)
+
+    def _means(self, s3: S3Client, max_active: int, connection: Connection) -> Means:
+        settings = settings_of(connection, self._where)
+        limits = replace(
+            self.limits,
+            progress_interval=math.inf,  # of one render: the batch reports for all of them
+            # Rows that wait for a run that died look at their ledgers less often, the more they are.
+            poll_interval=max(self.limits.poll_interval, max_active / 50),
+        )
+        # The batch repeats what was refused for now: its rows meet one rate limit. Fallbacks come after retries.
+        gateway = Gateway(replace(settings, retries=0), limits=limits)
+        account = self._account(connection)
+
+        patient = Gateway(settings, limits=limits)
+
+        def purchase(spec: ClipSpec) -> Purchase:
+            buyers = _buyers(spec, patient if spec.fallbacks else gateway, account)
+            return Purchase(
+                spec,
+                s3=s3,
+                ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
+                buyer=buyers[0],
+                fallback_buyers=buyers[1:],
+                claim_seconds=settings.deadline,
+                account=account,
+                limits=limits,
+            )
+
+        return Means(
+            s3=s3, purchase=purchase, account=account, retries=settings.retries, deadline=settings.deadline
+        )
+
     def _account(self, connection: Connection) -> Account:
         settings = spend_of(connection, self._where)
         if settings is None:
             return Account()
-        s3 = s3_client_of(settings.journal_conn_id) if settings.journal else None
+        s3 = s3_client(settings.journal_conn_id) if settings.journal else None
         return Account.open(settings, s3, self.limits)
 
     def get_spend(self) -> tuple[SpendSettings, S3Client]:
@@ -150,7 +202,7 @@ class CodeGatewayVideoHook(BaseHook):
             raise InvalidConnection(
                 f"The extra of {self._where} has no 'spend'. Add one with currency, prices, budgets and journal."
             )
-        return settings, s3_client_of(settings.journal_conn_id)
+        return settings, s3_client(settings.journal_conn_id)
 
     async def agenerate(self, request: VideoRequest) -> Receipt:
         """Buy one render.
@@ -202,6 +254,18 @@ class CodeGatewayVideoHook(BaseHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Which standard fields the form shows, and under which names."""
         return {name.replace("-", "_"): value for name, value in CONNECTION_BEHAVIOUR.items()}
+
+
+def _buyers(spec: ClipSpec, gateway: Gateway, account: Account) -> list[MeteredBuyer]:
+    """What buys a render of each model of a chain."""
+    return [
+        MeteredBuyer(
+            gateway,
+            each.model,
+            None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
+        )
+        for each in spec.members
+    ]
 
 
 _NO_EXTRA = frozenset({"", "{}", "null"})
@@ -264,29 +328,7 @@ _SPEND_FILE_SECONDS = 60.0
 
 @functools.lru_cache(maxsize=16)
 def _read_spend(uri: str, conn_id: str, where: str, minute: int) -> SpendSettings:
-    return read_spend(uri, s3_client_of(conn_id), where)
-
-
-def s3_client_of(conn_id: str | None) -> S3Client:
-    """A client for an AWS connection. One for all who ask, so that their rows of the journal go together."""
-    says = ""
-    if conn_id is not None:
-        with suppress(AirflowNotFoundException):  # S3Hook takes boto3's own credentials then
-            says = BaseHook.get_connection(conn_id).get_uri()
-    with _making:
-        return _cached_s3_client(conn_id, says, os.getpid())
-
-
-_making = threading.Lock()
-
-
-@functools.lru_cache(maxsize=16)
-def _cached_s3_client(conn_id: str | None, says: str, pid: int) -> S3Client:
-    """:param says: what the connection says now: a changed one gets a new client."""
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # half a second of imports
-
-    client: S3Client = S3Hook(aws_conn_id=conn_id).get_conn()
-    return client
+    return read_spend(uri, s3_client(conn_id), where)
 
 
 def _is_text(name: str) -> bool:

@@ -9,7 +9,13 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from airflow_provider_codegateway.inputs.formats import FORMATS, Kind, article, media_type, shown_size
+from airflow_provider_codegateway.inputs.formats import (
+    FORMATS,
+    Kind,
+    article,
+    media_type,
+    shown_size,
+)
 from airflow_provider_codegateway.inputs.inline import DATA_URI, decode_inline
 from airflow_provider_codegateway.inputs.public import FORMS, parse_url
 from airflow_provider_codegateway.inputs.words import SCHEME, describe

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_provider_codegateway.inputs.fetch import Fetcher
-from airflow_provider_codegateway.inputs.formats import MAX_BYTES, Kind
+from airflow_provider_codegateway.inputs.formats import MAX_BYTES, Kind, is_whole
 from airflow_provider_codegateway.inputs.inline import encode
 from airflow_provider_codegateway.inputs.reference import (
     InlineData,
@@ -64,8 +64,10 @@ def resolve(
         case WorkerFile(path):
             data = _read_file(path, describe(reference), max_bytes)
         case InlineData(data):
-            return encode(data)
+            pass
     check_bytes(data, reference, kind=kind, max_bytes=max_bytes)
+    if not is_whole(data):
+        raise ValueError(f"{describe(reference)} is not whole: its end is missing; give the whole file")
     return encode(data)
 
 

@@ -83,12 +83,17 @@ def show_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) 
         print(f"There is no ledger entry at {_shown_uri(at)}.", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps(_as_dict(at, entry) | {"request": _shown(ledger.request())}, indent=2))
+        first, *fallbacks = [_shown(body) for body in ledger.requests()] or [None]
+        chain = {"fallbacks": fallbacks} if fallbacks else {}
+        print(json.dumps(_as_dict(at, entry) | {"request": first} | chain, indent=2))
         return 0
     print(f"{_shown_uri(at)}: {situation(entry)}")
     print(f"fingerprint: {safe_text(entry.fingerprint)}")
-    for name, value in (_shown(ledger.request()) or {}).items():
-        print(f"{safe_text(name)}: {safe_text(value)}")
+    for number, body in enumerate(ledger.requests()):
+        if number:
+            print(f"fallback {number}:")
+        for name, value in _shown(body).items():
+            print(f"{'  ' if number else ''}{safe_text(name)}: {safe_text(value)}")
     print(safe_text(describe_attempts(entry), 20_000))
     for attempt in entry.attempts:
         if attempt.rendered:
@@ -169,6 +174,11 @@ def _as_dict(at: S3Location, entry: Entry) -> dict[str, Any]:
                 "rendered": attempt.rendered and attempt.rendered.isoformat(),
                 "abandoned": attempt.abandoned and attempt.abandoned.isoformat(),
                 "outcome": attempt.outcome,
+                **(
+                    {"model": turn.model, "passed_over": [*turn.passed_over]}
+                    if (turn := attempt.turn)
+                    else {}
+                ),
             }
             for attempt in entry.attempts
         ],

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, S3Location, split_uri
+from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, PassedOver, S3Location, split_uri
 from airflow_provider_codegateway.exceptions import Bought, LedgerConflict, RenderLimitReached
 from airflow_provider_codegateway.limits import LIMITS, Limits
 
 MARKER_NAME = re.compile(r"([1-9][0-9]*)\.(started|rendered|delivering|abandoned)")
 
+
+def is_ledger_name(name: str) -> bool:
+    """Whether an object of this name, below a clip's entry, is the ledger's own."""
+    return name == "request.json" or MARKER_NAME.fullmatch(name) is not None
+
+
 SHOWN = 8
 """Characters of a fingerprint in a message: the whole of it lets a viewer of the clip page see the clip."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose turn a render is, in a chain of models."""
+
+    index: int
+    model: str
+    passed_over: Sequence[PassedOver] = ()
+    """The models before it, which provably sold nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,8 @@ class Attempt:
     """Who asked for it; see ``clip.task_identity``."""
     owner: str = ""
     """The id of its claim: that of its reservation in the journal, too."""
+    turn: Turn | None = None
+    """None if the request has no fallbacks."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,7 @@ class Entry:
     fingerprint: str | None
     """Of the request that the entry is for; None if the entry is empty."""
     model: str | None
+    """Of the request. In a chain: the model that the entry stays with, or the first while nothing was begun."""
     open: bool
     """Whether ``request.json`` is there, that is, whether some task still waits for the clip."""
     attempts: tuple[Attempt, ...]
@@ -117,7 +137,7 @@ def next_step(
         return Claim(1)
     for attempt in reversed(entry.attempts):
         if attempt.rendered and not attempt.abandoned:
-            if (left := _left_to_its_owner(attempt, entry.now, limits)) > 0:
+            if (left := left_to_its_owner(attempt, entry.now, limits)) > 0:
                 return Wait(left, f"Render {attempt.number} is paid for; another run is storing its clip.")
             return Take(attempt.number)
     last = entry.attempts[-1]
@@ -138,7 +158,7 @@ def next_step(
     return Claim(last.number + 1)
 
 
-def _left_to_its_owner(attempt: Attempt, now: datetime, limits: Limits) -> float:
+def left_to_its_owner(attempt: Attempt, now: datetime, limits: Limits) -> float:
     """Seconds for which the clip of a paid render is left to the run that bought it, or that is storing it."""
     ends = [
         since + timedelta(seconds=patience)
@@ -191,10 +211,14 @@ def describe_attempts(entry: Entry) -> str:
     if not entry.attempts:
         return "Nothing was bought for it yet."
     return " ".join(
-        f"Render {attempt.number}, started {_when(attempt.started or attempt.rendered)}, "
+        f"Render {attempt.number}{_by(attempt.turn)}, started {_when(attempt.started or attempt.rendered)}, "
         f"{_fate(attempt, entry.now)}."
         for attempt in entry.attempts
     )
+
+
+def _by(turn: Turn | None) -> str:
+    return f" ({turn.model})" if turn else ""
 
 
 def _fate(attempt: Attempt, now: datetime) -> str:

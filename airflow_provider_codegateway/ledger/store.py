@@ -2,8 +2,8 @@
 
 One entry is a handful of objects under ``<ledger_prefix><clip's key>/``::
 
-    request.json   what is to be rendered; gone when the clip is settled
-    n.started      whoever created it may POST render number n, and nobody else
+    request.json   what is to be rendered, fallbacks included; gone when the clip is settled
+    n.started      whoever created it may POST render number n, and nobody else; of a chain, with which model
     n.rendered     the gateway's answer as it came: from here on the render is never bought again
     n.delivering   written again and again while a run stores the clip; its age tells whether that run lives
     n.abandoned    render n ended without a clip, so that a successor need not wait for it
@@ -22,9 +22,11 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 from airflow_provider_codegateway.clip import MAX_KEY_BYTES, ClipSpec, S3Location
 from airflow_provider_codegateway.exceptions import (
@@ -32,6 +34,7 @@ from airflow_provider_codegateway.exceptions import (
     InvalidRequest,
     InvalidTarget,
     LedgerConflict,
+    StorageUnavailable,
 )
 from airflow_provider_codegateway.gateway import Answer
 from airflow_provider_codegateway.ledger.entry import (
@@ -39,22 +42,44 @@ from airflow_provider_codegateway.ledger.entry import (
     SHOWN,
     Attempt,
     Entry,
+    Turn,
     entry_location,
     forget_command,
+    is_ledger_name,
 )
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.s3 import (
+    CHECKSUM_ADVICE,
+    Problem,
+    Proofs,
+    access_args,
+    error_text,
+    not_s3,
+    problem_of,
+    quick_client,
+    storage_error,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
 log = logging.getLogger(__name__)
 
-_ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
+ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
+_DEMANDED = (*ENCRYPTION, "Tagging", "RequestPayer", "ExpectedBucketOwner")
+"""What a bucket's policy may demand of every object in it."""
+_CLOSED_ACLS = ("private", "bucket-owner-read", "bucket-owner-full-control")
+_GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWriteACP")
+
+_LARGE = ("body", "fallbacks", "answer", "receipt")
+"""Fields of markers that are not kept in memory."""
 
 _KINDS = ("rendered", "delivering", "abandoned", "started")
 
 _honours_conditions: set[tuple[str, str]] = set()
+_deletes_one_by_one: WeakSet[S3Client] = WeakSet()
+_access = Proofs()
 _probing = threading.Lock()
 
 
@@ -90,6 +115,7 @@ class Ledger:
         self._markers: dict[tuple[str, str], dict[str, Any]] = {}
         self._owner = ""  # of the last claim
         self._kept_at: float | None = None
+        self._failed: S3Client | None = None  # which could not write a receipt
 
     @classmethod
     def of_clip(cls, s3: S3Client, spec: ClipSpec, limits: Limits = LIMITS) -> Self:
@@ -108,41 +134,50 @@ class Ledger:
             location,
             fingerprint=spec.fingerprint,
             requester=spec.requester,
-            put_args={name: spec.upload_args[name] for name in _ENCRYPTION if name in spec.upload_args},
+            put_args=_put_args(spec, location),
             limits=limits,
         )
 
-    def open(self, body: Mapping[str, Any]) -> None:
+    def open(self, body: Mapping[str, Any], *fallbacks: Mapping[str, Any]) -> bool:
         """Write ``request.json``, if there is none yet. A request for which nothing was begun gives way.
 
         :param body: what will be sent to the gateway, media included.
+        :param fallbacks: what will be sent instead, in this order, if that provably sells nothing.
+        :return: whether nothing has been begun for the entry.
         """
         marker = {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
+        if fallbacks:
+            marker["fallbacks"] = [dict(each) for each in fallbacks]
         if self._create("request.json", marker):
-            return
+            return True
         entry = self.read()
         if entry.open and not entry.attempts and entry.fingerprint != self.fingerprint:
             log.info("The ledger held another request, for which nothing was begun. This one replaces it.")
             self.withdraw()
             self._create("request.json", marker)
+        return not entry.attempts
 
-    def request(self) -> dict[str, Any] | None:
-        """The request body that ``open`` wrote; None if the entry is gone, or is another's."""
+    def requests(self) -> list[dict[str, Any]]:
+        """The request bodies that ``open`` wrote; none if the entry is gone, or is another's."""
         request = self._get("request.json")
         if request is None or self.fingerprint not in ("", request["fingerprint"]):
-            return None
-        body: dict[str, Any] = request["body"]
-        return body
+            return []
+        return [request["body"], *request.get("fallbacks", [])]
 
-    def claim(self, number: int, *, claim_seconds: float) -> bool:
-        """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``."""
+    def claim(self, number: int, *, claim_seconds: float, turn: Turn | None = None) -> bool:
+        """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``.
+
+        :param turn: which model of a chain it is for; None if the request has no fallbacks.
+        """
         self._owner = uuid.uuid4().hex
-        marker = {
+        marker: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "run": self.requester,
             "owner": self._owner,
             "claim_seconds": claim_seconds,
         }
+        if turn is not None:
+            marker["turn"] = asdict(turn)
         name = f"{number}.started"
         # botocore repeats a PUT whose answer was lost, and is then told that the object exists.
         if not self._create(name, marker) and not self._owns(number):
@@ -166,6 +201,11 @@ class Ledger:
         for each in ["request.json", name] if alone else [name]:
             self._delete([each])
 
+    def pass_on(self, number: int) -> None:
+        """Take back our claim, which provably bought nothing, and keep the request: another model is asked next."""
+        if self._owns(number):
+            self._delete([f"{number}.started"])
+
     def abandon(self, number: int, outcome: str, *, answer: Answer | None = None) -> None:
         """Write ``number.abandoned``: a successor need not wait for this render, nor use its answer.
 
@@ -181,12 +221,18 @@ class Ledger:
             self._create(f"{number}.abandoned", marker)
 
     def keep(self, number: int, answer: Answer) -> None:
-        """Write ``number.rendered``. Unconditional: only the owner of the claim writes it."""
+        """Write ``number.rendered``. Unconditional: only the owner of the claim writes it.
+
+        One attempt, and a short one. The next has a client of its own: the credentials may have run out, or a
+        firewall may have forgotten the connection.
+        """
         name, begun = f"{number}.rendered", time.monotonic()
+        s3 = quick_client(self.s3, after=self._failed)
         try:
             with self._errors("write the receipt", "s3:PutObject", name):
-                self._put(name, {"fingerprint": self.fingerprint, "answer": answer.as_dict()})
+                self._put(name, {"fingerprint": self.fingerprint, "answer": answer.as_dict()}, through=s3)
         except CodeGatewayError as error:
+            self._failed = s3
             # Error trackers show the local variables of every frame, and those of boto3 hold the link.
             error.__context__ = None
             raise error.with_traceback(None) from None
@@ -224,14 +270,23 @@ class Ledger:
         raise self._unreadable(name, why)
 
     def read(self) -> Entry:
-        """The whole entry, and the store's clock."""
+        """The whole entry, and the store's clock.
+
+        :raises StorageUnavailable: the store goes on listing what is gone.
+        """
+        give_up_at = time.monotonic() + self._limits.list_patience
         while True:
             now, written = self._list()
-            listed = [name for name in written if name == "request.json" or MARKER_NAME.fullmatch(name)]
-            content = {name: marker for name in listed if (marker := self._seen(name)) is not None}
-            if len(content) == len(listed):
+            content = {name: marker for name in written if (marker := self._seen(name)) is not None}
+            if len(content) == len(written):
                 break
             # One that vanished between the list and the read was taken back, or settled: look again.
+            if time.monotonic() > give_up_at:
+                gone = ", ".join(sorted(written.keys() - content.keys()))
+                raise StorageUnavailable(
+                    f"The S3 server behind {self.location.uri} lists {gone}, but has no such object. Run the task "
+                    "again when its lists are current."
+                )
             time.sleep(0.1)
         found = [match for name in content if (match := MARKER_NAME.fullmatch(name))]
         # A sign of life that came late, after its entry was settled, is no render.
@@ -249,14 +304,16 @@ class Ledger:
                     unread=ended.get("unread") is True,
                     requester=str(started.get("run", "")),
                     owner=str(started.get("owner", "")),
+                    turn=_turn(started.get("turn")),
                 )
             )
         request = content.get("request.json")
         first = request or next(iter(content.values()), {})
+        turn = attempts[-1].turn if attempts else None
         return Entry(
             now=now,
             fingerprint=first.get("fingerprint"),
-            model=first.get("model"),
+            model=turn.model if turn else first.get("model"),
             open=request is not None,
             attempts=tuple(attempts),
         )
@@ -267,12 +324,15 @@ class Ledger:
         alone = self._kept_at is not None and time.monotonic() - self._kept_at < self._limits.settle_grace
         if not alone and not self._is_current(number, answer):
             return
-        self._delete(
-            [
-                "request.json",
-                *(f"{n}.{kind}" for n in range(1, number + 1) for kind in _KINDS),
-            ]
-        )
+        self._delete(_names_up_to(number))
+
+    def clear_delivered(self, number: int, owner: str) -> None:
+        """Delete an entry whose render ``number``, claimed by ``owner``, is the clip at its key.
+
+        Only when nobody can be storing that clip any more; see ``entry.left_to_its_owner``.
+        """
+        if (self._get(f"{number}.started") or {}).get("owner") == owner:
+            self._delete(_names_up_to(number))
 
     def withdraw(self) -> None:
         """Delete ``request.json`` alone: the clip is there, and nothing was bought for this entry."""
@@ -298,18 +358,40 @@ class Ledger:
     # S3.
 
     def _list(self) -> tuple[datetime, dict[str, datetime]]:
-        with self._errors("read the ledger", "s3:ListBucket"):
-            answer = self.s3.list_objects_v2(
-                Bucket=self.location.bucket, Prefix=self.location.key, Delimiter="/"
-            )
-        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        """The store's clock, and the ledger's own names below the entry, with the time of each."""
         skip = len(self.location.key)
-        contents = answer.get("Contents", [])
-        self._etags = {item["Key"][skip:]: item["ETag"] for item in contents}
-        return now, {item["Key"][skip:]: item["LastModified"] for item in contents}
+        found: dict[str, ObjectTypeDef] = {}
+        token: dict[str, Any] = {}
+        while True:
+            with self._errors("read the ledger", "s3:ListBucket"):
+                answer = self.s3.list_objects_v2(
+                    Bucket=self.location.bucket,
+                    Prefix=self.location.key,
+                    Delimiter="/",
+                    **token,
+                    **access_args(self.s3, "ListObjectsV2", self.put_args),
+                )
+            names = {item["Key"][skip:]: item for item in answer.get("Contents", [])}
+            found |= {name: item for name, item in names.items() if is_ledger_name(name)}
+            if not answer.get("IsTruncated") or not answer.get("NextContinuationToken"):
+                break
+            if token.get("ContinuationToken") == answer["NextContinuationToken"]:
+                break  # a list that does not go on
+            token = {"ContinuationToken": answer["NextContinuationToken"]}
+        self._etags = {name: item["ETag"] for name, item in found.items()}
+        return self._clock(answer), {name: item["LastModified"] for name, item in found.items()}
+
+    def _clock(self, answer: ListObjectsV2OutputTypeDef) -> datetime:
+        try:
+            return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        except (KeyError, ValueError):
+            raise InvalidTarget(
+                f"The S3 server behind {self.location.uri} sends no Date header, so the age of a claim is not known. "
+                "Keep the ledger on another store: set ledger_conn_id and an s3:// ledger_prefix."
+            ) from None
 
     def _seen(self, name: str) -> dict[str, Any] | None:
-        """A marker that was listed, less the request's body. Each is read once."""
+        """A marker that was listed, less the request's bodies. Each is read once."""
         etag = self._etags[name]
         if (name, etag) in self._markers:
             return self._markers[name, etag]
@@ -319,7 +401,11 @@ class Ledger:
     def _get(self, name: str) -> dict[str, Any] | None:
         with self._errors("read the ledger", "s3:GetObject", name):
             try:
-                answer = self.s3.get_object(Bucket=self.location.bucket, Key=self.location.key + name)
+                answer = self.s3.get_object(
+                    Bucket=self.location.bucket,
+                    Key=self.location.key + name,
+                    **access_args(self.s3, "GetObject", self.put_args),
+                )
                 content: dict[str, Any] = json.loads(answer["Body"].read())
                 if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), str):
                     raise ValueError("it has no fingerprint")
@@ -338,8 +424,10 @@ class Ledger:
             "ledger_prefix."
         )
 
-    def _put(self, name: str, content: Mapping[str, Any], **condition: Any) -> None:
-        written = self.s3.put_object(
+    def _put(
+        self, name: str, content: Mapping[str, Any], through: S3Client | None = None, **condition: Any
+    ) -> None:
+        written = (through or self.s3).put_object(
             Bucket=self.location.bucket,
             Key=self.location.key + name,
             Body=json.dumps(content).encode(),
@@ -347,11 +435,13 @@ class Ledger:
             **self.put_args,
             **condition,
         )
+        if "ETag" not in written:
+            raise not_s3(self.location, "is not S3's: it has no ETag")
         self._remember(name, written["ETag"], content)
 
     def _remember(self, name: str, etag: str, marker: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a marker, less the request's body and the answer: an entry may be read every two seconds."""
-        kept = {key: value for key, value in marker.items() if key not in ("body", "answer", "receipt")}
+        """Keep a marker, less its bodies: an entry is read every two seconds while another run is at work."""
+        kept = {field: value for field, value in marker.items() if field not in _LARGE}
         self._markers[name, etag] = kept
         return kept
 
@@ -363,20 +453,73 @@ class Ledger:
                 if problem_of(error) is Problem.EXISTS:
                     return False
                 if problem_of(error) is Problem.UNSUPPORTED:
-                    raise self._no_conditions() from error
+                    raise self._unsupported(error) from error
                 raise
         return True
 
     def _delete(self, names: list[str]) -> None:
+        """Delete markers, in this order where the store deletes one by one."""
         with self._errors("clear the ledger", "s3:DeleteObject"):
-            answer = self.s3.delete_objects(
+            if self.s3 not in _deletes_one_by_one:
+                try:
+                    self._delete_together(names)
+                except Exception as error:
+                    # Google's store has no DeleteObjects, others refuse its checksum; a policy may allow the one only.
+                    if problem_of(error) not in _NO_BATCH:
+                        raise
+                    _deletes_one_by_one.add(self.s3)
+                else:
+                    return
+            for name in names:
+                self._delete_one(name)
+
+    def _delete_together(self, names: list[str]) -> None:
+        answer = self.s3.delete_objects(
+            Bucket=self.location.bucket,
+            Delete={"Objects": [{"Key": self.location.key + name} for name in names], "Quiet": True},
+            **access_args(self.s3, "DeleteObjects", self.put_args),
+        )
+        for failed in answer.get("Errors", []):
+            error = _PartialDelete(failed)
+            if problem_of(error) is not Problem.NOT_FOUND:
+                raise error
+
+    def _delete_one(self, name: str) -> None:
+        try:
+            self.s3.delete_object(
                 Bucket=self.location.bucket,
-                Delete={"Objects": [{"Key": self.location.key + name} for name in names], "Quiet": True},
+                Key=self.location.key + name,
+                **access_args(self.s3, "DeleteObject", self.put_args),
             )
-            for failed in answer.get("Errors", []):
-                error = _PartialDelete(failed)
+        except Exception as error:
+            if problem_of(error) is not Problem.NOT_FOUND:
+                raise
+
+    def prove_access(self) -> None:
+        """Prove, before anything is bought, that what is written here can be listed, read back and deleted.
+
+        Three requests, every ten minutes for each client and ledger. What is deleted does not exist.
+
+        :raises InvalidTarget: naming the permission that is missing.
+        """
+        place = f"{self.location.bucket}/{self.location.key.partition('/')[0]}"
+        if _access.hold(self.s3, place, self._limits.proof_seconds):
+            return
+        self._list()
+        with self._errors("read the ledger", "s3:GetObject", "request.json"):
+            try:
+                self.s3.get_object(
+                    Bucket=self.location.bucket,
+                    Key=f"{self.location.key}request.json",
+                    Range="bytes=0-0",
+                    **access_args(self.s3, "GetObject", self.put_args),
+                )["Body"].close()
+            except Exception as error:
                 if problem_of(error) is not Problem.NOT_FOUND:
-                    raise error
+                    raise
+        self._delete(["proof"])
+        quick_client(self.s3)  # made now: after the purchase, the receipt waits for nothing
+        _access.add(self.s3, place)
 
     def _require_conditional_writes(self, name: str, content: Mapping[str, Any]) -> None:
         """Prove once a process that the store refuses to create what exists, before anything is bought."""
@@ -392,7 +535,16 @@ class Ledger:
     def _no_conditions(self) -> InvalidTarget:
         return InvalidTarget(
             f"The S3 server behind {self.location.uri} ignores If-None-Match, so two runs could buy the same clip. Set "
-            "ledger_prefix to an s3:// location on a store with conditional writes."
+            "ledger_prefix to an s3:// location on a store with conditional writes, and ledger_conn_id to its AWS "
+            "connection."
+        )
+
+    def _unsupported(self, error: Exception) -> InvalidTarget:
+        return InvalidTarget(
+            f"The S3 server behind {self.location.uri} does not support a header of our requests "
+            f"({error_text(error)}): the checksum that boto3 sends, or If-None-Match. {CHECKSUM_ADVICE} If that does "
+            "not help, set ledger_prefix to an s3:// location on a store with conditional writes, and ledger_conn_id "
+            "to its AWS connection."
         )
 
     @contextmanager
@@ -404,6 +556,35 @@ class Ledger:
         except Exception as error:
             at = S3Location(self.location.bucket, self.location.key + name)
             raise storage_error(error, doing=doing, at=at, permission=permission) from error
+
+
+def _turn(written: Mapping[str, Any] | None) -> Turn | None:
+    if written is None:
+        return None
+    return Turn(written["index"], written["model"], tuple(written.get("passed_over", ())))
+
+
+def _names_up_to(number: int) -> list[str]:
+    return ["request.json", *(f"{n}.{kind}" for n in range(1, number + 1) for kind in _KINDS)]
+
+
+_NO_BATCH = frozenset(
+    {
+        *(Problem.UNSUPPORTED, Problem.CHECKSUM, Problem.REFUSED),
+        *(Problem.DENIED, Problem.NOT_FOUND, Problem.NOT_S3),
+    }
+)
+
+
+def _put_args(spec: ClipSpec, location: S3Location) -> dict[str, Any]:
+    """What a bucket's policy may demand of every object also goes to the markers, but nothing that publishes them."""
+    given = spec.upload_args
+    if location.bucket != spec.target.bucket:
+        return {name: given[name] for name in ENCRYPTION if name in given}
+    args = {name: given[name] for name in _DEMANDED if name in given}
+    if given.get("ACL") in _CLOSED_ACLS:
+        args["ACL"] = given["ACL"]
+    return args | {name: given[name] for name in _GRANTS if name in given and "uri=" not in str(given[name])}
 
 
 class _PartialDelete(Exception):

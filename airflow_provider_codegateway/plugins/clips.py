@@ -31,6 +31,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
     PAGE,
     AirflowApi,
     Instance,
+    NoAnswer,
     NotAllowed,
     Position,
     TaskRef,
@@ -222,6 +223,8 @@ async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
         found = await api.xcom(instance.task, "clip")
     except NotAllowed:
         return None
+    except NoAnswer:  # a value that its JSON cannot hold, such as NaN in some versions
+        found = None
     clip = parse_clip(found[0]) if found else None
     return Entry(
         instance=instance,
@@ -254,6 +257,18 @@ async def look_up(api: AirflowApi, task: TaskRef) -> Entry:
     if entry is None or not (entry.clip or _is_ours(instance)):
         raise NotAllowed
     return entry
+
+
+async def error_of(api: AirflowApi, task: TaskRef) -> dict[str, str] | None:
+    """The error that the task's latest try ended with, if it left one: class, message, and what was bought."""
+    found = await api.xcom(task, "clip_error")
+    try:
+        error = json.loads(found[0]) if found else None
+    except ValueError:
+        return None
+    if not isinstance(error, dict):
+        return None
+    return {name: str(error.get(name, ""))[:MAX_VALUE_CHARACTERS] for name in ("class", "message", "bought")}
 
 
 async def may_see_work_of(api: AirflowApi, run: str, clip: Clip) -> bool:

@@ -81,7 +81,7 @@ class Found:
 
     def sign(self) -> str:
         """A URL that shows it for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log."""
-        return _sign(self.s3, S3Location(self.clip.bucket, self.clip.key))
+        return sign(self.s3, S3Location(self.clip.bucket, self.clip.key))
 
 
 def look_at(entry: Entry) -> Found:
@@ -95,7 +95,7 @@ def look_at(entry: Entry) -> Found:
     if entry.aws_conn_id is UNKNOWN:
         raise NoLink(Problem.FORGOTTEN)
     try:
-        s3 = _client(entry.aws_conn_id, clip.bucket)
+        s3 = client_for(entry.aws_conn_id, clip.bucket)
         marks = Marks.from_metadata(s3.head_object(Bucket=clip.bucket, Key=clip.key)["Metadata"])
     except Exception as error:
         place_is_known = entry.target == S3Location(clip.bucket, clip.key)
@@ -115,7 +115,7 @@ def media_origin(aws_conn_id: ConnId, bucket: str) -> str | None:
 def _media_origin(aws_conn_id: str | None, bucket: str, period: int) -> str | None:
     """Also that it cannot be said is remembered: not every view of a page shall wait for an S3 that is down."""
     try:
-        url = urlsplit(_sign(_client(aws_conn_id, bucket), S3Location(bucket, "any")))
+        url = urlsplit(sign(client_for(aws_conn_id, bucket), S3Location(bucket, "any")))
     except Exception:
         return None  # the link, when asked for, will say why
     return f"{url.scheme}://{url.netloc}"
@@ -144,8 +144,9 @@ def no_link(error: Exception, *, place_is_known: bool) -> NoLink:
     return NoLink(problem, error_words(error))
 
 
-def _client(aws_conn_id: str | None, bucket: str) -> S3Client:
-    return _client_for(aws_conn_id, bucket, _period())
+def client_for(aws_conn_id: str | None, bucket: str) -> S3Client:
+    """A client for a bucket; of the last minute, at most."""
+    return _client_in_region(aws_conn_id, bucket, _period())
 
 
 def _period() -> int:
@@ -153,13 +154,13 @@ def _period() -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _client_for(aws_conn_id: str | None, bucket: str, period: int) -> S3Client:
+def _client_in_region(aws_conn_id: str | None, bucket: str, period: int) -> S3Client:
     """A client for a bucket, in the bucket's own region: botocore follows a bucket, but not when it signs a link."""
-    s3 = _make_client(aws_conn_id, None, period)
+    s3 = make_client(aws_conn_id, None, period)
     if not _is_aws(s3) or bucket.startswith("arn:"):  # an ARN names its region
         return s3
     region = _region_of(s3, bucket)
-    return s3 if region in (None, s3.meta.region_name) else _make_client(aws_conn_id, region, period)
+    return s3 if region in (None, s3.meta.region_name) else make_client(aws_conn_id, region, period)
 
 
 def _region_of(s3: S3Client, bucket: str) -> str | None:
@@ -178,7 +179,11 @@ def _is_aws(s3: S3Client) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3Client:
+def make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3Client:
+    """A client that gives up soon, and signs links as browsers need them.
+
+    :param period: a new one is made when it changes.
+    """
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 
@@ -201,7 +206,8 @@ def _make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3
     return client
 
 
-def _sign(s3: S3Client, at: S3Location) -> str:
+def sign(s3: S3Client, at: S3Location) -> str:
+    """A link to an object, which shows it as a video."""
     _signing.link = True
     try:
         return s3.generate_presigned_url(

@@ -7,26 +7,20 @@ resumes may wait longer than that for a worker slot.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_codegateway.clip import Clip, ClipSpec
-from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError, InvalidConnection
+from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError
+from airflow_provider_codegateway.hooks.storage import as3_client, s3_client
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.ledger import Ledger, money
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.threads import to_the_end
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3.client import S3Client
 
 log = logging.getLogger(__name__)
 
@@ -88,20 +82,21 @@ class RenderTrigger(BaseTrigger):
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def _resume(self) -> Clip | None:
-        s3 = await _s3_client(self.aws_conn_id)
         try:
+            s3 = await as3_client(self.aws_conn_id)
             self._purchase = await CodeGatewayVideoHook(self.codegateway_conn_id).apurchase(self.spec, s3=s3)
-        except InvalidConnection as error:  # deleted or changed since the task deferred
-            error.bought = await to_the_end("ledger", self._bought_before, s3)
+        except CodeGatewayError as error:  # a connection was deleted or changed since the task deferred
+            error.bought = await to_the_end("ledger", self._bought_before)
             raise
         if self._moved_on:
             self._purchase.stop_buying()
         return await self._purchase.resume()
 
-    def _bought_before(self, s3: S3Client) -> Bought:
+    def _bought_before(self) -> Bought:
         try:
+            s3 = s3_client(self.spec.ledger_conn_id or self.aws_conn_id)
             return money(Ledger.of_clip(s3, self.spec).read())
-        except CodeGatewayError:
+        except Exception:  # whatever it is, the first error is the one to be told
             return Bought.PERHAPS
 
     def _leave_unattended(self, resuming: asyncio.Task[Clip | None]) -> None:
@@ -129,33 +124,3 @@ def _log_unattended(resuming: asyncio.Task[Clip | None]) -> None:
         log.error("A render that no task waited for failed: %s", error)
     elif clip := resuming.result():
         log.info("A clip that no task waited for is stored at %s.", clip.uri)
-
-
-async def _s3_client(conn_id: str | None) -> S3Client:
-    """A client for the connection, shared by all triggers: one of its own costs a trigger most of a megabyte."""
-    says = ""
-    if conn_id is not None:
-        try:
-            connection = await get_async_connection(conn_id)
-            says = await to_the_end("ledger", connection.get_uri)
-        except AirflowNotFoundException:
-            pass  # S3Hook takes boto3's own credentials then
-    return await to_the_end("ledger", _make_s3_client, conn_id, says)
-
-
-_making = threading.Lock()
-
-
-def _make_s3_client(conn_id: str | None, says: str) -> S3Client:
-    with _making:  # a thousand triggers that start at once need one client, not one each
-        return _cached_s3_client(conn_id, says)
-
-
-# The first client reads botocore's description of S3: 0.1 to 0.4 s in which no other Python runs.
-@functools.lru_cache(maxsize=16)
-def _cached_s3_client(conn_id: str | None, says: str) -> S3Client:
-    """:param says: what the connection says now: a changed one gets a new client."""
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # half a second of imports
-
-    client: S3Client = S3Hook(aws_conn_id=conn_id).get_conn()
-    return client
