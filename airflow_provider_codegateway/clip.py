@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from urllib.parse import quote, unquote
 
 from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.foreign import finite
 
 MAX_KEY_BYTES = 1024
 """S3's limit."""
@@ -468,13 +469,13 @@ def _object(text: str | None) -> dict[str, Any] | None:
 
 def _json(text: str | None) -> Any:
     try:
-        return json.loads(text or "null")
-    except ValueError:
+        return json.loads(text or "null", parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
         return None
 
 
 def _float(value: str | None) -> float | None:
     try:
-        return None if value is None else float(value)
+        return None if value is None else finite(float(value))
     except ValueError:
         return None

@@ -31,6 +31,8 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from airflow_provider_codegateway.foreign import safe_lines
+
 
 class Bought(Enum):
     """Whether a render was bought. The value is the last line of every message."""
@@ -41,6 +43,9 @@ class Bought(Enum):
 
 
 _FACTS = ("status", "retry_after")
+
+LONGEST_MESSAGE = 20_000
+"""Characters. A message may have words of others in it, and goes into Airflow's database with a trigger's event."""
 
 
 class CodeGatewayError(AirflowException):
@@ -54,7 +59,7 @@ class CodeGatewayError(AirflowException):
     bought: Bought = Bought.PERHAPS
 
     def __init__(self, message: str, *, bought: Bought | None = None) -> None:
-        super().__init__(message)
+        super().__init__(safe_lines(str(message), LONGEST_MESSAGE))
         if bought is not None:
             self.bought = bought
 

@@ -25,8 +25,13 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "retries": {
         "label": "Retries",
-        "description": "How often a call that provably bought nothing is repeated (429, 503, no connection). 3 by default.",
+        "description": "How often a call that bought nothing is repeated (429, 503, no connection). 3 by default.",
         "schema": {"type": ["integer", "null"], "minimum": 0},
+    },
+    "http_links": {
+        "label": "Plain http links",
+        "description": "'allow' downloads a clip over http, where an https gateway links to it so.",
+        "schema": {"type": ["string", "null"]},
     },
     "spend": {
         "label": "Prices, budgets and journal",

@@ -19,7 +19,7 @@ from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError
 
 if TYPE_CHECKING:
     from airflow_provider_codegateway.clip import Clip
-    from airflow_provider_codegateway.gateway import Buyer, LoadContent, Receipt
+    from airflow_provider_codegateway.gateway import Answer, Buyer, LoadContent
     from airflow_provider_codegateway.spend import Cost
 
 log = logging.getLogger(__name__)
@@ -52,19 +52,19 @@ class MeteredBuyer:
         self._model = model
         self._cost = cost
 
-    async def generate(self, content: LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Answer:
         """Buy one render."""
         _aside(_begin, self._model)
         bought, seconds = Bought.PERHAPS, None  # also when we are cancelled, or something of ours breaks
         try:
-            receipt = await self._buyer.generate(content)
-            bought, seconds = Bought.YES, receipt.render_seconds
-            return receipt
+            answer = await self._buyer.generate(content)
+            bought, seconds = Bought.YES, answer.render_seconds
+            return answer
         except CodeGatewayError as error:
             bought = error.bought
             raise
         finally:
-            # Handed to a thread: nothing may come between a receipt and its way into the ledger.
+            # Handed to a thread: nothing may come between an answer and its way into the ledger.
             _aside(_end, self._model, bought, seconds)
             if bought is Bought.YES and self._cost is not None and self._cost.amount is not None:
                 # Counters are whole numbers: millionths, of which a price per second has some.

@@ -160,7 +160,7 @@ class _ResetStream(anyio.abc.ByteStream):
 
     async def send(self, item: bytes) -> None:
         if self._spare is None and len(item) >= BODY_CHUNK:
-            connection: socket.socket = self._stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - not Django
+            connection: Any = self.extra_attributes[anyio.abc.SocketAttribute.raw_socket]()
             self._spare = connection.dup()
         await self._stream.send(item)
 

@@ -8,7 +8,7 @@ Why no crash buys a clip twice:
 1. Only whoever created the claim ``n.started`` may POST render ``n``, and S3 lets one run create it.
 2. A claim is taken back only if its render provably bought nothing. A run that dies leaves its claim, and the claim
    counts as a render from then on, against ``max_renders``.
-3. The gateway's answer is written to the ledger before anything else is done with it. From then on every run fetches
+3. The gateway's answer is written to the ledger whole before it is read. From then on every run fetches
    that clip, for free.
 4. The receipt is deleted only once the clip is at its key, and a run that has a claim looks at the key before it
    POSTs.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +45,14 @@ from airflow_provider_codegateway.exceptions import (
     StorageUnavailable,
 )
 from airflow_provider_codegateway.facts import differences, read_stored_facts
-from airflow_provider_codegateway.gateway import Buyer, Receipt, reason_to_fall_back
+from airflow_provider_codegateway.gateway import (
+    Answer,
+    Buyer,
+    Receipt,
+    link_over_https,
+    read_receipt,
+    reason_to_fall_back,
+)
 from airflow_provider_codegateway.ledger import (
     Claim,
     Entry,
@@ -90,6 +98,7 @@ class Purchase:
     :param claim_seconds: how long one call of ``buyer`` may take at the very most.
     :param fallback_buyers: what buys a render of each fallback; ``buyer``, if left out.
     :param account: prices, budgets and journal; without one, everything may be bought.
+    :param allows_http_links: whether a clip may come over plain http where the gateway is reached by https.
     :raises InvalidRequest: ``s3_key`` and ``ledger_prefix`` are too long together.
     """
 
@@ -103,6 +112,7 @@ class Purchase:
         claim_seconds: float,
         fallback_buyers: Sequence[Buyer] = (),
         account: Account | None = None,
+        allows_http_links: bool = False,
         limits: Limits = LIMITS,
     ) -> None:
         self.spec = spec
@@ -112,8 +122,10 @@ class Purchase:
         self._s3 = s3
         self._buyers = (buyer, *(fallback_buyers or [buyer] * len(spec.fallbacks)))
         self._claim_seconds = claim_seconds
+        self._allows_http_links = allows_http_links
         self._limits = limits
         self._buys = True
+        self._read_again: set[int] = set()
         self._said = ""
         self._attempts: tuple[Attempt, ...] = ()  # of the entry as it was read last
         self._passed_over: list[PassedOver] = []  # by us, before anything may have been bought
@@ -265,10 +277,10 @@ class Purchase:
                 return
             for attempt in entry.attempts:
                 # A run with if_exists="replace" may be buying the clip anew: its receipt is another, or none.
-                receipt = self.ledger.receipt(attempt.number) if attempt.rendered else None
-                if receipt and receipt.created == clip.created:
+                answer = self.ledger.answer(attempt.number) if attempt.rendered else None
+                if answer and _created(answer) == clip.created:
                     self._abort_uploads(self._open_uploads())
-                    self.ledger.settle(attempt.number, receipt)
+                    self.ledger.settle(attempt.number, answer)
                     return
             if not entry.attempts:
                 # Another run may be about to claim: that claim is not ours to delete.
@@ -289,6 +301,8 @@ class Purchase:
         while True:
             entry = await to_the_end("ledger", self._read_ledger)
             self._attempts = entry.attempts
+            if clip := await self._fetch_unread(entry):
+                return clip
             try:
                 step = next_step(
                     entry,
@@ -370,8 +384,29 @@ class Purchase:
             self._said = words
             log.warning("%s", words)
 
+    async def _fetch_unread(self, entry: Entry) -> Clip | None:
+        """The clip of an answer that an earlier run could not read, where this version can. Looks once at each."""
+        if not entry.open or entry.fingerprint != self.spec.fingerprint:
+            return None
+        for attempt in entry.attempts:
+            if attempt.rendered and attempt.unread and attempt.number not in self._read_again:
+                self._read_again.add(attempt.number)
+                answer = await to_the_end("ledger", self.ledger.answer, attempt.number)
+                try:
+                    receipt = None if answer is None else read_receipt(answer)
+                except RenderOutcomeUnknown:
+                    continue
+                if answer and receipt:
+                    self._turn = attempt.turn or self._turn
+                    log.info("The answer to render %d can be read now: fetching its clip.", attempt.number)
+                    try:
+                        return await self._deliver(attempt.number, answer, receipt, may_have_leftovers=True)
+                    except ClipExpired as error:
+                        log.warning("Render %d is lost: %s", attempt.number, error.args[0])
+        return None
+
     async def _fetch(self, entry: Entry, number: int) -> Clip | None:
-        """The clip of a render that is paid for; None if it was settled meanwhile, or its link has run out."""
+        """The clip of a render that is paid for; None if it was settled meanwhile, or cannot be had any more."""
         if found := await to_the_end("ledger", self._find_quietly):
             await to_the_end("ledger", self._clear_what_a_crash_left, found)
             return found
@@ -382,8 +417,8 @@ class Purchase:
         except CodeGatewayError as error:
             error.bought = money(entry)
             raise
-        receipt = await to_the_end("ledger", self.ledger.receipt, number)
-        if receipt is None:
+        answer = await to_the_end("ledger", self.ledger.answer, number)
+        if answer is None:
             return None
         log.info("Render %d is already paid for: fetching its clip.", number)
         for attempt in self._attempts:
@@ -391,11 +426,27 @@ class Purchase:
                 self._turn = attempt.turn or self._turn
                 await to_the_end("journal", self._account.bought, attempt.owner)
         try:
-            return await self._deliver(number, receipt, may_have_leftovers=True)
-        except ClipExpired as error:
-            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], receipt=receipt)
+            receipt = await self._read(number, answer)
+            return await self._deliver(number, answer, receipt, may_have_leftovers=True)
+        except RenderOutcomeUnknown as error:  # its run died before it could read it
             log.warning("Render %d is lost: %s", number, error.args[0])
             return None
+        except ClipExpired as error:
+            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
+            log.warning("Render %d is lost: %s", number, error.args[0])
+            return None
+
+    async def _read(self, number: int, answer: Answer) -> Receipt:
+        """What a kept answer says of its clip.
+
+        :raises RenderOutcomeUnknown: no clip can be had by it. It stays in the ledger.
+        """
+        try:
+            return read_receipt(answer)
+        except RenderOutcomeUnknown as error:
+            self._read_again.add(number)
+            await to_the_end("ledger", _note, self.ledger.leave_unread, number, error.args[0], answer=answer)
+            raise
 
     # 3. Claim.
 
@@ -426,14 +477,15 @@ class Purchase:
             await self._give_back(number, "the claim had become too old")
             return None
         self._is_fresh = False
-        receipt = await self._buy(number)
-        if receipt is None:
+        answer = await self._buy(number)
+        if answer is None:
             return None
+        receipt = await self._read(number, answer)
         try:
-            return await self._deliver(number, receipt, may_have_leftovers=number > 1)
+            return await self._deliver(number, answer, receipt, may_have_leftovers=number > 1)
         except ClipExpired as error:
             # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
-            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], receipt=receipt)
+            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
             raise
 
     def _claim(self, number: int) -> _Claimed | None:
@@ -481,8 +533,8 @@ class Purchase:
         await to_the_end("ledger", _note, self.ledger.release, number)
         await to_the_end("journal", self._account.released, reservation, why)
 
-    async def _buy(self, number: int) -> Receipt | None:
-        """The receipt of render ``number``; None if it bought nothing, and another model is to be asked."""
+    async def _buy(self, number: int) -> Answer | None:
+        """The answer to render ``number``; None if it bought nothing, and another model is to be asked."""
         log.info(
             "Requesting render %d of at most %d from %s for %s; usually about two minutes.",
             number,
@@ -491,7 +543,7 @@ class Purchase:
             self.spec.target.uri,
         )
         try:
-            receipt = await self._buyers[self._turn.index].generate(self._load_request)
+            answer = await self._buyers[self._turn.index].generate(self._load_request)
         except CodeGatewayError as error:
             if error.bought is Bought.NO:
                 if reason := self._reason_to_fall_back(error):
@@ -517,11 +569,11 @@ class Purchase:
             await to_the_end("journal", self._account.unknown, self.ledger.owner, outcome)
             raise
         # Nothing comes before this: from here on a crash costs a download and never a render.
-        await to_the_end("receipt", self._keep, number, receipt)
+        await to_the_end("receipt", self._keep, number, answer)
         await to_the_end("journal", self._account.bought, self.ledger.owner)
         if (task := asyncio.current_task()) and task.cancelling():
             raise asyncio.CancelledError  # the gateway put it off for the answer; see `Gateway.generate`
-        return receipt
+        return answer
 
     async def _load_request(self) -> bytes:
         content = await to_the_end("ledger", self._read_request)
@@ -537,17 +589,17 @@ class Purchase:
             raise StorageUnavailable(f"The ledger entry at {self.ledger.location.uri} was deleted meanwhile.")
         return json.dumps(body).encode()
 
-    def _keep(self, number: int, receipt: Receipt) -> None:
+    def _keep(self, number: int, answer: Answer) -> None:
         """Write the receipt; again and again, while S3 fails and a claim keeps others away."""
         give_up_at = time.monotonic() + self._limits.receipt_patience
         pause = 0.5
         while True:
             try:
-                self.ledger.keep(number, receipt)
+                self.ledger.keep(number, answer)
                 log.info(
                     "Render %d finished in %.1f s and is paid for; retries will not buy it again.",
                     number,
-                    receipt.render_seconds,
+                    answer.render_seconds,
                 )
                 return
             except CodeGatewayError as error:
@@ -614,11 +666,14 @@ class Purchase:
 
     # 5. Deliver, and settle.
 
-    async def _deliver(self, number: int, receipt: Receipt, *, may_have_leftovers: bool) -> Clip:
+    async def _deliver(
+        self, number: int, answer: Answer, receipt: Receipt, *, may_have_leftovers: bool
+    ) -> Clip:
         """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
         marks = await to_the_end("ledger", self._marks, number, receipt)
+        is_changed = answer.is_secure and _is_plain(receipt.url) and not self._allows_http_links
         transfer = Transfer(
-            receipt.url,
+            link_over_https(receipt.url) if is_changed else receipt.url,
             s3=self._s3,
             target=self.spec.target,
             metadata=lambda facts: replace(marks, facts=facts).as_metadata(),
@@ -635,16 +690,21 @@ class Purchase:
                 may_have_leftovers=may_have_leftovers,
                 on_cancel=transfer.stop,
             )
-        except (ClipTransferError, ClipExpired):
+        except (ClipTransferError, ClipExpired) as error:
             # Another run may have stored the same clip meanwhile, and aborted our upload.
             if found := await to_the_end("ledger", self._find_quietly):
                 return found
+            if is_changed:
+                raise ClipTransferError(
+                    f"{error.args[0]} The gateway is reached by https, and links to the clip by http: https was "
+                    'asked instead. To allow http, set {"http_links": "allow"} in the connection\'s extra.'
+                ) from None
             raise
         finally:
             # Before the entry is deleted: a sign of life must not come after that.
             showing_life.cancel()
             await asyncio.wait({showing_life})
-        await to_the_end("ledger", self._settle, number, receipt)
+        await to_the_end("ledger", self._settle, number, answer)
         return self._clip(stored, marks)
 
     def _runs_out(self, number: int, receipt: Receipt) -> float | None:
@@ -740,9 +800,9 @@ class Purchase:
         except CodeGatewayError:
             return None
 
-    def _settle(self, number: int, receipt: Receipt) -> None:
+    def _settle(self, number: int, answer: Answer) -> None:
         try:
-            self.ledger.settle(number, receipt)
+            self.ledger.settle(number, answer)
         except CodeGatewayError as error:
             # The clip is where it should be: that is worth more than a tidy ledger.
             log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
@@ -803,6 +863,17 @@ class _Claimed:
 
     asked_at: float
     found: Clip | None
+
+
+def _is_plain(url: str) -> bool:
+    return url[:5].lower() == "http:"
+
+
+def _created(answer: Answer) -> float | None:
+    try:
+        return read_receipt(answer).created
+    except RenderOutcomeUnknown:
+        return math.nan  # no clip is of this answer
 
 
 def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:

@@ -21,13 +21,13 @@ def redact_url(url: object) -> str:
     :param url: a ``str`` or an ``httpx.URL``, well-formed or not.
     """
     try:
-        parts = urlsplit(str(url))
+        parts = urlsplit(str(url)[:LONGEST_TEXT])
         host = parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "a malformed URL"
     host = f"[{host}]" if ":" in host else host
-    return safe_text(f"{parts.scheme}://{host}{port}{parts.path}", LONGEST_TEXT)
+    return safe_text(f"{parts.scheme}://{host}{port}{parts.path}")
 
 
 def redact_urls(text: str) -> str:

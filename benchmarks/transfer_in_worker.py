@@ -39,8 +39,8 @@ class ReceiptTrigger(RenderTrigger):
         await to_the_end(
             "ledger", ledger.claim, 1, claim_seconds=gateway.settings.deadline + LIMITS.claim_margin
         )
-        receipt = await gateway.generate(load_request)
-        await to_the_end("receipt", ledger.keep, 1, receipt)
+        answer = await gateway.generate(load_request)
+        await to_the_end("receipt", ledger.keep, 1, answer)
         yield TriggerEvent({"number": 1})  # type: ignore[no-untyped-call]
 
 

@@ -80,6 +80,7 @@ class Job:
     deadline: float = 300.0
     limits: Limits = HASTY
     spend: dict[str, Any] | None = None
+    allows_http_links: bool = False
     fallbacks: tuple[str, ...] = ()
     fallback_on: tuple[str, ...] = ("unavailable",)
     retries: int = 3
@@ -117,7 +118,13 @@ class Job:
         gateway = Gateway(settings)
         account = None if self.spend is None else Account.open(parse_spend(self.spend, "it"), s3, self.limits)
         return Purchase(
-            spec, s3=s3, buyer=gateway, claim_seconds=self.claim_seconds, account=account, limits=self.limits
+            spec,
+            s3=s3,
+            buyer=gateway,
+            claim_seconds=self.claim_seconds,
+            account=account,
+            allows_http_links=self.allows_http_links,
+            limits=self.limits,
         )
 
     def s3(self) -> S3Client:

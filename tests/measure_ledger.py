@@ -49,7 +49,7 @@ def measure(endpoint: str, credentials: dict[str, str], runs: int) -> None:
     windows: list[float] = []
     overheads: list[float] = []
     spent: list[float] = []
-    timed(client, "classify_answer", lambda begun, ended: answers.append(begun))
+    timed(client, "Answer", lambda begun, ended: answers.append(begun))
     timed(Ledger, "keep", lambda begun, ended: windows.append(ended - answers[-1]))
     for owner, name in (
         (Purchase, "find"),

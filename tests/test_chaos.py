@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import crash_runner
 import pytest
@@ -21,6 +21,7 @@ from media_samples import mp4_of
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
+from airflow_provider_codegateway.emulator.faults import Encoding, OddShape
 from airflow_provider_codegateway.emulator.responses import Source
 from airflow_provider_codegateway.exceptions import Bought
 
@@ -58,6 +59,11 @@ GATEWAY_FAULTS: tuple[Fault | ClipFault, ...] = (
     Fault.html(502),
     Fault.no_url("missing"),
     Fault.no_url("error"),
+    Fault.no_url("job", code=202),
+    *(Fault.whole_json(then) for then in ("length", "chunk", "reset", "held")),
+    *(Fault.odd_answer(shape) for shape in get_args(OddShape)),
+    *(Fault.encoded(encoding, size=2**24) for encoding in get_args(Encoding)),
+    *(Fault.hostile_text(shape) for shape in ("nul", "surrogate", "nested", "header")),
     Fault.leading_whitespace(),
     Fault.early_expiry(0),
 )
@@ -132,7 +138,8 @@ def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about
     clip = chance.choice((SMALL, SMALL, LARGE))
     gateway.serve_clip(clip)
     gateway.render_seconds = chance.choice((0.0, 0.0, 0.3))
-    for faults in (GATEWAY_FAULTS, CLIP_FAULTS):
+    kinds: tuple[tuple[Fault | ClipFault, ...], ...] = (GATEWAY_FAULTS, CLIP_FAULTS)
+    for faults in kinds:
         for _ in range(chance.choice((0, 1, 2, 3))):
             gateway.fail_next(chance.choice(faults))
     job = Job(

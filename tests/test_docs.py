@@ -18,7 +18,7 @@ import shlex
 import textwrap
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,13 +304,13 @@ def test_what_is_stored_has_the_fields_of_the_page(s3: S3Client, bucket: str) ->
         requester="r",
         fallbacks=(Member(model="n"),),
     )
-    receipt = gateway.Receipt(url="https://clips.example.com/a.mp4", model="m", render_seconds=120)
+    answer = gateway.Answer(body=b"{}", render_seconds=120)
     entry = Ledger.of_clip(s3, spec)
     entry.open({"model": "m"}, {"model": "n"})
     assert entry.claim(1, claim_seconds=330, turn=Turn(0, "m"))
-    entry.keep(1, receipt)
+    entry.keep(1, answer)
     entry.show_life(1)
-    entry.abandon(1, "the link expired", receipt=receipt)
+    entry.abandon(1, "the link expired", answer=answer)
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]]
     stored = {
         key.rpartition("/")[2].replace("1.", "n."): list(
@@ -323,7 +323,7 @@ def test_what_is_stored_has_the_fields_of_the_page(s3: S3Client, bucket: str) ->
     )
     assert described == {
         **stored,
-        "receipt": list(asdict(receipt)),
+        "answer": list(answer.as_dict()),
         "clip": list(Clip.__dataclass_fields__),
         "trigger": list(trigger.serialize()[1]),
         "connection": list(CONNECTION_FIELDS),

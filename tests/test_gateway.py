@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gzip
 import json
 import logging
 import socket
@@ -12,16 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 from media_samples import png_base64
 
 from airflow_provider_codegateway.emulator import Emulator, Fault
+from airflow_provider_codegateway.emulator.faults import OddShape
 from airflow_provider_codegateway.exceptions import (
     Bought,
     CodeGatewayError,
@@ -32,15 +34,16 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
 )
 from airflow_provider_codegateway.gateway import (
+    Answer,
     BlockingCall,
     Gateway,
     GatewaySettings,
     Receipt,
     checked_settings,
+    read_receipt,
 )
 from airflow_provider_codegateway.gateway.outcomes import (
     NEVER_SENT,
-    classify_answer,
     classify_error,
     classify_refusal,
     retry_delay,
@@ -63,7 +66,7 @@ def settings_for(gateway: Emulator, **changes: Any) -> GatewaySettings:
 
 
 def generate(settings: GatewaySettings, limits: Limits = LIMITS) -> Receipt:
-    return BlockingCall().run(Gateway(settings, limits=limits).generate(REQUEST.content))
+    return read_receipt(BlockingCall().run(Gateway(settings, limits=limits).generate(REQUEST.content)))
 
 
 # The table.
@@ -239,10 +242,9 @@ def test_a_refused_prompt_has_a_class_of_its_own() -> None:
 )
 def test_both_envelopes_html_and_noise_become_words(answer: bytes, words: str) -> None:
     """Whatever a gateway or a proxy says, the error says it in one line."""
-    with pytest.raises(RequestRejected) as outcome:
-        classify_answer(400, {}, answer, settings=SETTINGS, render_seconds=1)
-    assert words in str(outcome.value)
-    assert len(str(outcome.value)) < 500
+    outcome = classify_refusal(400, {}, answer, settings=SETTINGS)
+    assert words in str(outcome)
+    assert len(str(outcome)) < 500
 
 
 def test_the_gateways_words_are_stripped_of_secrets() -> None:
@@ -250,10 +252,9 @@ def test_the_gateways_words_are_stripped_of_secrets() -> None:
     echo = {
         "error": f"bad key sk-cg-secret for https://x.example.com/a.png?X-Amz-Signature=abc {'QUJD' * 50}"
     }
-    with pytest.raises(RequestRejected) as outcome:
-        classify_answer(400, {}, json.dumps(echo).encode(), settings=SETTINGS, render_seconds=1)
+    outcome = classify_refusal(400, {}, json.dumps(echo).encode(), settings=SETTINGS)
     for secret in ("sk-cg-secret", "Signature", "QUJDQUJD"):
-        assert secret not in str(outcome.value)
+        assert secret not in str(outcome)
 
 
 # Receipts.
@@ -293,14 +294,122 @@ def test_200_without_a_usable_url_was_bought_and_says_so(shape: Any, gateway: Em
     assert "One render was bought." in str(outcome.value)
 
 
+LINK = "https://x.example.com/a.mp4?X-Amz-Signature=abc"
+NOW = 1_749_200_000.0
+
+
+def receipt_of(body: bytes | dict[str, Any]) -> Receipt:
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return read_receipt(Answer(body=body, render_seconds=1, received_at=NOW))
+
+
 @pytest.mark.parametrize(
-    "url", ["http://x.example.com/a.mp4", "ftp://x/a", "a.mp4", "https://", 7, "https://[::1"]
+    "url", ["ftp://x/a", "a.mp4", "https://", 7, "https://[::1", "", None, "\ud83d", "x" * 9000]
 )
-def test_a_clip_url_less_secure_than_the_gateway_is_not_usable(url: object) -> None:
-    """Behind an https gateway only an https link will do."""
-    answer = json.dumps({"data": [{"url": url}]}).encode()
+def test_an_answer_without_a_link_was_bought_and_says_so(url: object) -> None:
+    """What is no link of the web is not one."""
+    with pytest.raises(RenderOutcomeUnknown) as outcome:
+        receipt_of({"data": [{"url": url}]})
+    assert outcome.value.bought is Bought.YES
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"data": [{"url": f" \r\n\t{LINK[:20]}\n{LINK[20:]} \n"}]}).encode(),
+        json.dumps({"data": [{"url": LINK}]}).encode()[:-3],
+        json.dumps({"data": [{"url": LINK}]}).encode("utf-16"),
+        json.dumps({"data": [{"url": LINK}]}).encode("utf-8-sig"),
+        json.dumps({"data": [{"url": LINK}]}).encode() + b"\n<!-- cache -->",
+        gzip.compress(json.dumps({"data": [{"url": LINK}]}).encode()),
+        gzip.compress(gzip.compress(json.dumps({"data": [{"url": LINK}]}).encode())),
+        b'{"created": ' + b"9" * 5000 + b', "data": [{"url": "' + LINK.encode() + b'"}]}',
+        b'{"created": NaN, "expires_at": 1e999, "data": [{"url": "' + LINK.encode() + b'"}]}',
+        b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "data": [{"url": "' + LINK.encode() + b'"}]}',
+        b'  \n {"model": "\\u0000\\ud83d", "data": [{"url": "' + LINK.encode() + b'", "n": -1}, 7]}',
+    ],
+)
+def test_an_odd_answer_with_a_link_is_an_answer(body: bytes) -> None:
+    """The render is paid for: as much is understood as can be."""
+    receipt = receipt_of(body)
+    assert receipt.url == LINK
+    assert (receipt.created, receipt.expires_at) == (None, None)
+    receipt.model.encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "understood"),
+    [
+        (NOW + 3600, NOW + 3600),
+        (int(NOW + 3600) * 1000, NOW + 3600),
+        (int(NOW + 3600) * 1_000_000, NOW + 3600),
+        (str(int(NOW + 3600)), NOW + 3600),
+        ("2025-06-06T09:53:20Z", NOW + 3600),
+        ("2025-06-06T09:53:20", NOW + 3600),
+        ("2025-06-06T11:53:20+02:00", NOW + 3600),
+        *((odd, None) for odd in (NOW - 1, NOW, 0, -1, 10**400, 1e300, "in an hour", "", None, True, 3600)),
+    ],
+)
+def test_expires_at_is_understood_or_absent(value: object, understood: float | None) -> None:
+    """Whatever its unit; a time that a fresh link cannot have is none."""
+    assert receipt_of({"expires_at": value, "data": [{"url": LINK}]}).expires_at == understood
+
+
+def test_a_compressed_bomb_is_not_unpacked() -> None:
+    """Each layer gives a MiB at most."""
+    bomb = gzip.compress(gzip.compress(b" " * 200_000_000, 9), 9)
     with pytest.raises(RenderOutcomeUnknown):
-        classify_answer(200, {}, answer, settings=SETTINGS, render_seconds=1)
+        receipt_of(bomb)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Fault.whole_json(then) for then in ("length", "chunk", "reset", "held")),
+        *(Fault.odd_answer(shape) for shape in get_args(OddShape)),
+        Fault.encoded("gzip"),
+        Fault.encoded("gzip_unlabelled"),
+        Fault.encoded("unknown"),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.shape}",
+)
+def test_an_answer_that_http_or_json_does_not_allow_is_used_all_the_same(
+    fault: Fault, gateway: Emulator
+) -> None:
+    """Over a socket: the link works, and one render was billed."""
+    gateway.fail_next(fault)
+    receipt = generate(settings_for(gateway))
+    assert httpx.get(receipt.url).status_code == 200
+    assert gateway.billed == 1
+
+
+def test_a_bomb_over_a_socket_costs_its_own_render_alone(gateway: Emulator) -> None:
+    """It is kept as it came, and not unpacked."""
+    gateway.fail_next(Fault.encoded("bomb"))
+    answer = BlockingCall().run(Gateway(settings_for(gateway)).generate(REQUEST.content))
+    assert len(answer.body) < 1024 * 1024
+    with suppress(RenderOutcomeUnknown):
+        read_receipt(answer)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff\x00", "paper \u2028".encode(), b"sk-cg-x"])
+def test_an_answer_is_kept_byte_for_byte(body: bytes) -> None:
+    """Through JSON and back."""
+    answer = Answer(status=201, body=body, render_seconds=1.5, received_at=NOW, is_secure=True)
+    assert Answer.from_dict(json.loads(json.dumps(answer.as_dict()))) == answer
+
+
+def test_the_receipts_of_the_first_versions_are_read() -> None:
+    """They held what had been read, in place of the answer."""
+    old = {
+        "url": LINK,
+        "model": "m",
+        "render_seconds": 2.5,
+        "created": NOW - 9,
+        "serving": "raw",
+        "expires_at": NOW,
+    }
+    assert asdict(read_receipt(Answer.of_receipt(old))) == old
 
 
 # Broken connections.
@@ -369,8 +478,9 @@ def answering(answer: bytes, *, reads: int, hard: bool = False) -> Iterator[str]
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
-            seen = 0
-            while seen < reads and (chunk := connection.recv(min(65536, reads - seen))):
+            seen, chunk = 0, b""
+            while seen < reads and not chunk.endswith(b"}"):  # the end of a small request
+                chunk = connection.recv(min(65536, reads - seen))
                 seen += len(chunk)
             connection.sendall(answer)
             if hard:
@@ -386,7 +496,7 @@ def answering(answer: bytes, *, reads: int, hard: bool = False) -> Iterator[str]
 def test_an_error_whose_body_breaks_off_is_nobodys_envelope() -> None:
     """Half a 429 may be anybody's."""
     answer = b'HTTP/1.1 429 Slow\r\nContent-Length: 100\r\n\r\n{"error": '
-    with answering(answer, reads=10) as url, pytest.raises(RenderOutcomeUnknown, match="answered 429"):
+    with answering(answer, reads=100_000) as url, pytest.raises(RenderOutcomeUnknown, match="answered 429"):
         generate(GatewaySettings(base_url=url, api_key="sk-cg-x"))
 
 
@@ -399,7 +509,7 @@ def post(settings: GatewaySettings, content: bytes) -> Receipt:
     async def load() -> bytes:
         return content
 
-    return BlockingCall().run(Gateway(settings).generate(load))
+    return read_receipt(BlockingCall().run(Gateway(settings).generate(load)))
 
 
 def test_a_413_during_the_upload_is_read_and_bought_nothing(gateway: Emulator) -> None:

@@ -29,7 +29,7 @@ from airflow_provider_codegateway.exceptions import (
     RenderOutcomeUnknown,
     RequestRejected,
 )
-from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.gateway import Answer
 from airflow_provider_codegateway.models import build_request
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
@@ -276,9 +276,9 @@ class CalmGateway:
     def __init__(self, at_once: int) -> None:
         self._barrier = asyncio.Barrier(at_once)
 
-    async def generate(self, content: Any) -> Receipt:
+    async def generate(self, content: Any) -> Answer:
         await self._barrier.wait()
-        return Receipt(url="https://clips.example.com/1.mp4", model=HAILUO, render_seconds=1.0)
+        return Answer(body=b"{}", render_seconds=1.0)
 
 
 def test_a_slow_backend_holds_up_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:

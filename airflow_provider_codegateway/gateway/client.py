@@ -12,10 +12,10 @@ from typing import Protocol
 import httpx
 
 from airflow_provider_codegateway.exceptions import GatewayUnavailable
+from airflow_provider_codegateway.gateway.answers import Answer
 from airflow_provider_codegateway.gateway.outcomes import (
-    Receipt,
-    classify_answer,
     classify_error,
+    classify_refusal,
     classify_silence,
     is_whole_json,
     retry_delay,
@@ -66,7 +66,7 @@ async def _send_and_forget(unsent: list[bytes], seen: Exchange) -> AsyncIterator
 class Buyer(Protocol):
     """Whatever can buy one render, such as a ``Gateway``."""
 
-    async def generate(self, content: LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Answer:
         """Buy one render."""
 
 
@@ -75,7 +75,7 @@ class Gateway:
 
     ::
 
-        receipt = await Gateway(settings).generate(request.content)
+        answer = await Gateway(settings).generate(request.content)
     """
 
     def __init__(self, settings: GatewaySettings, *, limits: Limits = LIMITS) -> None:
@@ -93,14 +93,15 @@ class Gateway:
                 DEADLINE_FLOOR,
             )
 
-    async def generate(self, content: LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Answer:
         """Buy one render.
 
         :param content: loads the encoded JSON body each time that it is to be sent, as
             ``VideoRequest.content`` does: it is not kept in memory for the two minutes of a render.
         :raises RequestRejected: the gateway refused it; nothing was bought.
         :raises GatewayUnavailable: not reached or busy, also after the retries; nothing was bought.
-        :raises RenderOutcomeUnknown: sent, and no whole, usable answer; perhaps bought.
+        :return: a success as it came. One render was bought.
+        :raises RenderOutcomeUnknown: sent, and no answer; perhaps bought.
         """
         deadline = time.monotonic() + self.settings.deadline
         attempt = 1
@@ -121,7 +122,7 @@ class Gateway:
             await asyncio.sleep(delay)
             attempt += 1
 
-    async def _post(self, unsent: list[bytes], deadline: float) -> Receipt:
+    async def _post(self, unsent: list[bytes], deadline: float) -> Answer:
         started = time.monotonic()
         if deadline - started < self.settings.render_time:
             raise GatewayUnavailable(
@@ -156,13 +157,17 @@ class Gateway:
             if not isinstance(error, Exception):
                 raise error
             raise classify_error(error, is_sent=seen.is_sent) from error
-        return classify_answer(
-            seen.status,
-            seen.headers,
-            bytes(seen.body),
-            settings=self.settings,
+        if not 200 <= seen.status < 300:
+            raise classify_refusal(
+                seen.status, seen.headers, bytes(seen.body), settings=self.settings, is_sent=seen.is_sent
+            )
+        return Answer(
+            status=seen.status,
+            # It goes to the ledger as it is, but for a key that the gateway may have echoed.
+            body=bytes(seen.body).replace(self.settings.api_key.encode(), b"***"),
             render_seconds=time.monotonic() - started,
-            is_sent=seen.is_sent,
+            received_at=time.time(),
+            is_secure=self.settings.secure,
         )
 
     async def exchange(self, unsent: list[bytes], seen: Exchange) -> None:
@@ -205,6 +210,7 @@ class Gateway:
             if not chunk:
                 return
             seen.body += chunk[: limit - len(seen.body)]
+            del chunk  # error trackers show the local variables of whatever fails, and there is a link in it
 
     def _client(self) -> httpx.AsyncClient:
         settings = self.settings

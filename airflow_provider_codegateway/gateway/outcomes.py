@@ -1,4 +1,4 @@
-"""What an exchange with the gateway was: a receipt, or which error. Plain functions.
+"""What an exchange with the gateway was: an answer, or which error. Plain functions.
 
 The rule: only what *provably* bought nothing may be sent again. Proof is one of three things: CodeGateway's own error
 envelope under a status of the tables below, a body that was not sent whole, or a connection that never stood. Whoever
@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import httpx
 
 from airflow_provider_codegateway.exceptions import (
-    Bought,
     CodeGatewayError,
     ContentRefused,
     GatewayUnavailable,
     RenderOutcomeUnknown,
     RequestRejected,
 )
-from airflow_provider_codegateway.foreign import finite, safe_text
+from airflow_provider_codegateway.foreign import LONGEST_TEXT, safe_text
 from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, GatewaySettings
+from airflow_provider_codegateway.gateway.words import words_of
 from airflow_provider_codegateway.http_dates import retry_after
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.redaction import redact_url, redact_urls
@@ -92,24 +90,6 @@ NEVER_SENT: tuple[type[httpx.TransportError], ...] = (
 """Errors that httpx raises before a byte of the request has left. Nothing was bought."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """The gateway's answer to one paid render.
-
-    :param url: where the clip is, for a while. A secret: whoever has it has the clip.
-    :param expires_at: Unix seconds until which the link is good, if it expires.
-    :param created: Unix seconds at which the gateway produced the clip.
-    :param render_seconds: how long the POST took, in seconds.
-    """
-
-    url: str = field(repr=False)
-    model: str
-    render_seconds: float
-    created: float | None = None
-    serving: str | None = None
-    expires_at: float | None = None
-
-
 def retry_delay(
     attempt: int,
     retry_after: float | None,
@@ -163,24 +143,6 @@ def root_cause(error: BaseException) -> BaseException:
     below = below or error.__cause__ or error.__context__
     # A handshake that waits for bytes is no failure of its own.
     return error if below is None or isinstance(below, ssl.SSLWantReadError) else root_cause(below)
-
-
-def classify_answer(
-    status: int,
-    headers: Mapping[str, str],
-    answer: bytes,
-    *,
-    settings: GatewaySettings,
-    render_seconds: float,
-    is_sent: bool = True,
-) -> Receipt:
-    """The receipt in an answer of the gateway, or the error that the answer is.
-
-    :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see the table in ``exceptions``.
-    """
-    if 200 <= status < 300:
-        return _receipt(answer, settings, render_seconds)
-    raise classify_refusal(status, headers, answer, settings=settings, is_sent=is_sent)
 
 
 def classify_refusal(
@@ -273,8 +235,9 @@ _FOREIGN_ADVICE = {
 def _where_to(headers: Mapping[str, str], settings: GatewaySettings) -> str:
     """Which base URL a redirect asks for."""
     location = headers.get("location", "").strip()
+    is_usable = 0 < len(location) <= LONGEST_TEXT
     try:
-        target = httpx.URL(settings.base_url + GENERATE_PATH).join(location) if location else None
+        target = httpx.URL(settings.base_url + GENERATE_PATH).join(location) if is_usable else None
     except (httpx.InvalidURL, ValueError):
         target = None
     if target is None or not target.host:
@@ -286,41 +249,6 @@ def _where_to(headers: Mapping[str, str], settings: GatewaySettings) -> str:
     return f"If you trust {safe_text(target.host)}, set the connection's base URL to {base_url}."
 
 
-def _receipt(answer: bytes, settings: GatewaySettings, render_seconds: float) -> Receipt:
-    try:
-        content = json.loads(answer)  # leading white space, sent to keep a connection alive, is no matter
-        url = content["data"][0]["url"]
-        usable = _usable_url(url, settings)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        usable = False
-    if not usable:
-        raise RenderOutcomeUnknown(
-            f"The gateway answered 200 without a usable clip URL: {words_of(answer, settings.api_key)}.",
-            bought=Bought.YES,
-        )
-    return Receipt(
-        url=url,
-        model=str(content.get("model", "")),
-        created=finite(content.get("created")),
-        serving=content["serving"] if isinstance(content.get("serving"), str) else None,
-        expires_at=finite(content.get("expires_at")),
-        render_seconds=render_seconds,
-    )
-
-
-def _usable_url(url: object, settings: GatewaySettings) -> bool:
-    if not isinstance(url, str):
-        return False
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return False
-    # A clip's link may be no less secure than the gateway's own.
-    return bool(parsed.host) and (
-        parsed.scheme == "https" or (parsed.scheme == "http" and not settings.secure)
-    )
-
-
 def is_whole_json(answer: bytes) -> bool:
     """Whether nothing is missing at the end."""
     try:
@@ -328,33 +256,3 @@ def is_whole_json(answer: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def words_of(answer: bytes, api_key: str) -> str:
-    """What the gateway said, in one short line with nothing secret in it.
-
-    The video endpoint's error is a plain string, elsewhere it is an object, and a proxy answers HTML.
-    """
-    try:
-        content: Any = json.loads(answer)
-    except (ValueError, RecursionError):
-        text = re.sub(r"(?is)<(script|style|head)\b.*?</\1>|<[^<>]*>", " ", safe_text(answer.strip()))
-    else:
-        error = content.get("error", content) if isinstance(content, dict) else content
-        if isinstance(error, dict):
-            parts = [error.get("type"), error.get("message")]
-            text = ": ".join(str(part) for part in parts if part) or _as_json(error)
-        else:
-            text = error if isinstance(error, str) else _as_json(error)
-    text = safe_text(text).replace(api_key, "***")
-    text = " ".join(redact_urls(text).split()).rstrip(".")
-    text = re.sub(r"\?\S+", "?…", text)  # the query of a link without a scheme
-    text = re.sub(r"[A-Za-z0-9+/_=-]{80,}", "…", text)  # an echoed image
-    return (f"{text[:300]}…" if len(text) > 300 else text) or "(an empty body)"
-
-
-def _as_json(value: object) -> str:
-    try:
-        return json.dumps(value)
-    except (ValueError, RecursionError):
-        return f"<{type(value).__name__}>"

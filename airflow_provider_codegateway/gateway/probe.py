@@ -18,8 +18,9 @@ import httpx
 
 from airflow_provider_codegateway.exceptions import Bought
 from airflow_provider_codegateway.gateway.client import Exchange, Gateway
-from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, own_error, root_cause, words_of
+from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, own_error, root_cause
 from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, GatewaySettings
+from airflow_provider_codegateway.gateway.words import words_of
 from airflow_provider_codegateway.redaction import redact_url, redact_urls
 
 REQUEST = {"model": "google/veo-3.1-fast"}

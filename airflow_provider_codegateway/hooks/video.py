@@ -20,6 +20,7 @@ from airflow_provider_codegateway.gateway import (
     GatewaySettings,
     Receipt,
     checked_settings,
+    read_receipt,
 )
 from airflow_provider_codegateway.get_provider_info import (
     CONNECTION_BEHAVIOUR,
@@ -132,6 +133,7 @@ class CodeGatewayVideoHook(BaseHook):
             fallback_buyers=fallback_buyers,
             claim_seconds=gateway.settings.deadline,
             account=account,
+            allows_http_links=connection.extra_dejson.get("http_links") == "allow",
             limits=self.limits,
         )
 
@@ -213,11 +215,11 @@ class CodeGatewayVideoHook(BaseHook):
         :param request: see ``models.build_request``; its media as the model takes them.
         :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see ``Gateway.generate``.
         """
-        return await (await self.aget_conn()).generate(request.content)
+        return read_receipt(await (await self.aget_conn()).generate(request.content))
 
     def generate(self, request: VideoRequest) -> Receipt:
         """Buy one render, and block for the two minutes that it takes. Otherwise as ``agenerate``."""
-        return BlockingCall().run(self.get_conn().generate(request.content))
+        return read_receipt(BlockingCall().run(self.get_conn().generate(request.content)))
 
     def test_connection(self) -> tuple[bool, str]:
         """Prove key and reachability without spending; see ``probe``.

@@ -48,6 +48,8 @@ class Attempt:
     """For how long after ``started`` its owner may still be rendering."""
     outcome: str = ""
     """Why it was abandoned."""
+    unread: bool = False
+    """It was abandoned for an answer that the version of that run could not read."""
     requester: str = ""
     """Who asked for it; see ``clip.task_identity``."""
     owner: str = ""

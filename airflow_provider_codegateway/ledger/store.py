@@ -4,7 +4,7 @@ One entry is a handful of objects under ``<ledger_prefix><clip's key>/``::
 
     request.json   what is to be rendered, fallbacks included; gone when the clip is settled
     n.started      whoever created it may POST render number n, and nobody else; of a chain, with which model
-    n.rendered     the gateway's answer, the receipt: from here on the render is never bought again
+    n.rendered     the gateway's answer as it came: from here on the render is never bought again
     n.delivering   written again and again while a run stores the clip; its age tells whether that run lives
     n.abandoned    render n ended without a clip, so that a successor need not wait for it
 
@@ -36,7 +36,7 @@ from airflow_provider_codegateway.exceptions import (
     LedgerConflict,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.gateway import Answer
 from airflow_provider_codegateway.ledger.entry import (
     MARKER_NAME,
     SHOWN,
@@ -71,6 +71,9 @@ _DEMANDED = (*ENCRYPTION, "Tagging", "RequestPayer", "ExpectedBucketOwner")
 """What a bucket's policy may demand of every object in it."""
 _CLOSED_ACLS = ("private", "bucket-owner-read", "bucket-owner-full-control")
 _GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWriteACP")
+
+_LARGE = ("body", "fallbacks", "answer", "receipt")
+"""Fields of markers that are not kept in memory."""
 
 _KINDS = ("rendered", "delivering", "abandoned", "started")
 
@@ -203,15 +206,21 @@ class Ledger:
         if self._owns(number):
             self._delete([f"{number}.started"])
 
-    def abandon(self, number: int, outcome: str, *, receipt: Receipt | None = None) -> None:
-        """Write ``number.abandoned``: a successor need not wait for this render, nor use its receipt.
+    def abandon(self, number: int, outcome: str, *, answer: Answer | None = None) -> None:
+        """Write ``number.abandoned``: a successor need not wait for this render, nor use its answer.
 
-        :param receipt: the one that is of no more use; None if our claim ended without one.
+        :param answer: the one that is of no more use; None if our claim ended without one.
         """
-        if self._owns(number) if receipt is None else self._is_current(number, receipt):
+        if self._owns(number) if answer is None else self._is_current(number, answer):
             self._create(f"{number}.abandoned", {"fingerprint": self.fingerprint, "outcome": outcome})
 
-    def keep(self, number: int, receipt: Receipt) -> None:
+    def leave_unread(self, number: int, outcome: str, *, answer: Answer) -> None:
+        """Write ``number.abandoned`` for an answer that this version cannot read; another one may."""
+        if self._is_current(number, answer):
+            marker = {"fingerprint": self.fingerprint, "outcome": outcome, "unread": True}
+            self._create(f"{number}.abandoned", marker)
+
+    def keep(self, number: int, answer: Answer) -> None:
         """Write ``number.rendered``. Unconditional: only the owner of the claim writes it.
 
         One attempt, and a short one. The next has a client of its own: the credentials may have run out, or a
@@ -219,12 +228,14 @@ class Ledger:
         """
         name, begun = f"{number}.rendered", time.monotonic()
         s3 = quick_client(self.s3, after=self._failed)
-        with self._errors("write the receipt", "s3:PutObject", name):
-            try:
-                self._put(name, {"fingerprint": self.fingerprint, "receipt": asdict(receipt)}, through=s3)
-            except Exception:
-                self._failed = s3
-                raise
+        try:
+            with self._errors("write the receipt", "s3:PutObject", name):
+                self._put(name, {"fingerprint": self.fingerprint, "answer": answer.as_dict()}, through=s3)
+        except CodeGatewayError as error:
+            self._failed = s3
+            # Error trackers show the local variables of every frame, and those of boto3 hold the link.
+            error.__context__ = None
+            raise error.with_traceback(None) from None
         self._kept_at = begun  # an answer that was slow to come makes the receipt no younger
 
     def show_life(self, number: int) -> None:
@@ -233,7 +244,7 @@ class Ledger:
         with self._errors("write the ledger", "s3:PutObject", name):
             self._put(name, {"fingerprint": self.fingerprint})
 
-    def receipt(self, number: int) -> Receipt | None:
+    def answer(self, number: int) -> Answer | None:
         """What ``keep`` wrote; None if the clip has been settled meanwhile.
 
         :raises LedgerConflict: it is for another request.
@@ -242,16 +253,21 @@ class Ledger:
         marker = self._get(name)
         if marker is None:
             return None
-        if marker["fingerprint"] != self.fingerprint:
+        if self.fingerprint not in ("", marker["fingerprint"]):
             raise LedgerConflict(
                 f"The receipt {self.location.uri}{name} is for another request (fingerprint "
                 f"{marker['fingerprint'][:SHOWN]}…): it was bought, and cannot be used for this one. Run that request "
                 f"again to get its clip, or delete the ledger entry: {forget_command(self.location)}"
             )
         try:
-            return Receipt(**marker["receipt"])
-        except (KeyError, TypeError) as error:
-            raise self._unreadable(name, error) from None
+            if "answer" in marker:
+                return Answer.from_dict(marker["answer"])
+            return Answer.of_receipt(marker.get("receipt", {}))
+        except ValueError as error:
+            why = ValueError(*error.args)
+        # Here, and without the link: error trackers show the local variables of every frame.
+        del marker
+        raise self._unreadable(name, why)
 
     def read(self) -> Entry:
         """The whole entry, and the store's clock.
@@ -285,6 +301,7 @@ class Ledger:
                     **{kind: written.get(name) for kind, name in names.items()},
                     claim_seconds=float(started.get("claim_seconds", 0)),
                     outcome=str(ended.get("outcome", "")),
+                    unread=ended.get("unread") is True,
                     requester=str(started.get("run", "")),
                     owner=str(started.get("owner", "")),
                     turn=_turn(started.get("turn")),
@@ -301,11 +318,11 @@ class Ledger:
             attempts=tuple(attempts),
         )
 
-    def settle(self, number: int, receipt: Receipt) -> None:
+    def settle(self, number: int, answer: Answer) -> None:
         """Delete the entry up to render ``number``: its clip is where it should be."""
         # Once others were let in to fetch the clip, one may have settled this entry and begun another.
         alone = self._kept_at is not None and time.monotonic() - self._kept_at < self._limits.settle_grace
-        if not alone and not self._is_current(number, receipt):
+        if not alone and not self._is_current(number, answer):
             return
         self._delete(_names_up_to(number))
 
@@ -333,10 +350,10 @@ class Ledger:
         """Whether ``number.started`` is our own claim."""
         return (self._get(f"{number}.started") or {}).get("owner") == self._owner
 
-    def _is_current(self, number: int, receipt: Receipt) -> bool:
-        """Whether render ``number`` is still the one of this receipt, or of our claim if none was kept."""
-        kept = self.receipt(number)
-        return self._owns(number) if kept is None else kept == receipt
+    def _is_current(self, number: int, answer: Answer) -> bool:
+        """Whether render ``number`` is still the one of this answer, or of our claim if none was kept."""
+        kept = self.answer(number)
+        return self._owns(number) if kept is None else kept == answer
 
     # S3.
 
@@ -392,7 +409,8 @@ class Ledger:
                 content: dict[str, Any] = json.loads(answer["Body"].read())
                 if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), str):
                     raise ValueError("it has no fingerprint")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
+                content = {}  # error trackers show it, and there may be a link in it
                 raise self._unreadable(name, error) from None
             except Exception as error:
                 if problem_of(error) is Problem.NOT_FOUND:
@@ -423,7 +441,7 @@ class Ledger:
 
     def _remember(self, name: str, etag: str, marker: Mapping[str, Any]) -> dict[str, Any]:
         """Keep a marker, less its bodies: an entry is read every two seconds while another run is at work."""
-        kept = {key: value for key, value in marker.items() if key not in ("body", "fallbacks")}
+        kept = {field: value for field, value in marker.items() if field not in _LARGE}
         self._markers[name, etag] = kept
         return kept
 
