@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_provider_codegateway.clip import S3Location
-from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.gateway import Answer
 from airflow_provider_codegateway.ledger import Ledger, entry_location
 from airflow_provider_codegateway.ledger.command import main
 from airflow_provider_codegateway.ledger.entry import forget_command
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 BODY = {"model": "google/veo-3.1-fast", "prompt": "p\x1b[31mred"}
-RECEIPT = Receipt(url="https://cdn.example.com/x.mp4?sig=s", model="m", render_seconds=120.5, created=1.0)
+ANSWER = Answer(
+    body=b'{"created": 1, "data": [{"url": "https://cdn.example.com/x.mp4?sig=s"}]}', render_seconds=120.5
+)
 
 
 def run(s3: S3Client, *arguments: str) -> int:
@@ -80,7 +82,7 @@ def test_an_entry_among_more_objects_than_one_list_has_is_read_whole(s3: S3Clien
     for number in range(1001):
         s3.put_object(Bucket=bucket, Key=f"spring/clip-{number:04}.mp4", Body=b"")
     assert ledger.claim(1, claim_seconds=60)
-    ledger.keep(1, RECEIPT)
+    ledger.keep(1, ANSWER)
     entry = ledger.read()
     assert entry.open
     assert [attempt.number for attempt in entry.attempts] == [1]

@@ -17,7 +17,7 @@ from airflow_provider_codegateway import inputs
 from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.emulator import Emulator
 from airflow_provider_codegateway.exceptions import InvalidConnection
-from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings
+from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings, read_receipt
 from airflow_provider_codegateway.inputs import Fetcher
 from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.models import build_request
@@ -51,7 +51,7 @@ def buy(gateway: Emulator, host: str) -> str:
     url = httpx.URL(gateway.url).copy_with(host=host)
     settings = GatewaySettings(base_url=str(url), api_key=gateway.api_key, retries=0)
     request = build_request("google/veo-3.1-fast", prompt="p")
-    return BlockingCall().run(Gateway(settings).generate(request.content)).url
+    return read_receipt(BlockingCall().run(Gateway(settings).generate(request.content))).url
 
 
 def store(url: str, s3: S3Client, bucket: str) -> int:
