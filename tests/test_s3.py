@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -231,6 +232,8 @@ def test_what_a_policy_demands_of_every_object_goes_to_the_ledger_too(
     name: str, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
 ) -> None:
     """As buckets of another account demand an ACL."""
+    if name in ("ServerSideEncryption", "GrantFullControl") and "CODEGATEWAY_TEST_S3_ENDPOINT" in os.environ:
+        pytest.skip("That server may have no encryption of its own, and does not know this grantee.")
     header, value = DEMANDED[name]
 
     def policy(request: S3Request) -> Verdict:
