@@ -40,7 +40,7 @@ lint: $(INSTALLED) ## Check style, format and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy airflow_provider_codegateway benchmarks demo example_dags tests tools
 
-format: $(INSTALLED) ## Mend style and format
+format: $(INSTALLED) ## Fix style and format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 

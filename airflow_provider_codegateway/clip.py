@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.foreign import finite
 
 MAX_KEY_BYTES = 1024
 """S3's limit."""
@@ -19,6 +20,7 @@ DEFAULT_LEDGER_PREFIX = "_codegateway/"
 """Where the ledger is kept in the clip's bucket."""
 
 IfExists = Literal["reuse", "replace", "fail"]
+OnMismatch = Literal["warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
     if not _BUCKET.fullmatch(location.bucket) or not location.key or location.key.endswith("/"):
         raise InvalidRequest(f"{location.uri} is not an object. Use a key such as 'path/clip.mp4'.")
     return location
+
+
+def is_in_ledger(at: S3Location, ledger_prefix: str, clip_bucket: str) -> bool:
+    """Whether an object would be among those of a ledger, whose names are its own."""
+    root = split_uri(ledger_prefix) or S3Location(clip_bucket, ledger_prefix)
+    prefix = root.key.strip("/")
+    return bool(prefix) and at.bucket == root.bucket and at.key.startswith(f"{prefix}/")
 
 
 # XML, in which S3 lists keys, has neither control characters nor halves of a character.
@@ -155,11 +164,30 @@ class TaskRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model of a chain: the first, or a fallback.
+
+    :param priced_by: the parameters of its request that its price depends on; None if they are not known here.
+    :param fingerprint: of its request alone.
+    :param wanted: what the clip's facts are held against; see ``facts.wanted_of``.
+    """
+
+    model: str
+    priced_by: Mapping[str, Any] | None = None
+    fingerprint: str | None = None
+    wanted: Mapping[str, Any] | None = None
+
+
+PassedOver = Mapping[str, str]
+"""A model that provably sold nothing, and why the next one was asked: ``{"model": …, "reason": …}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipSpec:
     """One clip to be made: where it goes, for whom, and on which terms. Nothing in it is secret or large.
 
     :param model: of the request.
-    :param fingerprint: of the request, its media resolved; see ``VideoRequest.fingerprint``.
+    :param fingerprint: of the request, its media resolved; see ``models.chain_fingerprint``.
     :param target: where the clip goes.
     :param requester: who asks for it; see ``run_identity``.
     :param former_requester: the same as the first versions named it; see ``task_identity``. A trigger need not
@@ -172,6 +200,10 @@ class ClipSpec:
     :param asked_by: the task instance, for the journal.
     :param priced_by: the parameters of the request that its price depends on; None if they are not known here.
     :param max_cost: what the clip may cost at most, in the price list's currency.
+    :param wanted: what the clip's facts are held against; see ``facts.wanted_of``. None if that is not known here.
+    :param first_fingerprint: of the first model's request alone; that of the whole, if left out.
+    :param fallbacks: the models to ask, in this order, if the first provably sells nothing.
+    :param fallback_on: for which reasons; see ``gateway.fallback``.
     :raises InvalidRequest: see ``checked_target``. A customer's own encryption key could not be kept out of Airflow's
         database.
     """
@@ -189,9 +221,37 @@ class ClipSpec:
     asked_by: TaskRun = TaskRun()
     priced_by: Mapping[str, Any] | None = None
     max_cost: str | None = None
+    wanted: Mapping[str, Any] | None = None
+    first_fingerprint: str | None = None
+    fallbacks: tuple[Member, ...] = ()
+    fallback_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checked_target(self.target, self.ledger_prefix, self.upload_args)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The whole chain: the first model and its fallbacks."""
+        fingerprint = self.first_fingerprint or self.fingerprint
+        first = Member(
+            model=self.model, priced_by=self.priced_by, fingerprint=fingerprint, wanted=self.wanted
+        )
+        return (first, *self.fallbacks)
+
+    def is_request_of(self, marks: Marks) -> bool:
+        """Whether an object is the clip of this request, or of one of its models alone.
+
+        So a clip that is stored stays what it was when fallbacks are added, changed or removed.
+        """
+        ours = {self.fingerprint, *(each.fingerprint for each in self.members)}
+        return not ours.isdisjoint({marks.fingerprint, marks.member} - {None})
+
+    def wanted_of(self, marks: Marks) -> Mapping[str, Any] | None:
+        """What the facts of an object are held against: the request of the model that made it."""
+        for member in self.members:
+            if member.fingerprint in (marks.member, marks.fingerprint):
+                return member.wanted
+        return self.wanted
 
     def is_requested_by(self, requester: str | None) -> bool:
         """Whether this name, of an object or a ledger's marker, is that of whoever asks for this clip."""
@@ -199,6 +259,11 @@ class ClipSpec:
 
     def as_arguments(self) -> dict[str, Any]:
         """Plain values, under the names that triggers are stored with."""
+        chain = {
+            "first_fingerprint": self.first_fingerprint,
+            "fallbacks": [asdict(each) for each in self.fallbacks],
+            "fallback_on": [*self.fallback_on],
+        }
         return {
             "bucket": self.target.bucket,
             "key": self.target.key,
@@ -213,6 +278,8 @@ class ClipSpec:
             "asked_by": asdict(self.asked_by),
             "priced_by": None if self.priced_by is None else dict(self.priced_by),
             "max_cost": self.max_cost,
+            "wanted": None if self.wanted is None else dict(self.wanted),
+            **(chain if self.fallbacks else {}),
         }
 
     @classmethod
@@ -224,8 +291,49 @@ class ClipSpec:
             requester=rest.pop("run"),
             upload_args=rest.pop("extra_args"),
             asked_by=TaskRun(**rest.pop("asked_by", {})),  # a trigger that an earlier version stored has none
+            fallbacks=tuple(Member(**each) for each in rest.pop("fallbacks", ())),
+            fallback_on=tuple(rest.pop("fallback_on", ())),
             **rest,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was measured of a clip.
+
+    :param width: in pixels, as shown: turned, and stretched where pixels are not square.
+    :param duration: in seconds; None if the index does not say.
+    :param fps: frames a second, on average.
+    :param codec: of the picture, such as ``h264``.
+    :param audio: whether there is sound, be it silence.
+    """
+
+    width: int
+    height: int
+    duration: float | None
+    fps: float | None
+    codec: str
+    audio: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for XCom."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self | None:
+        """The inverse of ``as_dict``; None if these are no facts."""
+        try:
+            width, height, codec, audio = (values[name] for name in ("width", "height", "codec", "audio"))
+            seconds = [values[name] for name in ("duration", "fps")]
+        except KeyError:
+            return None
+        is_right = all(type(each) is int for each in (width, height)) and isinstance(codec, str)
+        is_right &= isinstance(audio, bool) and all(
+            each is None or type(each) in (int, float) for each in seconds
+        )
+        if not is_right:
+            return None
+        return cls(width=width, height=height, duration=seconds[0], fps=seconds[1], codec=codec, audio=audio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +348,11 @@ class Clip:
     :param renders_bought_here: how many of them by this DAG run, in whichever of its tries.
     :param reused: whether the clip was found in place.
     :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
+    :param facts: what it measures, as ``Facts.as_dict``; None if that could not be read.
+    :param mismatches: how it differs from what was asked for, a short sentence each.
+    :param poster: the ``s3://`` URI of its first picture, where that was asked for.
+    :param last_frame: the same of its last one.
+    :param fallback: the models that were passed over for it, and why; None if its request has no fallbacks.
     """
 
     bucket: str
@@ -255,10 +368,15 @@ class Clip:
     reused: bool
     renders_bought_here: int = 0
     cost: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] | None = None
+    mismatches: Sequence[str] = ()
+    poster: str | None = None
+    last_frame: str | None = None
+    fallback: Sequence[PassedOver] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for XCom."""
-        return asdict(self)
+        return {**asdict(self), "mismatches": list(self.mismatches)}
 
     @classmethod
     def is_dict_of(cls, values: Mapping[str, Any]) -> bool:
@@ -273,6 +391,8 @@ class Clip:
 
 
 _PREFIX = "codegateway-"
+BESIDE = f"{_PREFIX}beside"
+"""The metadata of a picture or a document beside a clip that names the clip's fingerprint."""
 _BUYERS_KEPT = 20
 """S3 takes 2 KB of metadata."""
 
@@ -282,6 +402,7 @@ class Marks:
     """What the object of a clip says of itself in its metadata.
 
     :param requester: who stored it; see ``run_identity``.
+    :param member: the fingerprint of the rendering model's request alone, if it is of a chain.
     :param buyers: who asked for each render, the last ones if they were many; those of the first versions are unknown.
     :param claim: the id of the claim in the ledger under which it was bought.
     """
@@ -295,6 +416,9 @@ class Marks:
     buyers: tuple[str, ...] = ()
     claim: str | None = None
     cost: Mapping[str, Any] | None = None
+    facts: Facts | None = None
+    member: str | None = None
+    fallback: Sequence[PassedOver] = ()
 
     def as_metadata(self) -> dict[str, str]:
         """The object's metadata, ASCII."""
@@ -307,7 +431,10 @@ class Marks:
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
             "claim": self.claim,
-            "cost": None if self.cost is None else json.dumps(dict(self.cost), separators=(",", ":")),
+            "cost": None if self.cost is None else _compact(self.cost),
+            "facts": None if self.facts is None else _compact(self.facts.as_dict()),
+            "member": self.member,
+            "fallback": json.dumps([*self.fallback], separators=(",", ":")) if self.fallback else None,
         }
         return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -318,26 +445,37 @@ class Marks:
         return cls(
             fingerprint=found.get("fingerprint"),
             requester=found.get("run"),
-            model=found.get("model"),
+            model=unquote(found["model"]) if "model" in found else None,
             created=_float(found.get("created")),
             render_seconds=_float(found.get("render-seconds")),
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
             claim=found.get("claim"),
             cost=_object(found.get("cost")),
+            facts=Facts.from_dict(_object(found.get("facts")) or {}),
+            member=found.get("member"),
+            fallback=tuple(passed) if isinstance(passed := _json(found.get("fallback")), list) else (),
         )
 
 
+def _compact(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), separators=(",", ":"))
+
+
 def _object(text: str | None) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text or "null")
-    except ValueError:
-        return None
+    value = _json(text)
     return value if isinstance(value, dict) else None
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null", parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _float(value: str | None) -> float | None:
     try:
-        return None if value is None else float(value)
+        return None if value is None else finite(float(value))
     except ValueError:
         return None

@@ -10,12 +10,16 @@
     ├── MediaUnavailable      no       an input's host did not answer          retried by Airflow
     ├── StorageUnavailable    no       S3 did not answer a free check          retried by Airflow
     ├── LedgerConflict        perhaps  the key's ledger is another request's   fails the task
-    ├── RequestRejected       no       400, 401, 403, 404, 413, 422            fails the task
-    ├── GatewayUnavailable    no       never connected, 429, 503               retried, then by Airflow
+    ├── RequestRejected       no       refused before anything handled it      fails the task
+    │   └── ContentRefused    no       the model's policy refused the content  fails the task
+    ├── GatewayUnavailable    no       not sent whole, or its own 429 or 503   retried, then by Airflow
     ├── RenderOutcomeUnknown  perhaps  sent, and no whole answer               retried by Airflow
     ├── ClipTransferError     yes      download or upload failed               retried by Airflow
     ├── ClipExpired           yes      the link expired before storing         retried by Airflow
-    └── RenderLimitReached    yes      max_renders is used up                  fails the task
+    ├── ClipMismatch          yes      stored, and not what was asked for      fails the task
+    ├── RenderLimitReached    yes      max_renders is used up                  fails the task
+    └── BatchIncomplete       by rows  more rows failed than tolerated         retried by Airflow
+        └── BatchRefused      by rows  the same, and a retry cannot help       fails the task
 
 "Fails the task" means an ``AirflowFailException``: Airflow does not retry what a retry cannot help.
 """
@@ -27,6 +31,8 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from airflow_provider_codegateway.foreign import safe_lines
+
 
 class Bought(Enum):
     """Whether a render was bought. The value is the last line of every message."""
@@ -37,6 +43,9 @@ class Bought(Enum):
 
 
 _FACTS = ("status", "retry_after")
+
+LONGEST_MESSAGE = 20_000
+"""Characters. A message may have words of others in it, and goes into Airflow's database with a trigger's event."""
 
 
 class CodeGatewayError(AirflowException):
@@ -50,7 +59,7 @@ class CodeGatewayError(AirflowException):
     bought: Bought = Bought.PERHAPS
 
     def __init__(self, message: str, *, bought: Bought | None = None) -> None:
-        super().__init__(message)
+        super().__init__(safe_lines(str(message), LONGEST_MESSAGE))
         if bought is not None:
             self.bought = bought
 
@@ -122,7 +131,7 @@ class LedgerConflict(CodeGatewayError, AirflowFailException):
 
 
 class RequestRejected(CodeGatewayError, AirflowFailException):
-    """The gateway refused the request (400, 401, 403, 404, 413 or 422): the same one will be refused again.
+    """The gateway, or a proxy on the way, refused the request: the same one will be refused again.
 
     :param status: the HTTP status.
     """
@@ -134,17 +143,23 @@ class RequestRejected(CodeGatewayError, AirflowFailException):
         self.status = status
 
 
+class ContentRefused(RequestRejected):
+    """The model's policy refused the prompt or the input media."""
+
+
 class GatewayUnavailable(CodeGatewayError):
-    """The gateway could not be reached, or began nothing (429, 503).
+    """The gateway could not be reached, was not sent the whole request, or began nothing (its own 429 or 503).
 
     :param retry_after: seconds after which the gateway asked to be tried again, if it said so.
+    :param status: the HTTP status of CodeGateway's own answer; 0 if another answered in its place, or nobody.
     """
 
     bought = Bought.NO
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, status: int = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class RenderOutcomeUnknown(CodeGatewayError):
@@ -168,6 +183,15 @@ class ClipExpired(CodeGatewayError):
     bought = Bought.YES
 
 
+class ClipMismatch(CodeGatewayError, AirflowFailException):
+    """The clip is stored, kept, and not what was asked for. It is never bought again by itself.
+
+    Raised with ``on_mismatch="fail"`` only. The differences are in the XCom ``clip`` as well, as ``mismatches``.
+    """
+
+    bought = Bought.YES
+
+
 class RenderLimitReached(CodeGatewayError, AirflowFailException):
     """As many renders as ``max_renders`` allows were begun, and none of them became a clip.
 
@@ -175,6 +199,35 @@ class RenderLimitReached(CodeGatewayError, AirflowFailException):
     """
 
     bought = Bought.YES
+
+
+class BatchIncomplete(CodeGatewayError):
+    """More rows of a batch ended without a clip than ``tolerated_failures`` allows. The manifest names each.
+
+    :param renders: how many renders this DAG run has bought for the batch.
+    :param perhaps: how many more it may have bought.
+    """
+
+    def __init__(self, message: str, *, renders: int = 0, perhaps: int = 0) -> None:
+        super().__init__(message)
+        self.renders = renders
+        self.perhaps = perhaps
+        self.bought = Bought.PERHAPS if perhaps else Bought.YES if renders else Bought.NO
+
+    @property
+    def money(self) -> str:
+        """How many renders were bought, in a sentence."""
+        if not self.renders and not self.perhaps:
+            return Bought.NO.value
+        known = "1 render was bought" if self.renders == 1 else f"{self.renders:,} renders were bought"
+        return f"{known}, and {self.perhaps:,} more may have been." if self.perhaps else f"{known}."
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n{self.money}"
+
+
+class BatchRefused(BatchIncomplete, AirflowFailException):
+    """As ``BatchIncomplete``, and another attempt would end the same way: there is something to change first."""
 
 
 def from_dict(error: dict[str, Any]) -> CodeGatewayError:

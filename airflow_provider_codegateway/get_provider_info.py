@@ -25,8 +25,13 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "retries": {
         "label": "Retries",
-        "description": "Of what bought nothing (429, 503, no connection), in one call. 3 by default.",
+        "description": "How often a call that bought nothing is repeated (429, 503, no connection). 3 by default.",
         "schema": {"type": ["integer", "null"], "minimum": 0},
+    },
+    "http_links": {
+        "label": "Plain http links",
+        "description": "'allow' downloads a clip over http, where an https gateway links to it so.",
+        "schema": {"type": ["string", "null"]},
     },
     "spend": {
         "label": "Prices, budgets and journal",
@@ -66,7 +71,10 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": ["airflow_provider_codegateway.operators.video"],
+                "python-modules": [
+                    "airflow_provider_codegateway.operators.video",
+                    "airflow_provider_codegateway.operators.videos",
+                ],
             }
         ],
         "hooks": [
@@ -75,14 +83,21 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": ["airflow_provider_codegateway.triggers.video"],
+                "python-modules": [
+                    "airflow_provider_codegateway.triggers.video",
+                    "airflow_provider_codegateway.triggers.videos",
+                ],
             }
         ],
         "task-decorators": [
             {
                 "class-name": "airflow_provider_codegateway.decorators.video.generate_video_task",
                 "name": "generate_video",
-            }
+            },
+            {
+                "class-name": "airflow_provider_codegateway.decorators.videos.generate_videos_task",
+                "name": "generate_videos",
+            },
         ],
         "connection-types": [
             {

@@ -21,6 +21,10 @@ class Limits:
     """A longer ``Retry-After`` is left to Airflow's retries, which hold no worker slot."""
     max_answer_bytes: int = MIB
     """An answer is a few hundred bytes of JSON; anything longer is not an answer."""
+    max_error_bytes: int = 64 * 1024
+    """The rest of an error is not read."""
+    answer_silence: float = 1.0
+    """After which an answer that is whole is taken as it is, though its connection is held open."""
 
     # The ledger.
     poll_interval: float = 2.0
@@ -72,6 +76,10 @@ class Limits:
     """Bytes a second that a clip's host must send, over ``speed_window``. 60 MiB take an hour then."""
     speed_window: float = 20.0
     """A host that is slower holds a thread for this long, and the next clip has its turn."""
+    max_index_bytes: int = 4 * MIB
+    """Of an MP4, kept for the clip's facts while it passes by. A clip of a minute has 60 KiB."""
+    link_patience: float = 3600.0
+    """After the render. A link without a known end that is refused later than this has run out."""
     max_failures: int = 5
     """Connections in a row that may fail without a new byte."""
     max_redirects: int = 5
@@ -79,6 +87,32 @@ class Limits:
     """Before the first resume. It doubles with each failure in a row; jitter takes up to half."""
     max_backoff: float = 30.0
     """A longer ``Retry-After`` is cut to this."""
+
+    # What came, held against what was asked for.
+    duration_tolerance: float = 0.5
+    """Seconds. Models count in frames: 5 s are 5.04, and 6 s are 5.88."""
+    aspect_tolerance: float = 0.03
+    """Part of the ratio. Encoders like sizes that 16 divides: 16:9 is 1248x704, and 21:9 960x416."""
+    resolution_tolerance: float = 0.05
+    """Part of the lines: 704 are 720, and 720 are not 768."""
+
+    # Pictures of a stored clip.
+    max_looked_at: int = 1024 * MIB
+    """A longer clip is not copied to the worker's disk, and has no pictures."""
+    look_timeout: float = 120.0
+    """A clip of 12 s in 1080p takes about a second."""
+
+    # The batch.
+    longest_pause: float = 900.0
+    """A longer ``Retry-After`` ends the batch; what it has not begun is left to Airflow's retries."""
+    transfer_attempts: int = 3
+    """Of a clip that is paid for."""
+    errors_shown: int = 5
+    """In the message of a batch that failed. The manifest has all of them."""
+    problems_shown: int = 100
+    """Rows that are wrong, in the message that refuses a batch. The task's log has all of them."""
+    manifest_patience: float = 60.0
+    """For how long the manifest is written again while S3 fails."""
 
     # The trigger.
     earliest_event: float = 5.0

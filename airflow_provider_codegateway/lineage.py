@@ -6,7 +6,7 @@ Nothing here holds the query of a URL, a user in it, or inline media.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -80,6 +80,36 @@ def add_asset_events(outlets: Collection[Any], context: Context, clip: Clip) -> 
             extra.update({**clip.as_dict(), **extra})
 
 
+def add_batch_events(
+    outlets: Collection[Any],
+    context: Context,
+    events: Iterable[tuple[S3Location, Mapping[str, Any]]],
+    *,
+    summary: Mapping[str, Any] | None = None,
+) -> None:
+    """Resolve the aliases among a batch's outlets, and give its other events the summary.
+
+    :param events: what each alias becomes: an object, and the extra of its event.
+    :param summary: the extra of the events of all other outlets; by default, that of the first alias event.
+    """
+    from airflow.providers.common.compat.sdk import Asset, AssetAlias
+
+    if not outlets:
+        return
+    if "outlet_events" not in context:
+        log.warning("There are no asset events: the operator was run without Airflow's context.")
+        return
+    aliases = [outlet for outlet in outlets if isinstance(outlet, AssetAlias)]
+    for location, extra in events:
+        summary = extra if summary is None else summary
+        for alias in aliases:
+            context["outlet_events"][alias].add(Asset(asset_uri(location)), extra=dict(extra))
+    for outlet in outlets:
+        if isinstance(outlet, (Asset, *_asset_references())):
+            own = context["outlet_events"][outlet].extra  # type: ignore[index]
+            own.update({**(summary or {}), **own})
+
+
 def _asset_references() -> tuple[type, ...]:
     try:
         from airflow.sdk.definitions.asset import AssetRef
@@ -130,6 +160,17 @@ def openlineage(inputs: Sequence[str], clip: Clip) -> OperatorLineage[Any, Any] 
         currency: str
         assumed: list[str]
 
+    @define
+    class CodeGatewayFactsOutputDatasetFacet(OutputDatasetFacet):
+        """What the clip measures, as in the XCom ``clip``."""
+
+        width: int
+        height: int
+        duration: float | None
+        fps: float | None
+        codec: str
+        audio: bool
+
     cost = {}
     if clip.cost is not None:
         cost["codegateway_cost"] = CodeGatewayCostOutputDatasetFacet(
@@ -138,6 +179,9 @@ def openlineage(inputs: Sequence[str], clip: Clip) -> OperatorLineage[Any, Any] 
             currency=clip.cost["currency"],
             assumed=list(clip.cost["assumed"]),
         )
+    facts = {}
+    if clip.facts is not None:
+        facts["codegateway_facts"] = CodeGatewayFactsOutputDatasetFacet(**clip.facts)
     output = OutputDataset(
         namespace=f"s3://{clip.bucket}",
         name=clip.key,
@@ -150,6 +194,7 @@ def openlineage(inputs: Sequence[str], clip: Clip) -> OperatorLineage[Any, Any] 
                 size=clip.bytes, fileCount=1
             ),
             **cost,
+            **facts,
         },
     )
     return OperatorLineage(

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError
 
 if TYPE_CHECKING:
-    from airflow_provider_codegateway.gateway import Buyer, LoadContent, Receipt
+    from airflow_provider_codegateway.clip import Clip
+    from airflow_provider_codegateway.gateway import Answer, Buyer, LoadContent
     from airflow_provider_codegateway.spend import Cost
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ UNKNOWN = "codegateway.renders.unknown"
 SPENT = "codegateway.renders.cost"
 REFUSED = "codegateway.renders.refused"
 REUSED = "codegateway.renders.reused"
+FALLBACK = "codegateway.renders.fallback"
 IN_FLIGHT = "codegateway.renders.in_flight"
 DURATION = "codegateway.render.duration"
 CLIP_BYTES = "codegateway.clip.bytes"
@@ -50,19 +52,19 @@ class MeteredBuyer:
         self._model = model
         self._cost = cost
 
-    async def generate(self, content: LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Answer:
         """Buy one render."""
         _aside(_begin, self._model)
         bought, seconds = Bought.PERHAPS, None  # also when we are cancelled, or something of ours breaks
         try:
-            receipt = await self._buyer.generate(content)
-            bought, seconds = Bought.YES, receipt.render_seconds
-            return receipt
+            answer = await self._buyer.generate(content)
+            bought, seconds = Bought.YES, answer.render_seconds
+            return answer
         except CodeGatewayError as error:
             bought = error.bought
             raise
         finally:
-            # Handed to a thread: nothing may come between a receipt and its way into the ledger.
+            # Handed to a thread: nothing may come between an answer and its way into the ledger.
             _aside(_end, self._model, bought, seconds)
             if bought is Bought.YES and self._cost is not None and self._cost.amount is not None:
                 # Counters are whole numbers: millionths, of which a price per second has some.
@@ -76,15 +78,20 @@ def failed(error: CodeGatewayError, model: object) -> None:
         _count(REFUSED, model=model, error=type(error).__name__)
 
 
-def clip_delivered(model: str, *, size: int, reused: bool) -> None:
-    """Count a clip that a task hands over.
+def clip_delivered(clip: Clip) -> None:
+    """Count a clip that a task hands over."""
+    if clip.reused:
+        _count(REUSED, model=clip.model)
+        return
+    _count(CLIP_BYTES, clip.bytes, model=clip.model)
+    for passed in clip.fallback or ():
+        reason = passed["reason"].partition(" (")[0]
+        _count(FALLBACK, model=clip.model, instead_of=passed["model"], reason=reason)
 
-    :param size: in bytes.
-    """
-    if reused:
-        _count(REUSED, model=model)
-    else:
-        _count(CLIP_BYTES, size, model=model)
+
+def clip_delivered_aside(clip: Clip) -> None:
+    """As ``clip_delivered``, without holding up an event loop."""
+    _aside(clip_delivered, clip)
 
 
 _in_flight = 0

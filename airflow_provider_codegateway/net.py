@@ -7,6 +7,8 @@ alone does not have, and to addresses that were checked.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import functools
 import ipaddress
 import logging
@@ -21,11 +23,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio.abc
 import httpcore
 import httpx
 
 from airflow_provider_codegateway import __version__
 from airflow_provider_codegateway.exceptions import InvalidConnection
+from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.redaction import redact_url
 
@@ -100,12 +104,164 @@ def post_transport(url: httpx.URL) -> httpx.AsyncHTTPTransport:
     holds up the event loop.
     """
     proxy = proxy_for(url)
-    return httpx.AsyncHTTPTransport(
+    return _PostTransport(
         verify=tls_context(),
         proxy=None if proxy is None else httpx.Proxy(proxy, ssl_context=_certificates_of(proxy)),
         limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
         socket_options=_KEEP_ALIVE,
     )
+
+
+class _PostTransport(httpx.AsyncHTTPTransport):
+    """httpx's transport, on connections that see an answer which comes before the body was sent."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._pool._network_backend = _PostBackend()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        with quiet():
+            response = await super().handle_async_request(request)
+        # httpx logs it, and it may have 64 KB.
+        reason = response.extensions.get("reason_phrase", b"")
+        response.extensions["reason_phrase"] = safe_text(reason, _LONGEST_REASON).encode("ascii", "ignore")
+        return response
+
+
+class _PostBackend(httpcore.AsyncNetworkBackend):
+    def __init__(self) -> None:
+        self._backend = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        stream: Any = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        stream._stream = _ResetStream(stream._stream)  # below TLS
+        return _PostStream(stream)
+
+    async def sleep(self, seconds: float) -> None:
+        await self._backend.sleep(seconds)
+
+
+class _ResetStream(anyio.abc.ByteStream):
+    """A connection of which one can still read what came before it was reset.
+
+    asyncio closes a connection to which it cannot write, and what the kernel holds of an answer is lost with it.
+    """
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        self._stream = stream
+        self._spare: socket.socket | None = None
+
+    async def send(self, item: bytes) -> None:
+        if self._spare is None and len(item) >= BODY_CHUNK:
+            connection: Any = self.extra_attributes[anyio.abc.SocketAttribute.raw_socket]()
+            self._spare = connection.dup()
+        await self._stream.send(item)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        try:
+            return await self._stream.receive(max_bytes)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            with suppress(OSError):
+                if self._spare is not None and (left := self._spare.recv(max_bytes)):
+                    return left
+            raise
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+        await self._stream.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._stream.extra_attributes
+
+
+class _PostStream(httpcore.AsyncNetworkStream):
+    """A connection that is read while a body is written to it (RFC 9112, section 9.5).
+
+    A server that refuses a large body answers at once and closes. Who writes on without reading is reset, and never
+    sees the answer.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._early: asyncio.Task[bytes] | None = None
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        if len(buffer) < BODY_CHUNK:  # a head, or the end of a body: too little to be held up
+            await self._stream.write(buffer, timeout)
+            return
+        if self._early is None:
+            self._early = asyncio.create_task(self._stream.read(BODY_CHUNK, None))
+        writing = asyncio.create_task(self._stream.write(buffer, timeout))
+        try:
+            await asyncio.wait({self._early, writing}, return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done() and not _is_refusal(self._early):
+                await asyncio.wait({writing})
+            if not writing.done():
+                raise httpcore.WriteError("it was answered before it was sent")
+            writing.result()
+        finally:
+            await _cancelled(writing)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        if self._early is None:
+            return await self._stream.read(max_bytes, timeout)
+        await asyncio.wait({self._early}, timeout=timeout)
+        if not self._early.done():
+            raise httpcore.ReadTimeout
+        early, self._early = self._early, None
+        return early.result()
+
+    async def aclose(self) -> None:
+        if self._early is not None:
+            await _cancelled(self._early)
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        return _PostStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+BODY_CHUNK = 64 * 1024
+"""Bytes of a POST's body that are handed to the network at a time: what counts as sent is known that exactly."""
+
+_LONGEST_REASON = 64
+
+
+def _is_refusal(early: asyncio.Task[bytes]) -> bool:
+    """Whether what came early is an error, or a redirect, or the end of the connection."""
+    if not early.done():
+        return False
+    if early.cancelled() or early.exception():
+        return True
+    return re.match(rb"HTTP/1\.[01] [345]|$", early.result()) is not None
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # seen
 
 
 def _certificates_of(proxy: str) -> ssl.SSLContext | None:
@@ -261,7 +417,7 @@ class Client:
         sent.update(headers)
         with (
             self._translated(),
-            _quiet(),
+            quiet(),
             _pool(proxy, context, backend) as pool,
             pool.stream(
                 "GET",
@@ -422,18 +578,18 @@ class _Stream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-_reading = threading.local()
+_is_quiet = contextvars.ContextVar("_is_quiet", default=False)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """At level DEBUG, httpcore logs the headers of answers, and a Location may be a presigned link."""
-    _reading.links = True
+def quiet() -> Iterator[None]:
+    """At level DEBUG, httpcore logs the headers of answers: a Location may be a presigned link, and any may be long."""
+    before = _is_quiet.set(True)
     try:
         yield
     finally:
-        _reading.links = False
+        _is_quiet.reset(before)
 
 
 for _name in ("connection", "http11", "proxy", "socks"):
-    logging.getLogger(f"httpcore.{_name}").addFilter(lambda record: not getattr(_reading, "links", False))
+    logging.getLogger(f"httpcore.{_name}").addFilter(lambda record: not _is_quiet.get())

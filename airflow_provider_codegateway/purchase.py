@@ -8,10 +8,12 @@ Why no crash buys a clip twice:
 1. Only whoever created the claim ``n.started`` may POST render ``n``, and S3 lets one run create it.
 2. A claim is taken back only if its render provably bought nothing. A run that dies leaves its claim, and the claim
    counts as a render from then on, against ``max_renders``.
-3. The gateway's answer is written to the ledger before anything else is done with it. From then on every run fetches
+3. The gateway's answer is written to the ledger whole before it is read. From then on every run fetches
    that clip, for free.
 4. The receipt is deleted only once the clip is at its key, and a run that has a claim looks at the key before it
    POSTs.
+5. Another model is asked only by a run whose claim was the first of its entry and provably bought nothing: that claim
+   is gone by then. Whoever finds a render that was begun stays with its model.
 """
 
 from __future__ import annotations
@@ -19,32 +21,45 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks
+from airflow_provider_codegateway.clip import Clip, ClipSpec, Facts, Marks, PassedOver
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
     ClipExpired,
     ClipTransferError,
     CodeGatewayError,
+    GatewayUnavailable,
     InvalidTarget,
     LedgerConflict,
     RenderOutcomeUnknown,
+    RequestRejected,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import Buyer, Receipt
+from airflow_provider_codegateway.facts import differences, read_stored_facts
+from airflow_provider_codegateway.gateway import (
+    Answer,
+    Buyer,
+    Receipt,
+    link_over_https,
+    read_receipt,
+    reason_to_fall_back,
+)
 from airflow_provider_codegateway.ledger import (
     Claim,
     Entry,
     Gone,
     Ledger,
     Take,
+    Turn,
     Wait,
     describe_attempts,
     money,
@@ -81,7 +96,9 @@ class Purchase:
     :param ledger_s3: one for the ledger, if that is on another store or account.
     :param buyer: what buys a render.
     :param claim_seconds: how long one call of ``buyer`` may take at the very most.
+    :param fallback_buyers: what buys a render of each fallback; ``buyer``, if left out.
     :param account: prices, budgets and journal; without one, everything may be bought.
+    :param allows_http_links: whether a clip may come over plain http where the gateway is reached by https.
     :raises InvalidRequest: ``s3_key`` and ``ledger_prefix`` are too long together.
     """
 
@@ -93,7 +110,9 @@ class Purchase:
         ledger_s3: S3Client | None = None,
         buyer: Buyer,
         claim_seconds: float,
+        fallback_buyers: Sequence[Buyer] = (),
         account: Account | None = None,
+        allows_http_links: bool = False,
         limits: Limits = LIMITS,
     ) -> None:
         self.spec = spec
@@ -101,29 +120,35 @@ class Purchase:
         self._max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
         self.ledger = Ledger.of_clip(ledger_s3 or s3, spec, limits)
         self._s3 = s3
-        self._buyer = buyer
+        self._buyers = (buyer, *(fallback_buyers or [buyer] * len(spec.fallbacks)))
         self._claim_seconds = claim_seconds
+        self._allows_http_links = allows_http_links
         self._limits = limits
         self._buys = True
+        self._read_again: set[int] = set()
         self._said = ""
         self._attempts: tuple[Attempt, ...] = ()  # of the entry as it was read last
+        self._passed_over: list[PassedOver] = []  # by us, before anything may have been bought
+        self._turned_down: list[CodeGatewayError] = []  # what they said
+        self._turn = Turn(0, spec.model)
         self._is_fresh = False  # nothing was begun when the entry was opened here
 
-    async def complete(self, request: VideoRequest) -> Clip:
+    async def complete(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip:
         """The clip: found, or bought and stored.
 
         :param request: what is to be rendered, its media resolved.
+        :param fallbacks: what is to be rendered instead, in this order; see ``ClipSpec.fallbacks``.
         :raises CodeGatewayError: see ``exceptions``; ``bought`` says whether money was spent.
         """
         while True:
-            clip = await to_the_end("ledger", self.begin, request) or await self.resume()
+            clip = await to_the_end("ledger", self.begin, request, *fallbacks) or await self.resume()
             if clip is not None:
                 return clip
             # Another run settled the entry: look at the key again.
 
     # 1. Check for free, and open the ledger entry.
 
-    def begin(self, request: VideoRequest) -> Clip | None:
+    def begin(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip | None:
         """Refuse for free what can be refused. If nothing is refused, the request is in the ledger afterwards.
 
         :return: the clip, if it is in place already; else None.
@@ -132,9 +157,10 @@ class Purchase:
         if clip := self.find():
             self._clear_what_a_crash_left(clip)
             return clip
-        self._require_affordable(request)
+        bodies = [each.body() for each in (request, *fallbacks)]
+        self._require_affordable(bodies)
         # Once something was bought, its transfer will show what S3 allows.
-        self._is_fresh = self.ledger.open(request.body())
+        self._is_fresh = self.ledger.open(*bodies)
         if self._is_fresh:
             try:
                 self._prove_access()
@@ -154,7 +180,7 @@ class Purchase:
         self.ledger.prove_access()
         prove_upload(self._s3, self.spec.target, self.spec.upload_args, self._limits)
 
-    def preview(self, request: VideoRequest) -> Preview:
+    def preview(self, request: VideoRequest, *fallbacks: VideoRequest) -> Preview:
         """What ``complete`` would do now, with all its free refusals. Nothing is written.
 
         :raises CodeGatewayError: it would refuse.
@@ -162,15 +188,18 @@ class Purchase:
         require_upload_args(self._s3, self.spec.upload_args)
         clip = self.find()
         paid = clip is not None or any(attempt.rendered for attempt in self.ledger.read().attempts)
-        cost = self._account.cost(request.body())
+        bodies = [each.body() for each in (request, *fallbacks)]
         if not paid:
-            self._account.check(request.body(), max_cost=self._max_cost)
-            self._account.require_room(request.body(), asked_by=self.spec.asked_by)
-        return Preview(clip=clip, is_paid=paid, cost=cost)
+            for body in bodies:
+                self._account.check(body, max_cost=self._max_cost)
+            self._account.require_room(bodies[0], asked_by=self.spec.asked_by)
+        offers = tuple(Offer(str(body["model"]), self._account.cost(body)) for body in bodies)
+        return Preview(clip=clip, is_paid=paid, offers=offers)
 
-    def _require_affordable(self, request: VideoRequest) -> None:
+    def _require_affordable(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         try:
-            self._account.check(request.body(), max_cost=self._max_cost)
+            for body in bodies:
+                self._account.check(body, max_cost=self._max_cost)
         except BudgetExceeded:
             # What was bought before the price list or max_cost changed is still fetched.
             if not self.ledger.read().attempts:
@@ -187,24 +216,30 @@ class Purchase:
         if head is None:
             return None
         marks = Marks.from_metadata(head["Metadata"])
-        is_same_request = marks.fingerprint == self.spec.fingerprint
+        is_same_request = self.spec.is_request_of(marks)
         # What this DAG run stored before is its own work, also with if_exists="replace".
         is_own = is_same_request and self.spec.is_requested_by(marks.requester)
         if is_own or (is_same_request and self.spec.if_exists == "reuse"):
+            facts = marks.facts or read_stored_facts(
+                self._s3, target, size=head["ContentLength"], limits=self._limits
+            )
             return Clip(
                 bucket=target.bucket,
                 key=target.key,
                 uri=target.uri,
-                model=self.spec.model,
+                model=marks.model if self.spec.fallbacks and marks.model else self.spec.model,
                 bytes=head["ContentLength"],
                 sha256=None,
                 created=marks.created,
                 render_seconds=marks.render_seconds,
                 renders_bought=marks.renders_bought,
                 renders_bought_here=self._count_own(marks.buyers),
-                fingerprint=self.spec.fingerprint,
+                fingerprint=marks.fingerprint or self.spec.fingerprint,
                 reused=True,
                 cost=marks.cost,
+                facts=None if facts is None else facts.as_dict(),
+                mismatches=self._differences(facts, marks),
+                fallback=self._fallback(marks),
             )
         if self.spec.if_exists == "replace":
             return None
@@ -242,10 +277,10 @@ class Purchase:
                 return
             for attempt in entry.attempts:
                 # A run with if_exists="replace" may be buying the clip anew: its receipt is another, or none.
-                receipt = self.ledger.receipt(attempt.number) if attempt.rendered else None
-                if receipt and receipt.created == clip.created:
+                answer = self.ledger.answer(attempt.number) if attempt.rendered else None
+                if answer and _created(answer) == clip.created:
                     self._abort_uploads(self._open_uploads())
-                    self.ledger.settle(attempt.number, receipt)
+                    self.ledger.settle(attempt.number, answer)
                     return
             if not entry.attempts:
                 # Another run may be about to claim: that claim is not ours to delete.
@@ -266,6 +301,8 @@ class Purchase:
         while True:
             entry = await to_the_end("ledger", self._read_ledger)
             self._attempts = entry.attempts
+            if clip := await self._fetch_unread(entry):
+                return clip
             try:
                 step = next_step(
                     entry,
@@ -295,7 +332,15 @@ class Purchase:
                     await self._wait(step, entry.now)
                 case Claim(number):
                     self._say_what_is_lost(entry)
-                    clip = await self._claim_and_buy(number)
+                    self._turn = self._turn_after(entry.attempts)
+                    try:
+                        clip = await self._claim_and_buy(number)
+                    except (GatewayUnavailable, RequestRejected, BudgetExceeded) as error:
+                        if not self._turned_down or entry.attempts:
+                            raise
+                        if (unavailable := self._of_chain(error)) is None:
+                            raise
+                        raise unavailable from error
             if clip is not None:
                 return clip
 
@@ -339,8 +384,29 @@ class Purchase:
             self._said = words
             log.warning("%s", words)
 
+    async def _fetch_unread(self, entry: Entry) -> Clip | None:
+        """The clip of an answer that an earlier run could not read, where this version can. Looks once at each."""
+        if not entry.open or entry.fingerprint != self.spec.fingerprint:
+            return None
+        for attempt in entry.attempts:
+            if attempt.rendered and attempt.unread and attempt.number not in self._read_again:
+                self._read_again.add(attempt.number)
+                answer = await to_the_end("ledger", self.ledger.answer, attempt.number)
+                try:
+                    receipt = None if answer is None else read_receipt(answer)
+                except RenderOutcomeUnknown:
+                    continue
+                if answer and receipt:
+                    self._turn = attempt.turn or self._turn
+                    log.info("The answer to render %d can be read now: fetching its clip.", attempt.number)
+                    try:
+                        return await self._deliver(attempt.number, answer, receipt, may_have_leftovers=True)
+                    except ClipExpired as error:
+                        log.warning("Render %d is lost: %s", attempt.number, error.args[0])
+        return None
+
     async def _fetch(self, entry: Entry, number: int) -> Clip | None:
-        """The clip of a render that is paid for; None if it was settled meanwhile, or its link has run out."""
+        """The clip of a render that is paid for; None if it was settled meanwhile, or cannot be had any more."""
         if found := await to_the_end("ledger", self._find_quietly):
             await to_the_end("ledger", self._clear_what_a_crash_left, found)
             return found
@@ -351,19 +417,36 @@ class Purchase:
         except CodeGatewayError as error:
             error.bought = money(entry)
             raise
-        receipt = await to_the_end("ledger", self.ledger.receipt, number)
-        if receipt is None:
+        answer = await to_the_end("ledger", self.ledger.answer, number)
+        if answer is None:
             return None
         log.info("Render %d is already paid for: fetching its clip.", number)
         for attempt in self._attempts:
             if attempt.number == number:  # its run may have died before it could say so
+                self._turn = attempt.turn or self._turn
                 await to_the_end("journal", self._account.bought, attempt.owner)
         try:
-            return await self._deliver(number, receipt, may_have_leftovers=True)
-        except ClipExpired as error:
-            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], receipt=receipt)
+            receipt = await self._read(number, answer)
+            return await self._deliver(number, answer, receipt, may_have_leftovers=True)
+        except RenderOutcomeUnknown as error:  # its run died before it could read it
             log.warning("Render %d is lost: %s", number, error.args[0])
             return None
+        except ClipExpired as error:
+            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
+            log.warning("Render %d is lost: %s", number, error.args[0])
+            return None
+
+    async def _read(self, number: int, answer: Answer) -> Receipt:
+        """What a kept answer says of its clip.
+
+        :raises RenderOutcomeUnknown: no clip can be had by it. It stays in the ledger.
+        """
+        try:
+            return read_receipt(answer)
+        except RenderOutcomeUnknown as error:
+            self._read_again.add(number)
+            await to_the_end("ledger", _note, self.ledger.leave_unread, number, error.args[0], answer=answer)
+            raise
 
     # 3. Claim.
 
@@ -394,12 +477,15 @@ class Purchase:
             await self._give_back(number, "the claim had become too old")
             return None
         self._is_fresh = False
-        receipt = await self._buy(number)
+        answer = await self._buy(number)
+        if answer is None:
+            return None
+        receipt = await self._read(number, answer)
         try:
-            return await self._deliver(number, receipt, may_have_leftovers=number > 1)
+            return await self._deliver(number, answer, receipt, may_have_leftovers=number > 1)
         except ClipExpired as error:
             # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
-            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], receipt=receipt)
+            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
             raise
 
     def _claim(self, number: int) -> _Claimed | None:
@@ -409,7 +495,9 @@ class Purchase:
         look is the one that decides.
         """
         asked_at = time.monotonic()
-        if not self.ledger.claim(number, claim_seconds=self._claim_seconds + self._limits.claim_margin):
+        claim_seconds = self._claim_seconds + self._limits.claim_margin
+        turn = self._turn if self.spec.fallbacks else None
+        if not self.ledger.claim(number, claim_seconds=claim_seconds, turn=turn):
             return None
         return _Claimed(asked_at, self.find())
 
@@ -430,9 +518,14 @@ class Purchase:
 
     def _priced_body(self) -> dict[str, Any]:
         """As much of the request as its price depends on."""
-        if self.spec.priced_by is None:
-            return self.ledger.request() or {"model": self.spec.model}
-        return {"model": self.spec.model, **self.spec.priced_by}
+        member = self.spec.members[self._turn.index]
+        if member.priced_by is None:
+            return self._body() or {"model": member.model}
+        return {"model": member.model, **member.priced_by}
+
+    def _body(self) -> dict[str, Any] | None:
+        bodies = self.ledger.requests()
+        return bodies[self._turn.index] if self._turn.index < len(bodies) else None
 
     async def _give_back(self, number: int, why: str) -> None:
         """Take back a claim and its reservation: nothing was bought."""
@@ -440,18 +533,22 @@ class Purchase:
         await to_the_end("ledger", _note, self.ledger.release, number)
         await to_the_end("journal", self._account.released, reservation, why)
 
-    async def _buy(self, number: int) -> Receipt:
+    async def _buy(self, number: int) -> Answer | None:
+        """The answer to render ``number``; None if it bought nothing, and another model is to be asked."""
         log.info(
             "Requesting render %d of at most %d from %s for %s; usually about two minutes.",
             number,
             self.spec.max_renders,
-            self.spec.model,
+            self._turn.model,
             self.spec.target.uri,
         )
         try:
-            receipt = await self._buyer.generate(self._load_request)
+            answer = await self._buyers[self._turn.index].generate(self._load_request)
         except CodeGatewayError as error:
             if error.bought is Bought.NO:
+                if reason := self._reason_to_fall_back(error):
+                    await self._pass_over(number, reason, error)
+                    return None
                 # A failure that provably bought nothing leaves no trace and does not count.
                 await self._give_back(number, type(error).__name__)
             else:
@@ -472,11 +569,11 @@ class Purchase:
             await to_the_end("journal", self._account.unknown, self.ledger.owner, outcome)
             raise
         # Nothing comes before this: from here on a crash costs a download and never a render.
-        await to_the_end("receipt", self._keep, number, receipt)
+        await to_the_end("receipt", self._keep, number, answer)
         await to_the_end("journal", self._account.bought, self.ledger.owner)
         if (task := asyncio.current_task()) and task.cancelling():
             raise asyncio.CancelledError  # the gateway put it off for the answer; see `Gateway.generate`
-        return receipt
+        return answer
 
     async def _load_request(self) -> bytes:
         content = await to_the_end("ledger", self._read_request)
@@ -487,22 +584,22 @@ class Purchase:
         return content
 
     def _read_request(self) -> bytes:
-        body = self.ledger.request()
+        body = self._body()
         if body is None:
             raise StorageUnavailable(f"The ledger entry at {self.ledger.location.uri} was deleted meanwhile.")
         return json.dumps(body).encode()
 
-    def _keep(self, number: int, receipt: Receipt) -> None:
+    def _keep(self, number: int, answer: Answer) -> None:
         """Write the receipt; again and again, while S3 fails and a claim keeps others away."""
         give_up_at = time.monotonic() + self._limits.receipt_patience
         pause = 0.5
         while True:
             try:
-                self.ledger.keep(number, receipt)
+                self.ledger.keep(number, answer)
                 log.info(
                     "Render %d finished in %.1f s and is paid for; retries will not buy it again.",
                     number,
-                    receipt.render_seconds,
+                    answer.render_seconds,
                 )
                 return
             except CodeGatewayError as error:
@@ -518,18 +615,70 @@ class Purchase:
             time.sleep(pause)
             pause = min(2 * pause, 8.0)
 
+    # Of a chain of models: which one, and when the next.
+
+    def _turn_after(self, attempts: Sequence[Attempt]) -> Turn:
+        """Whose turn it is: the model of the renders that were begun; while there are none, the next one of ours."""
+        if attempts:
+            return attempts[-1].turn or Turn(0, self.spec.model)
+        index = len(self._passed_over)
+        return Turn(index, self.spec.members[index].model, tuple(self._passed_over))
+
+    def _reason_to_fall_back(self, error: CodeGatewayError) -> str | None:
+        is_last = self._turn.index + 1 == len(self.spec.members)
+        # Of what was begun before, some may have been bought: it stays with its model.
+        return None if is_last or self._attempts else reason_to_fall_back(error, self.spec.fallback_on)
+
+    async def _pass_over(self, number: int, reason: str, error: CodeGatewayError) -> None:
+        """Take back the claim of a model that provably sold nothing, so that the next one may be asked.
+
+        :raises CodeGatewayError: it could not be taken back, and now counts as a render of this model.
+        """
+        try:
+            await to_the_end("ledger", self.ledger.pass_on, number)
+        except CodeGatewayError as problem:
+            log.error("No fallback is tried, as the claim could not be taken back: %s", problem.args[0])
+            await self._give_back(number, reason)
+            raise error from problem
+        await to_the_end("journal", self._account.released, self.ledger.owner, reason)
+        self._passed_over.append({"model": self._turn.model, "reason": reason})
+        self._turned_down.append(error)
+        log.warning(
+            "Falling back from %s to %s for %s: %s",
+            self._turn.model,
+            self.spec.members[len(self._passed_over)].model,
+            self.spec.target.uri,
+            error.args[0],
+        )
+
+    def _of_chain(self, error: CodeGatewayError) -> GatewayUnavailable | None:
+        """What to raise instead where no model of a chain could be used; None: the error, which says so now."""
+        passed = "; ".join(f"{each['model']}: {each['reason']}" for each in self._passed_over)
+        words = f"No model could be used. {passed}; {self._turn.model}: {error.args[0]}"
+        busy = [each for each in (*self._turned_down, error) if isinstance(each, GatewayUnavailable)]
+        is_for_all = isinstance(error, RequestRejected) and error.status in (401, 403)
+        if busy and not is_for_all:
+            # A retry may find it free. Without its fallbacks the task would be retried, too.
+            waits = [each.retry_after for each in busy if each.retry_after is not None]
+            return GatewayUnavailable(words, retry_after=min(waits, default=None), status=busy[0].status)
+        error.args = (words,)
+        return None
+
     # 5. Deliver, and settle.
 
-    async def _deliver(self, number: int, receipt: Receipt, *, may_have_leftovers: bool) -> Clip:
+    async def _deliver(
+        self, number: int, answer: Answer, receipt: Receipt, *, may_have_leftovers: bool
+    ) -> Clip:
         """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
         marks = await to_the_end("ledger", self._marks, number, receipt)
+        is_changed = answer.is_secure and _is_plain(receipt.url) and not self._allows_http_links
         transfer = Transfer(
-            receipt.url,
+            link_over_https(receipt.url) if is_changed else receipt.url,
             s3=self._s3,
             target=self.spec.target,
-            metadata=marks.as_metadata(),
+            metadata=lambda facts: replace(marks, facts=facts).as_metadata(),
             upload_args=self.spec.upload_args,
-            expires_at=receipt.expires_at,
+            expires_at=self._runs_out(number, receipt),
             limits=self._limits,
         )
         showing_life = asyncio.create_task(self._show_life(number))
@@ -541,17 +690,29 @@ class Purchase:
                 may_have_leftovers=may_have_leftovers,
                 on_cancel=transfer.stop,
             )
-        except (ClipTransferError, ClipExpired):
+        except (ClipTransferError, ClipExpired) as error:
             # Another run may have stored the same clip meanwhile, and aborted our upload.
             if found := await to_the_end("ledger", self._find_quietly):
                 return found
+            if is_changed:
+                raise ClipTransferError(
+                    f"{error.args[0]} The gateway is reached by https, and links to the clip by http: https was "
+                    'asked instead. To allow http, set {"http_links": "allow"} in the connection\'s extra.'
+                ) from None
             raise
         finally:
             # Before the entry is deleted: a sign of life must not come after that.
             showing_life.cancel()
             await asyncio.wait({showing_life})
-        await to_the_end("ledger", self._settle, number, receipt)
+        await to_the_end("ledger", self._settle, number, answer)
         return self._clip(stored, marks)
+
+    def _runs_out(self, number: int, receipt: Receipt) -> float | None:
+        """Until when the link may be refused and live all the same; None if that is not known."""
+        if receipt.expires_at is not None:
+            return receipt.expires_at
+        rendered = next((each.rendered for each in self._attempts if each.number == number), None)
+        return None if rendered is None else rendered.timestamp() + self._limits.link_patience
 
     async def _show_life(self, number: int) -> None:
         """Tell other runs that this transfer is alive, if it takes longer than most."""
@@ -569,6 +730,8 @@ class Purchase:
         # A transfer of this clip that was killed could not abort its upload.
         leftovers = self._open_uploads() if may_have_leftovers else []
         stored = transfer.run()
+        if stored.may_leave_uploads:
+            leftovers = self._open_uploads()
         self._abort_uploads(leftovers)
         return stored
 
@@ -588,7 +751,7 @@ class Purchase:
         return Marks(
             fingerprint=self.spec.fingerprint,
             requester=self.spec.requester,
-            model=self.spec.model,
+            model=self._turn.model,
             created=receipt.created,
             render_seconds=receipt.render_seconds,
             renders_bought=number,
@@ -596,6 +759,8 @@ class Purchase:
             claim=next((each.owner for each in self._attempts if each.number == number), self.ledger.owner)
             or None,
             cost=None if cost is None else cost.as_dict(),
+            member=self.spec.members[self._turn.index].fingerprint if self.spec.fallbacks else None,
+            fallback=self._turn.passed_over,
         )
 
     def _clip(self, stored: StoredClip, marks: Marks) -> Clip:
@@ -604,7 +769,7 @@ class Purchase:
             bucket=target.bucket,
             key=target.key,
             uri=target.uri,
-            model=self.spec.model,
+            model=self._turn.model,
             bytes=stored.bytes,
             sha256=stored.sha256,
             created=marks.created,
@@ -614,7 +779,17 @@ class Purchase:
             fingerprint=self.spec.fingerprint,
             reused=False,
             cost=marks.cost,
+            facts=None if stored.facts is None else stored.facts.as_dict(),
+            mismatches=self._differences(stored.facts, marks),
+            fallback=self._fallback(marks),
         )
+
+    def _differences(self, facts: Facts | None, marks: Marks) -> tuple[str, ...]:
+        wanted = self.spec.wanted_of(marks)
+        return () if facts is None or wanted is None else differences(facts, wanted, self._limits)
+
+    def _fallback(self, marks: Marks) -> list[PassedOver] | None:
+        return [*marks.fallback] if self.spec.fallbacks else None
 
     def _count_own(self, buyers: Iterable[str]) -> int:
         return sum(map(self.spec.is_requested_by, buyers))
@@ -625,9 +800,9 @@ class Purchase:
         except CodeGatewayError:
             return None
 
-    def _settle(self, number: int, receipt: Receipt) -> None:
+    def _settle(self, number: int, answer: Answer) -> None:
         try:
-            self.ledger.settle(number, receipt)
+            self.ledger.settle(number, answer)
         except CodeGatewayError as error:
             # The clip is where it should be: that is worth more than a tidy ledger.
             log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
@@ -639,12 +814,43 @@ class Preview:
 
     :param clip: the clip, if it is in place already.
     :param is_paid: whether nothing would be bought: the clip is in place, or paid for and not yet delivered.
-    :param cost: of one render; None if no price is known.
+    :param offers: one render of each model that may be asked.
     """
 
     clip: Clip | None
     is_paid: bool
+    offers: tuple[Offer, ...]
+
+    @property
+    def cheapest(self) -> Offer | None:
+        """The one that costs least; None if it is not known what one of them costs."""
+        priced = [
+            (each.cost.amount, each) for each in self.offers if each.cost and each.cost.amount is not None
+        ]
+        return min(priced, key=itemgetter(0))[1] if len(priced) == len(self.offers) else None
+
+    @property
+    def dearest(self) -> Offer | None:
+        """The one that may cost most; None if it is not known what one of them may cost."""
+        priced = [
+            (each.cost.at_most, each) for each in self.offers if each.cost and each.cost.at_most is not None
+        ]
+        return max(priced, key=itemgetter(0))[1] if len(priced) == len(self.offers) else None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One render of one model.
+
+    :param cost: None if no price is known.
+    """
+
+    model: str
     cost: Cost | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for XCom."""
+        return {"model": self.model, "cost": None if self.cost is None else self.cost.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -657,6 +863,17 @@ class _Claimed:
 
     asked_at: float
     found: Clip | None
+
+
+def _is_plain(url: str) -> bool:
+    return url[:5].lower() == "http:"
+
+
+def _created(answer: Answer) -> float | None:
+    try:
+        return read_receipt(answer).created
+    except RenderOutcomeUnknown:
+        return math.nan  # no clip is of this answer
 
 
 def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:

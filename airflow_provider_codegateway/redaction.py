@@ -8,7 +8,11 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+from airflow_provider_codegateway.foreign import LONGEST_TEXT, safe_text
+
+# A match may begin within a word, as a scheme may follow one: and no more than 32 characters before "://" are looked
+# at, so that a long text takes time in proportion to its length.
+_URL = re.compile(r"[a-z][a-z0-9+.-]{0,31}://[^\s\"'<>]+", re.IGNORECASE)
 
 
 def redact_url(url: object) -> str:
@@ -17,15 +21,15 @@ def redact_url(url: object) -> str:
     :param url: a ``str`` or an ``httpx.URL``, well-formed or not.
     """
     try:
-        parts = urlsplit(str(url))
+        parts = urlsplit(str(url)[:LONGEST_TEXT])
         host = parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "a malformed URL"
     host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}{port}{parts.path}"
+    return safe_text(f"{parts.scheme}://{host}{port}{parts.path}")
 
 
 def redact_urls(text: str) -> str:
-    """Return a text with every URL in it cut down by :func:`redact_url`."""
-    return _URL.sub(lambda match: redact_url(match[0]), text)
+    """Return a text, made safe and bounded, with every URL in it cut down by :func:`redact_url`."""
+    return _URL.sub(lambda match: redact_url(match[0]), safe_text(text))

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidTarget, StorageUnavailable
+from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.redaction import redact_urls
 
 if TYPE_CHECKING:
@@ -331,4 +332,4 @@ def _said(error: Exception) -> str:
 
 
 def _plain(text: object) -> str:
-    return "".join(each if each.isprintable() else " " for each in str(text)[:_MAX_WORDS]).strip()
+    return safe_text(text, _MAX_WORDS).strip()

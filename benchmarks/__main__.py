@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cluster, import_cost, transfer, triggerer
+from benchmarks import batch, cluster, import_cost, transfer, triggerer
 
 if __name__ == "__main__":
     failed = import_cost.main([])
     failed |= transfer.main(sys.argv[1:])
     failed |= triggerer.main([])
+    failed |= batch.main([])
     failed |= cluster.main([])
     sys.exit(failed)

@@ -13,13 +13,19 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import IO, Any
 
-FTYP = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2"
+FRONT = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + b"\x00\x00\x00\x08moov"
+
+
+def mp4_head(size: int) -> bytes:
+    """How an MP4 of so many bytes begins: an index without tracks, and the head of its media."""
+    return FRONT + (size - len(FRONT)).to_bytes(4, "big") + b"mdat"
 
 
 def make_clip(file: IO[bytes], size: int) -> None:
-    """Write what begins as an MP4 and goes on at random: neither server nor client may compress it away."""
-    file.write(FTYP)
-    left = size - len(FTYP)
+    """Write the boxes of an MP4 with random media in it: neither server nor client may compress it away."""
+    head = mp4_head(size)
+    file.write(head)
+    left = size - len(head)
     while left:
         left -= file.write(os.urandom(min(left, 1024 * 1024)))
     file.flush()

@@ -33,13 +33,14 @@ class ReceiptTrigger(RenderTrigger):
         ledger = Ledger.of_clip(await to_the_end("ledger", s3_client, self.aws_conn_id), self.spec)
 
         async def load_request() -> bytes:
-            return json.dumps(await to_the_end("ledger", ledger.request)).encode()
+            (body,) = await to_the_end("ledger", ledger.requests)
+            return json.dumps(body).encode()
 
         await to_the_end(
             "ledger", ledger.claim, 1, claim_seconds=gateway.settings.deadline + LIMITS.claim_margin
         )
-        receipt = await gateway.generate(load_request)
-        await to_the_end("receipt", ledger.keep, 1, receipt)
+        answer = await gateway.generate(load_request)
+        await to_the_end("receipt", ledger.keep, 1, answer)
         yield TriggerEvent({"number": 1})  # type: ignore[no-untyped-call]
 
 

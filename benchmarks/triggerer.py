@@ -27,6 +27,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.clip_server import mp4_head
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,7 +42,7 @@ MEMORY_PROMISE = 200
 AIRFLOW_WARNS = 0.2
 """Seconds of a standing loop from which Airflow warns."""
 BUCKET = "codegateway-benchmark"
-CLIP = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(300_000)
+CLIP = mp4_head(300_000).ljust(300_000, b"\0")
 REQUEST = {"model": "bytedance/seedance-2.0", "prompt": "a paper boat", "duration": 4}
 
 

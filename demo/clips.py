@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FPS = 24
+LARGEST_DISTANCE = 3.0
+"""Of 255: how far a picture may be from what two encodings made of it."""
 
 
 class WrongClip(Exception):
@@ -83,3 +85,23 @@ def check(path: Path, asked: Mapping[str, Any]) -> Shape:
     if wrong:
         raise WrongClip(f"{path.name} has {', '.join(wrong)}.")
     return shape
+
+
+def first_picture(path: Path) -> av.VideoFrame:
+    """The first picture of a clip."""
+    with av.open(str(path)) as container:
+        return next(container.decode(video=0))
+
+
+def last_picture(path: Path) -> av.VideoFrame:
+    """The last one."""
+    with av.open(str(path)) as container:
+        *_, last = container.decode(video=0)
+        return last
+
+
+def distance(one: av.VideoFrame, other: av.VideoFrame) -> float:
+    """How far two pictures of one size are from each other, on average of all pixels and colours, of 255."""
+    pixels = [bytes(frame.reformat(format="rgb24").planes[0]) for frame in (one, other)]
+    differences: list[int] = [abs(a - b) for a, b in zip(*pixels, strict=True)]
+    return sum(differences) / len(differences)

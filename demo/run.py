@@ -8,11 +8,21 @@ import sqlite3
 import textwrap
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.emulator import RemoteEmulator
-from demo.clips import Shape, WrongClip, check
+from demo.clips import (
+    LARGEST_DISTANCE,
+    Shape,
+    WrongClip,
+    check,
+    distance,
+    first_picture,
+    last_picture,
+    measure,
+)
 from demo.sandbox import BUCKET, PROJECT, SET_UP, Sandbox
 
 if TYPE_CHECKING:
@@ -24,11 +34,16 @@ DAGS = (
     "codegateway_three_models",
     "codegateway_image_to_video",
     "codegateway_marketing_pipeline",
+    "codegateway_catalogue",
     "codegateway_decorator",
     "codegateway_prompt_from_task",
+    "codegateway_chain",
 )
-CLIPS = 12
-"""How many clips these make."""
+CLIPS = 15
+"""How many clips these make, each in a task of its own."""
+CATALOGUE = 30
+"""How many the batch makes in one task."""
+BATCH = "catalogue/manifest.jsonl"
 MANIFEST = "spring/manifest.json"
 
 
@@ -63,13 +78,16 @@ def run(sandbox: Sandbox) -> None:
     OUTPUT.mkdir()
     shapes = [_fetch(sandbox, result) for result in results]
     _check_manifest(sandbox, results)
+    _check_chain(sandbox)
+    _check_batch(sandbox)
     with closing(RemoteEmulator(sandbox.emulator_url)) as emulator:
         billed = emulator.billed
-    if billed != CLIPS:
-        raise WrongClip(f"The gateway billed {billed} renders for {CLIPS} clips.")
+    if billed != CLIPS + CATALOGUE:
+        raise WrongClip(f"The gateway billed {billed} renders for {CLIPS + CATALOGUE} clips.")
 
     print(f"\n{_table(results, shapes)}\n")
-    print(f"{CLIPS} clips, {billed} renders. The emulator rendered them, so they cost nothing.")
+    print(f"and {CATALOGUE} in one task, listed in {BATCH}.\n")
+    print(f"{CLIPS + CATALOGUE} clips, {billed} renders. The emulator rendered them, so they cost nothing.")
     print(f"Each was decoded, and is what was asked for. Watch them: {OUTPUT.name}/")
 
 
@@ -104,6 +122,30 @@ def _check_manifest(sandbox: Sandbox, results: Sequence[Result]) -> None:
     made = {result.clip["key"] for result in results if result.clip["key"].startswith("spring/")}
     if listed != made:
         raise WrongClip(f"{MANIFEST} lists {sorted(listed)} instead of {sorted(made)}.")
+
+
+def _check_chain(sandbox: Sandbox) -> None:
+    """Each scene begins with the last picture of the one before, and the story is all of them."""
+    scenes = [OUTPUT / f"chain-scene-{number}.mp4" for number in (1, 2, 3)]
+    for before, after in pairwise(scenes):
+        if (apart := distance(last_picture(before), first_picture(after))) > LARGEST_DISTANCE:
+            raise WrongClip(f"{after.name} begins {apart:.1f} of 255 away from the end of {before.name}.")
+    story = OUTPUT / "chain-story.mp4"
+    sandbox.s3.download_file(BUCKET, "chain/story.mp4", str(story))
+    if (seconds := measure(story).seconds) != sum(measure(scene).seconds for scene in scenes):
+        raise WrongClip(f"{story.name} lasts {seconds:g} s.")
+
+
+def _check_batch(sandbox: Sandbox) -> None:
+    """Each row of the batch has a clip in S3 that can be decoded and is what was asked for."""
+    body = sandbox.s3.get_object(Bucket=BUCKET, Key=BATCH)["Body"].read()
+    rows = [json.loads(line) for line in body.splitlines()]
+    if [row["status"] for row in rows] != ["stored"] * CATALOGUE:
+        raise WrongClip(f"{BATCH} has not {CATALOGUE} stored clips.")
+    for row in rows:
+        path = OUTPUT / f"catalogue-{row['id']}.mp4"
+        sandbox.s3.download_file(BUCKET, row["uri"].removeprefix(f"s3://{BUCKET}/"), str(path))
+        check(path, {"duration": 4, "resolution": "480p"})
 
 
 def _table(results: Sequence[Result], shapes: Sequence[Shape]) -> str:

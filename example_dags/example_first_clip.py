@@ -3,7 +3,7 @@
 
 One operator, one clip in S3. The key is the task's XCom, so the next task can use it as it is.
 
-Run it twice: the second run finds its clip at the key, and buys nothing.
+Run it twice: the second run finds its clip at the key, and is free.
 """
 
 from airflow.providers.common.compat.sdk import DAG, Param

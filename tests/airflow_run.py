@@ -122,7 +122,7 @@ def _result(dag_id: str, run_id: str, state: str) -> RunResult:
     if AIRFLOW >= (3, 4):
         from airflow.models.xcom import XComModelV2 as XComModel
     elif AIRFLOW >= (3, 0):
-        from airflow.models.xcom import XComModel  # type: ignore[no-redef]
+        from airflow.models.xcom import XComModel
     else:
         from airflow.models.xcom import XCom as XComModel  # type: ignore[no-redef]
 

@@ -14,14 +14,6 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Self
 
-FTYP = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2"
-
-
-def make_clip(size: int) -> bytes:
-    """Return so many bytes that begin as an MP4 does and differ in every part."""
-    pattern = bytes(range(251)) * 4177  # 1,048,427 bytes: no divisor of a part
-    return (FTYP + pattern * (size // len(pattern) + 1))[:size]
-
 
 @dataclass(frozen=True)
 class Answer:

@@ -5,6 +5,7 @@ Nothing in the package knows of these points: they are put around its methods an
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,11 +28,11 @@ import botocore.auth
 import botocore.compat
 from botocore.config import Config
 
-from airflow_provider_codegateway.clip import Clip, ClipSpec, IfExists, S3Location
+from airflow_provider_codegateway.clip import Clip, ClipSpec, IfExists, Member, S3Location
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings
 from airflow_provider_codegateway.ledger import Ledger
 from airflow_provider_codegateway.limits import Limits
-from airflow_provider_codegateway.models import VideoRequest, build_request
+from airflow_provider_codegateway.models import VideoRequest, build_chain, chain_fingerprint
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.spend import Account, parse_spend
 from airflow_provider_codegateway.transfer import Transfer
@@ -60,6 +61,7 @@ class Job:
     :param clock: seconds that the process's clock is off.
     :param deadline: seconds for one call of the gateway.
     :param limits: on which others wait for fractions of a second.
+    :param fallbacks: the models to ask after the first.
     """
 
     gateway_url: str
@@ -78,14 +80,24 @@ class Job:
     deadline: float = 300.0
     limits: Limits = HASTY
     spend: dict[str, Any] | None = None
+    allows_http_links: bool = False
+    fallbacks: tuple[str, ...] = ()
+    fallback_on: tuple[str, ...] = ("unavailable",)
+    retries: int = 3
+
+    def requests(self) -> tuple[VideoRequest, ...]:
+        return build_chain(MODEL, self.fallbacks, prompt=self.prompt)
 
     def request(self) -> VideoRequest:
-        return build_request(MODEL, prompt=self.prompt)
+        return self.requests()[0]
 
     def spec(self) -> ClipSpec:
+        requests = self.requests()
         return ClipSpec(
             model=MODEL,
-            fingerprint=self.request().fingerprint(),
+            fingerprint=chain_fingerprint(requests),
+            fallbacks=tuple(Member(model=each.model) for each in requests[1:]),
+            fallback_on=self.fallback_on,
             target=S3Location(self.bucket, self.key),
             requester=self.requester,
             if_exists=self.if_exists,
@@ -101,11 +113,18 @@ class Job:
             api_key=self.api_key,
             deadline=self.deadline,
             read_timeout=self.deadline,
+            retries=self.retries,
         )
         gateway = Gateway(settings)
         account = None if self.spend is None else Account.open(parse_spend(self.spend, "it"), s3, self.limits)
         return Purchase(
-            spec, s3=s3, buyer=gateway, claim_seconds=self.claim_seconds, account=account, limits=self.limits
+            spec,
+            s3=s3,
+            buyer=gateway,
+            claim_seconds=self.claim_seconds,
+            account=account,
+            allows_http_links=self.allows_http_links,
+            limits=self.limits,
         )
 
     def s3(self) -> S3Client:
@@ -182,7 +201,7 @@ def run(job: Job) -> Ended:
 
 
 def resume(job: Job) -> Ended:
-    """Do a job as Airflow would: again while it fails with an error that a retry may mend."""
+    """Do a job as Airflow would: again while it fails with an error that a retry may help."""
     while (ended := run(job)).error in ("RenderOutcomeUnknown", "ClipTransferError", "ClipExpired"):
         pass
     return ended
@@ -288,7 +307,7 @@ def _ended(job: Job, s3: S3Client) -> Ended:
 
 def render_blocking(job: Job, s3: S3Client) -> Clip:
     """One clip, as the operator's ``execute`` has it."""
-    return BlockingCall().run(job.purchase(s3).complete(job.request()))
+    return BlockingCall().run(job.purchase(s3).complete(*job.requests()))
 
 
 def _shift_clock(seconds: float) -> None:
@@ -311,18 +330,30 @@ def _die() -> NoReturn:
     raise AssertionError("killed")
 
 
-def _before(owner: Any, name: str) -> None:
-    setattr(owner, name, lambda *args, **kwargs: _die())
+def _before(owner: Any, name: str, *, call: int = 1) -> None:
+    """Die before the ``call``-th call."""
+    _count_calls(owner, name, lambda number: number == call and _die(), lambda number: None)
 
 
-def _after(owner: Any, name: str) -> None:
+def _after(owner: Any, name: str, *, call: int = 1) -> None:
+    """Die after the ``call``-th call."""
+    _count_calls(owner, name, lambda number: None, lambda number: number == call and _die())
+
+
+def _count_calls(
+    owner: Any, name: str, before: Callable[[int], object], after: Callable[[int], object]
+) -> None:
     method = getattr(owner, name)
+    calls = itertools.count(1)
 
-    def dying(*args: Any, **kwargs: Any) -> None:
-        method(*args, **kwargs)
-        _die()
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        number = next(calls)
+        before(number)
+        result = method(*args, **kwargs)
+        after(number)
+        return result
 
-    setattr(owner, name, dying)
+    setattr(owner, name, counted)
 
 
 def _on_s3(s3: S3Client, event: str, *, number: int = 1, key: str) -> None:
@@ -384,6 +415,19 @@ JOURNAL_POINTS: dict[str, Callable[[Job, S3Client], None]] = {
     "after the outcome": lambda job, s3: _after(Account, "bought"),
 }
 
+# Of a purchase whose first model is down, between that model and its fallback.
+FALLBACK_POINTS: dict[str, Callable[[Job, S3Client], None]] = {
+    "before passing on": lambda job, s3: _before(Ledger, "pass_on"),
+    "after passing on": lambda job, s3: _after(Ledger, "pass_on"),
+    "before the fallback's claim": lambda job, s3: _before(Ledger, "claim", call=2),
+    "after the fallback's claim": lambda job, s3: _after(Ledger, "claim", call=2),
+    "before the fallback's POST": lambda job, s3: _before(Gateway, "generate", call=2),
+    "before the fallback's receipt": lambda job, s3: _before(Ledger, "keep"),
+    "after the fallback's receipt": lambda job, s3: _after(Ledger, "keep"),
+    "before the fallback is settled": lambda job, s3: _before(Ledger, "settle"),
+    "after the fallback is settled": lambda job, s3: _after(Ledger, "settle"),
+}
+
 UNKNOWN = frozenset({"after claim", "before the POST", "before the receipt"})
 """Points at which nobody else can know whether a render was bought."""
 
@@ -396,4 +440,4 @@ ONE_PART = frozenset({"before PutObject"})
 
 def _arm(job: Job, s3: S3Client) -> None:
     assert job.kill_at is not None
-    (POINTS | JOURNAL_POINTS)[job.kill_at](job, s3)
+    (POINTS | JOURNAL_POINTS | FALLBACK_POINTS)[job.kill_at](job, s3)

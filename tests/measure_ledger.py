@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import crash_runner
-from clip_server import make_clip
 from crash_runner import Job
+from media_samples import mp4_of
 from moto.server import ThreadedMotoServer
 
 from airflow_provider_codegateway.emulator import Emulator
@@ -49,7 +49,7 @@ def measure(endpoint: str, credentials: dict[str, str], runs: int) -> None:
     windows: list[float] = []
     overheads: list[float] = []
     spent: list[float] = []
-    timed(client, "classify_answer", lambda begun, ended: answers.append(begun))
+    timed(client, "Answer", lambda begun, ended: answers.append(begun))
     timed(Ledger, "keep", lambda begun, ended: windows.append(ended - answers[-1]))
     for owner, name in (
         (Purchase, "find"),
@@ -57,7 +57,7 @@ def measure(endpoint: str, credentials: dict[str, str], runs: int) -> None:
     ):
         timed(owner, name, lambda begun, ended: spent.append(ended - begun))
     with Emulator(api_key="sk-cg-measure") as emulator:
-        emulator.serve_clip(make_clip(300_000))
+        emulator.serve_clip(mp4_of(300_000))
         job = Job(
             gateway_url=emulator.url,
             api_key=emulator.api_key,

@@ -14,7 +14,7 @@ import pytest
 from airflow.providers.common.compat import sdk
 from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, TaskDeferred, task
 from airflow_run import AIRFLOW, RunResult, run_dag
-from media_samples import png, png_base64
+from media_samples import mp4, png, png_base64
 from sqlalchemy import select
 
 from airflow_provider_codegateway import lineage
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 SECRET_QUERY = "X-Amz-Signature=5ecre7516na7ure"
 KEY_OF_NO_ASSET = "灯" * 333 + ".mp4"
 
@@ -382,6 +382,8 @@ def test_openlineage_is_told_inputs_and_clip_with_its_size(
     assert (output.namespace, output.name) == (f"s3://{bucket}", "x.mp4")
     assert output.outputFacets["outputStatistics"].size == len(MP4)
     assert output.facets["storage"].fileFormat == "mp4"
+    facts = output.outputFacets["codegateway_facts"]
+    assert (facts.width, facts.duration, facts.audio) == (64, 1.0, False)
     assert len(output.facets["version"].datasetVersion) == 64
     for secret in ("Signature=", "5ecre7516na7ure", png_base64()[:24]):
         assert secret not in repr(told)

@@ -12,15 +12,17 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import crash_runner
 import pytest
-from clip_server import make_clip
-from crash_runner import HASTY, KEY, Ended, Job
+from crash_runner import HASTY, KEY, MODEL, Ended, Job
+from media_samples import mp4_of
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
+from airflow_provider_codegateway.emulator.faults import Encoding, OddShape
+from airflow_provider_codegateway.emulator.responses import Source
 from airflow_provider_codegateway.exceptions import Bought
 
 if TYPE_CHECKING:
@@ -38,11 +40,17 @@ RETRIED = {
 }
 """Errors after which Airflow tries again."""
 
-SMALL, LARGE = make_clip(300_000), make_clip(9_000_000)
+SMALL, LARGE = mp4_of(300_000), mp4_of(9_000_000)
 
-GATEWAY_FAULTS = (
+GATEWAY_FAULTS: tuple[Fault | ClipFault, ...] = (
     *(Fault.status(code) for code in (429, 503)),
     *(Fault.status(code, billed=billed) for code in (500, 502, 504) for billed in (False, True)),
+    Fault.foreign("envoy"),
+    Fault.foreign("heroku"),
+    Fault.foreign("rate_limiter", billed=True),
+    Fault.redirect(),
+    Fault.cut_upload(413),
+    Fault.cut_upload(None),
     Fault.reset_before(),
     Fault.reset_after(),
     Fault.hang(),
@@ -51,10 +59,15 @@ GATEWAY_FAULTS = (
     Fault.html(502),
     Fault.no_url("missing"),
     Fault.no_url("error"),
+    Fault.no_url("job", code=202),
+    *(Fault.whole_json(then) for then in ("length", "chunk", "reset", "held")),
+    *(Fault.odd_answer(shape) for shape in get_args(OddShape)),
+    *(Fault.encoded(encoding, size=2**24) for encoding in get_args(Encoding)),
+    *(Fault.hostile_text(shape) for shape in ("nul", "surrogate", "nested", "header")),
     Fault.leading_whitespace(),
     Fault.early_expiry(0),
 )
-CLIP_FAULTS = (
+CLIP_FAULTS: tuple[Fault | ClipFault, ...] = (
     ClipFault.break_after(0),
     ClipFault.break_after(100_000),
     ClipFault.break_after(200_000, reset=True),
@@ -66,8 +79,18 @@ CLIP_FAULTS = (
     ClipFault.changed(),
     ClipFault.no_ranges(),
     ClipFault.html(),
+    ClipFault.json(),
+    ClipFault.web_filter(),
+    ClipFault.status(404),
+    ClipFault.no_length(0),
+    ClipFault.no_length(100_000),
+    ClipFault.no_length(200_000, framing="http_1_0"),
+    ClipFault.no_length(100_000, framing="chunked"),
+    ClipFault.wrong_length(-1_000),
     ClipFault.redirect(),
+    ClipFault.utf8_redirect(),
 )
+FALLBACKS = ("bytedance/seedance-2.0", "minimax/hailuo-2.3-fast")
 VERDICTS = (Verdict.DROP, Verdict.LOSE)
 
 
@@ -99,9 +122,11 @@ def run_once(job: Job, *, killed_after: float | None) -> Ended:
     return crash_runner.finish(process, connection)
 
 
+@pytest.mark.parametrize("fallbacks", [(), FALLBACKS], ids=["one model", "chain"])
 @pytest.mark.parametrize("seed", range(SEED, SEED + RUNS))
 def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about_money(
     seed: int,
+    fallbacks: tuple[str, ...],
     gateway: Emulator,
     proxy: S3Proxy,
     s3: S3Client,
@@ -113,7 +138,8 @@ def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about
     clip = chance.choice((SMALL, SMALL, LARGE))
     gateway.serve_clip(clip)
     gateway.render_seconds = chance.choice((0.0, 0.0, 0.3))
-    for faults in (GATEWAY_FAULTS, CLIP_FAULTS):
+    kinds: tuple[tuple[Fault | ClipFault, ...], ...] = (GATEWAY_FAULTS, CLIP_FAULTS)
+    for faults in kinds:
         for _ in range(chance.choice((0, 1, 2, 3))):
             gateway.fail_next(chance.choice(faults))
     job = Job(
@@ -127,6 +153,11 @@ def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about
         deadline=3.0,
         limits=replace(HASTY, read_timeout=1.0, first_backoff=0.01, max_backoff=0.1, transfer_timeout=20.0),
     )
+    if fallbacks:
+        job = replace(job, fallbacks=fallbacks, retries=0)
+        for model in (MODEL, *fallbacks[:1]):
+            fault = Fault.status(chance.choice((404, 429, 503)))
+            gateway.fail_next(fault, model=model, times=chance.choice((1, 2, 4)))
     story: list[str] = []
     with proxy.ruled(bad_days(chance)):
         for number in range(RETRIES):
@@ -143,6 +174,9 @@ def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about
             if ended.clip or (ended.error and ended.error not in RETRIED):
                 break
     assert gateway.billed <= job.max_renders, story
+    paid = {render.model for render in gateway.ledger if render.billed_at}
+    assert len(paid) <= 1, story  # what may have been bought stays with its model
+    assert not ended.clip or ended.clip.model in paid, story
     stored = {item["Key"] for item in s3.list_objects_v2(Bucket=bucket).get("Contents", [])}
     if ended.clip:
         body = s3.get_object(Bucket=bucket, Key=KEY)["Body"].read()
@@ -163,4 +197,4 @@ def test_whatever_goes_wrong_a_run_ends_in_a_whole_clip_or_tells_the_truth_about
 
 def whole(clip: bytes) -> tuple[bytes, ...]:
     """The clip, and the one that ``ClipFault.changed`` makes of it."""
-    return clip, clip[:32] + clip[32:].translate(bytes(255 - value for value in range(256)))
+    return clip, Source.of(clip).changed().content_bytes

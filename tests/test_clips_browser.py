@@ -133,7 +133,6 @@ def test_filter_stays_when_its_choices_do_not_come(browser: Browser, world: Worl
         page.get_by_role("link", name=PROMPT_A).wait_for()
         assert page.get_by_label("DAG").input_value() == DAG_A
         page.get_by_label("Still frames").check()
-        page.get_by_role("button", name="Show").click()
         page.wait_for_url(f"**/codegateway/clips?dag_id={DAG_A}&stills=true")
 
 
@@ -177,13 +176,12 @@ def test_gallery_shows_what_one_may_read(browser: Browser, world: World) -> None
 
 
 def test_gallery_is_filtered(browser: Browser, world: World) -> None:
-    """Choosing a DAG and pressing the button shows that DAG's clips, and the address says so."""
+    """Choosing a DAG shows that DAG's clips at once, and the address says so."""
     with browsing(browser, world, "admin") as page:
         page.goto("/codegateway/clips")
         page.locator(".tile").nth(1).wait_for()
         page.get_by_label("DAG").locator("option", has_text=DAG_B).wait_for(state="attached")
         page.get_by_label("DAG").select_option(DAG_B)
-        page.get_by_role("button", name="Show").click()
         page.wait_for_url(f"**/codegateway/clips?dag_id={DAG_B}")
         page.get_by_role("link", name=SECRET).wait_for()
         assert page.locator(".tile").count() == 1
@@ -196,7 +194,6 @@ def test_still_frames_on_demand(browser: Browser, world: World) -> None:
         page.locator(".tile").wait_for()
         assert page.locator("video").count() == 0
         page.get_by_label("Still frames").check()
-        page.get_by_role("button", name="Show").click()
         page.locator(".has-still video").wait_for()
         assert page.locator("video").evaluate("video => video.paused")
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY = "sk-cg-SecretOfTheConnection01"
-NOTHING_BOUGHT = "This test bought nothing."
-SURELY = "this test should have bought nothing."
+NOTHING_BOUGHT = "Nothing was bought by this test."
+SURELY = "this test should have cost nothing."
 FOREIGN = "This is not how CodeGateway answers"
 PORTAL = "<html><head><title>Guests</title></head><body>Please log in.</body></html>"
 
@@ -87,7 +87,7 @@ ANSWERS: list[tuple[Fault, list[str]]] = [
     (Fault.status(401), ["answered 401", "does not take the API key", NOTHING_BOUGHT]),
     (Fault.status(401, html=True), ["answered 401", FOREIGN]),
     (Fault.status(403), ["answered 403", "check the balance", NOTHING_BOUGHT]),
-    (Fault.status(403, html=True), ["answered 403", "check the balance", FOREIGN]),
+    (Fault.status(403, html=True), ["answered 403", FOREIGN]),
     (Fault.status(404, html=True), ["answered 404", "base URL: it ends before /v1", FOREIGN]),
     (Fault.status(405), ["answered 405", "base URL"]),
     (Fault.status(407, html=True), ["answered 407", "A proxy asks for a user", FOREIGN]),

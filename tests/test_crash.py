@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import crash_runner
 import pytest
-from clip_server import make_clip
 from crash_runner import KEY, MULTIPART, ONE_PART, POINTS, UNKNOWN, Ended, Job
+from media_samples import mp4_of
 from s3_proxy import S3Proxy, S3Request, Verdict
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
@@ -23,7 +23,7 @@ from airflow_provider_codegateway.emulator import ClipFault, Emulator
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-SMALL, LARGE = make_clip(300_000), make_clip(17_000_000)
+SMALL, LARGE = mp4_of(300_000), mp4_of(17_000_000)
 ROUNDS = int(os.environ.get("CODEGATEWAY_ROUNDS", "5"))
 KILLS = int(os.environ.get("CODEGATEWAY_KILLS", "10"))
 SEED = int(os.environ.get("CODEGATEWAY_SEED", "1"))
@@ -206,6 +206,26 @@ def test_a_task_of_airflow_that_is_killed_is_resumed_by_its_retry(
     assert gateway.billed == billed
 
 
+@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "AbortMultipartUpload"])
+def test_a_lost_answer_of_s3_leaves_no_open_upload(
+    operation: str, job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """An upload that was begun twice, or could not be ended, is found and ended once the clip is stored."""
+    gateway.serve_clip(LARGE)
+    if operation == "AbortMultipartUpload":  # an upload is given up when the host does not go on
+        gateway.fail_next(ClipFault.break_after(12_000_000))
+        gateway.fail_next(ClipFault.no_ranges())
+    bad = [Verdict.LOSE if operation == "CreateMultipartUpload" else Verdict.DENY]
+
+    def rule(request: S3Request) -> Verdict:
+        return bad.pop() if bad and request.operation == operation else Verdict.PASS
+
+    with S3Proxy(job.s3_endpoint) as proxy, proxy.ruled(rule):
+        clip = crash_runner.run(replace(job, s3_endpoint=proxy.url)).clip
+    assert clip
+    assert Bucket.of(s3, bucket) == only(LARGE)
+
+
 # 8 at once.
 
 
@@ -231,7 +251,7 @@ def test_a_transfer_that_is_alive_is_left_alone(
     job: Job, gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:
     """Eight runs at a slow clip host: one stores the clip, the others wait for it, and none of them fails."""
-    clip = make_clip(200_000)
+    clip = mp4_of(200_000)
     gateway.serve_clip(clip)
     gateway.fail_next(ClipFault.slow(100_000), times=8)
     patient = replace(job, claim_seconds=60, limits=replace(job.limits, settle_grace=5, beat_patience=5))

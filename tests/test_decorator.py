@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, TaskDeferred, task
 from airflow_run import AIRFLOW, RunResult, run_dag
-from media_samples import png, png_base64
+from media_samples import mp4, png, png_base64
 
 from airflow_provider_codegateway.decorators.video import RETURNABLE, generate_video_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 SECRET_QUERY = "X-Amz-Signature=5ecre7516na7ure"
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections")
@@ -273,6 +273,7 @@ def test_every_argument_of_the_request_can_be_returned() -> None:
         "ledger_prefix",
         "s3_extra_args",
         "max_cost",
+        "fallback_on",
     }
     assert set(RETURNABLE) <= operator
 

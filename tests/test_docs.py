@@ -18,7 +18,7 @@ import shlex
 import textwrap
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,18 +27,18 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from media_samples import png
+from media_samples import mp4_of, png
 from moto.core.authorization import enable_iam_authentication
 from moto.server import ThreadedMotoServer
 
 from airflow_provider_codegateway import exceptions, gateway
-from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location, clip_location
+from airflow_provider_codegateway.clip import Clip, ClipSpec, Member, S3Location, clip_location
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidRequest
 from airflow_provider_codegateway.gateway.settings import DEADLINE_FLOOR
 from airflow_provider_codegateway.get_provider_info import CONNECTION_FIELDS
 from airflow_provider_codegateway.inputs import MAX_BYTES
-from airflow_provider_codegateway.ledger import Ledger
+from airflow_provider_codegateway.ledger import Ledger, Turn
 from airflow_provider_codegateway.ledger import command as ledger_command
 from airflow_provider_codegateway.ledger.entry import situation
 from airflow_provider_codegateway.limits import LIMITS, MIB
@@ -216,7 +216,9 @@ def emulator_parser() -> argparse.ArgumentParser:
 def check_pip(words: list[str]) -> None:
     install, *packages = words
     assert install == "install"
-    assert all(re.fullmatch(r"airflow-provider-codegateway(\[emulator\])?", name) for name in packages)
+    assert all(
+        re.fullmatch(r"(airflow-provider-codegateway|\.)(\[(emulator|media)\])?", name) for name in packages
+    )
 
 
 CHECKS: dict[str, Callable[[list[str]], object]] = {
@@ -295,14 +297,20 @@ def test_what_is_stored_has_the_fields_of_the_page(s3: S3Client, bucket: str) ->
     """A field that is renamed is a thing to say on upgrading."""
     (table,) = tables("stored", "where")
     described = {row[0].strip("`"): re.findall(r"`(\w+)`", row[2]) for row in table.rows}
-    spec = ClipSpec(model="m", fingerprint="f", target=S3Location(bucket, "a.mp4"), requester="r")
-    receipt = gateway.Receipt(url="https://clips.example.com/a.mp4", model="m", render_seconds=120)
+    spec = ClipSpec(
+        model="m",
+        fingerprint="f",
+        target=S3Location(bucket, "a.mp4"),
+        requester="r",
+        fallbacks=(Member(model="n"),),
+    )
+    answer = gateway.Answer(body=b"{}", render_seconds=120)
     entry = Ledger.of_clip(s3, spec)
-    entry.open({"model": "m"})
-    assert entry.claim(1, claim_seconds=330)
-    entry.keep(1, receipt)
+    entry.open({"model": "m"}, {"model": "n"})
+    assert entry.claim(1, claim_seconds=330, turn=Turn(0, "m"))
+    entry.keep(1, answer)
     entry.show_life(1)
-    entry.abandon(1, "the link expired", receipt=receipt)
+    entry.abandon(1, "the link expired", answer=answer)
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]]
     stored = {
         key.rpartition("/")[2].replace("1.", "n."): list(
@@ -315,7 +323,7 @@ def test_what_is_stored_has_the_fields_of_the_page(s3: S3Client, bucket: str) ->
     )
     assert described == {
         **stored,
-        "receipt": list(asdict(receipt)),
+        "answer": list(answer.as_dict()),
         "clip": list(Clip.__dataclass_fields__),
         "trigger": list(trigger.serialize()[1]),
         "connection": list(CONNECTION_FIELDS),
@@ -635,7 +643,7 @@ def account() -> Iterator[Account]:
 @pytest.fixture
 def clip(account: Account, gateway: Emulator, monkeypatch: pytest.MonkeyPatch, no_pauses: None) -> Any:
     """Makes a clip as the user whom only the policy allows anything."""
-    gateway.serve_clip(b"\0\0\0\x18ftypmp42" + bytes(9 * 1024 * 1024))
+    gateway.serve_clip(mp4_of(9 * 1024 * 1024))
     codegateway = {"conn_type": "codegateway", "host": gateway.url, "password": gateway.api_key}
     # A client of its own: what one was allowed is taken for granted for a while.
     extra = {**account.place, "config_kwargs": {"user_agent_extra": uuid.uuid4().hex}}

@@ -258,7 +258,7 @@ def test_invalid_request(client: httpx.Client, gateway: Emulator, body: dict[str
     ],
 )
 def test_no_json_object(client: httpx.Client, content: bytes, message: str) -> None:
-    """A body that is no JSON object is answered 400."""
+    """A body that is not a JSON object is answered 400."""
     response = client.post("/v1/video/generate", content=content)
     assert (response.status_code, response.json()) == (400, {"error": message})
 

@@ -574,6 +574,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "hostile_text": {"shape": "nul"},
     "early_expiry": {"seconds": 1},
     "container": {"form": "webm"},
+    "wrong_clip": {"how": "small"},
     "clip.break_after": {"n": 1},
     "clip.slow": {"bytes_per_second": 9},
     "clip.status": {"code": 404},

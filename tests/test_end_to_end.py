@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
+from media_samples import mp4_of
 from stats_server import StatsServer
 
 from airflow_provider_codegateway import metrics
@@ -45,7 +46,7 @@ LINK_SECONDS = float(os.environ.get("CODEGATEWAY_E2E_LINK_SECONDS", "15"))
 SLOTS = 4
 DEADLINE = max(45, CLIPS)
 """Seconds after which the renders of a lost triggerer are given up, but for the claim's margin."""
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(300_000)
+MP4 = mp4_of(300_000)
 
 
 class Cluster:
@@ -215,6 +216,30 @@ def test_metrics_come_from_where_the_call_is_made_and_from_where_the_task_ends(c
         metrics.BOUGHT: CLIPS,
         metrics.CLIP_BYTES: CLIPS * len(MP4),
     }
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_batch_goes_on_in_another_triggerer(cluster: Cluster, end: signal.Signals) -> None:
+    """One trigger renders all rows at once; what the triggerer took with it is rendered again, and nothing else is."""
+    cluster.airflow.start_triggerer("triggerer-1")
+    with cluster.emulator.holding():
+        run_id = cluster.start("batch")
+        cluster.emulator.wait_for(rendering=CLIPS, timeout=300)
+        cluster.wait(lambda: cluster.airflow.states("batch", run_id) == {"deferred": 1}, "deferred")
+        assert cluster.triggers() == 1
+        assert len(cluster.trigger_arguments()) < 2000
+        cluster.airflow.stop_triggerer("triggerer-1", end)
+        cluster.emulator.wait_for(hung_up=CLIPS, timeout=60)
+    cluster.airflow.start_triggerer("triggerer-2")
+    assert cluster.airflow.wait_for_run("batch", run_id, seconds=DEADLINE + 300) == "success"
+    assert len(cluster.stored(f"batch/{run_id}/")) == CLIPS
+    assert cluster.emulator.billed == 2 * CLIPS
+    assert cluster.stored("_codegateway/") == []
+    summary = cluster.airflow.xcom("batch", "clip", "batch", run_id)
+    assert (summary["stored"], summary["renders_unknown"]) == (CLIPS, 0)
+    log = cluster.log("batch", run_id)
+    assert f"{CLIPS} stored, 0 failed, 0 in flight, 0 waiting" in log
+    assert "The manifest is at s3://" in log
 
 
 @pytest.fixture

@@ -8,12 +8,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import av
 import pytest
 from airflow_run import AIRFLOW, load_dags, run_dag
+from media_samples import mp4
 
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
-from demo.clips import Shape, WrongClip, check, measure
-from demo.run import CLIPS, DAGS
+from demo.clips import (
+    LARGEST_DISTANCE,
+    Shape,
+    WrongClip,
+    check,
+    distance,
+    first_picture,
+    last_picture,
+    measure,
+)
+from demo.run import CATALOGUE, CLIPS, DAGS
 
 # A run of these needs a scheduler or a person: they are in `make up`, and not in `make demo`.
 WAITING = ("codegateway_approval", "codegateway_publish_new_clips")
@@ -112,6 +123,18 @@ def test_marketing_pipeline_takes_the_list_for_data(
 
 
 @pytest.mark.usefixtures("connections")
+def test_catalogue_is_rendered_in_one_task(bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator) -> None:
+    """Thirty rows become thirty clips; the second run is free."""
+    put_input(s3, bucket)
+    gateway.serve_clip(mp4())
+    for status in ("stored", "reused"):
+        run = run_dag(bag.dags["codegateway_catalogue"], run_conf={"bucket": bucket})
+        assert run.state == "success"
+        assert run["count_by_status"].xcoms["return_value"] == {status: 30}
+        assert gateway.billed == 30
+
+
+@pytest.mark.usefixtures("connections")
 def test_decorator_renders_each_season(bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator) -> None:
     """What the function returns for a season is asked for, and stored at the key that it chose."""
     assert run_dag(bag.dags["codegateway_decorator"], run_conf={"bucket": bucket}).state == "success"
@@ -126,6 +149,28 @@ def test_prompt_from_task_is_what_the_task_wrote(bag: DagBag, bucket: str, gatew
     dag = bag.dags["codegateway_prompt_from_task"]
     assert run_dag(dag, run_conf={"bucket": bucket, "product": "a red kite"}).state == "success"
     assert (gateway.ledger[0].prompt or "").startswith("A close-up of a red kite in the rain")
+
+
+@pytest.mark.usefixtures("connections")
+def test_a_chain_goes_on_where_it_stopped(
+    bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator, tmp_path: Path
+) -> None:
+    """Each clip begins with the last picture of the one before; joined, no picture is missing or encoded anew."""
+    assert run_dag(bag.dags["codegateway_chain"], run_conf={"bucket": bucket}).state == "success"
+    assert gateway.billed == 3
+    names = ("scene-1", "scene-2", "scene-3", "story")
+    for name in names:
+        s3.download_file(bucket, f"chain/{name}.mp4", str(tmp_path / name))
+    one, two, three, story = (tmp_path / name for name in names)
+    assert distance(last_picture(one), first_picture(two)) < LARGEST_DISTANCE
+    assert distance(last_picture(two), first_picture(three)) < LARGEST_DISTANCE
+    assert measure(story) == Shape(1280, 720, 12.0, None)
+    assert packets(story) == [*packets(one), *packets(two), *packets(three)]
+
+
+def packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
 
 @pytest.mark.usefixtures("connections")
@@ -160,8 +205,9 @@ def test_approval_comes_before_the_render(bag: DagBag) -> None:
 def test_demo_knows_how_many_clips_there_are() -> None:
     """The demo counts the clips of all examples: a missing one must not pass unseen."""
     products = list(csv.DictReader((INPUT / "products.csv").open()))
-    seasons, prompts = 2, 1
-    assert 1 + 3 + 1 + len(products) + seasons + prompts == CLIPS
+    seasons, prompts, scenes = 2, 1, 3
+    assert 1 + 3 + 1 + len(products) + seasons + prompts + scenes == CLIPS
+    assert len(list(csv.DictReader((INPUT / "catalogue.csv").open()))) == CATALOGUE
 
 
 def test_demo_refuses_a_wrong_clip(gateway: Emulator, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from airflow.serialization.helpers import serialize_template_field
 from airflow_run import AIRFLOW
 from hypothesis import given
 from hypothesis import strategies as st
+from media_samples import image, png
 
 from airflow_provider_codegateway import inputs
 from airflow_provider_codegateway.exceptions import MediaUnavailable
@@ -34,19 +35,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
+PNG = png(64, 64)
 MP4 = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(64)
 SECRET = "X-Amz-Signature=5f2c9d0e7a4b1c8365f2c9d0e7a4b1c8"
 
 IMAGES = {
     "image/png": PNG,
-    "image/jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF",
+    "image/jpeg": image("mjpeg", "yuvj420p"),
     "image/gif": b"GIF89a\x01\x00",
-    "image/webp": b"RIFF\x24\x00\x00\x00WEBPVP8 ",
-    "image/bmp": b"BM\x46\x00\x00\x00\x00\x00\x00\x00\x36\x00\x00\x00\x28\x00\x00\x00\x01",
+    "image/webp": b"RIFF\x0c\x00\x00\x00WEBPVP8 \x00\x00\x00\x00",
+    "image/bmp": b"BM\x13\x00\x00\x00\x00\x00\x00\x00\x36\x00\x00\x00\x28\x00\x00\x00\x01",
     "image/tiff": b"II*\x00\x08\x00\x00\x00",
-    "image/heic": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00",
-    "image/avif": b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00",
+    "image/heic": b"\x00\x00\x00\x10ftypheic\x00\x00\x00\x00",
+    "image/avif": b"\x00\x00\x00\x10ftypavif\x00\x00\x00\x00",
 }
 VIDEOS = {
     "video/mp4": MP4,
@@ -68,6 +69,41 @@ def unread(bucket: str, key: str, limit: int) -> bytes:
 def resolve(reference: str, **changes: Any) -> str:
     options: dict[str, Any] = {"kind": "image", "accepts_url": True, "read_s3": unread}
     return inputs.resolve(reference, **options | changes)
+
+
+# ------------------------------------------------------------------------------------------------
+# Whole or not
+
+ENCODERS = {"png": "rgb24", "mjpeg": "yuvj420p", "bmp": "bgr24"}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@given(part=st.floats(0.02, 0.999))
+def test_half_an_image_is_refused(encoder: str, part: float) -> None:
+    """Wherever it was cut, it is no image that a render should be paid for."""
+    whole = image(encoder, ENCODERS[encoder])
+    half = whole[: max(32, int(len(whole) * part))]
+    for kind in (whole, whole + b"trailing bytes"):
+        resolve(b64(kind))
+    with pytest.raises(ValueError, match="not whole"):
+        resolve(b64(half))
+
+
+@pytest.mark.parametrize("media_type", ["image/webp", "image/heic", "image/avif"])
+def test_half_an_image_of_boxes_is_refused(media_type: str) -> None:
+    """The size that it names is the size that it has."""
+    with pytest.raises(ValueError, match="not whole"):
+        resolve(f"data:{media_type};base64,{b64(IMAGES[media_type][:-1])}")
+
+
+def test_the_preview_in_a_photo_does_not_end_it() -> None:
+    """A camera puts a small JPEG, with an end of its own, into a segment of the photo."""
+    photo = IMAGES["image/jpeg"]
+    preview = b"\xff\xe1" + (len(photo) + 2).to_bytes(2, "big") + photo
+    whole = photo[:2] + preview + photo[2:]
+    resolve(b64(whole))
+    with pytest.raises(ValueError, match="not whole"):
+        resolve(b64(whole[:-400]))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -120,7 +156,7 @@ def resolve(reference: str, **changes: Any) -> str:
     ],
 )
 def test_refused(reference: str, why: str) -> None:
-    """Each malformed, internal or unknown reference is refused with its reason and what would do."""
+    """Each malformed, internal or unknown reference is refused with its reason and what to use instead."""
     with pytest.raises(ValueError, match=why):
         inputs.check_reference(reference, kind="image")
 
@@ -164,7 +200,7 @@ def test_inline_limit_is_exact() -> None:
     """Inline data of exactly the limit passes, and one byte more is refused."""
     inputs.check_reference(b64(PNG), kind="image", max_bytes=len(PNG))
     for size in (1, 10 * len(PNG)):
-        with pytest.raises(ValueError, match="larger than 1,032 bytes"):
+        with pytest.raises(ValueError, match=f"larger than {len(PNG):,} bytes"):
             inputs.check_reference(b64(PNG + bytes(size)), kind="image", max_bytes=len(PNG))
 
 
@@ -264,7 +300,7 @@ def test_url_is_passed_on_untouched() -> None:
 @given(st.binary(max_size=400), st.sampled_from(["plain", "url-safe", "unpadded", "wrapped", "data"]))
 def test_base64_round_trip(tail: bytes, style: str) -> None:
     """Base64 in every accepted spelling becomes the one canonical spelling of the same bytes."""
-    data = PNG[:8] + tail
+    data = PNG + tail
     spelled = {
         "plain": b64(data),
         "url-safe": base64.urlsafe_b64encode(data).decode(),
@@ -325,7 +361,7 @@ def test_file_that_cannot_be_used(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "large.png").write_bytes(PNG)
     for name in ("missing.png", "", "fifo"):
-        with pytest.raises(ValueError, match="is no file on this worker"):
+        with pytest.raises(ValueError, match="is not a file on this worker"):
             resolve(f"file://{tmp_path}/{name}")
     with pytest.raises(ValueError, match="larger than 100 bytes"):
         resolve(f"file://{tmp_path}/large.png", max_bytes=100)
@@ -672,9 +708,10 @@ def test_inline_data_described() -> None:
     """Inline data is described by type, size and digest."""
     digest = hashlib.sha256(PNG).hexdigest()[:8]
     assert (
-        inputs.describe(f"data:image/png;base64,{b64(PNG)}") == f"<image/png, 1,032 bytes, sha256 {digest}…>"
+        inputs.describe(f"data:image/png;base64,{b64(PNG)}")
+        == f"<image/png, {len(PNG):,} bytes, sha256 {digest}…>"
     )
-    assert inputs.describe(b64(PNG)) == f"<image/png, 1,032 bytes, sha256 {digest}…>"
+    assert inputs.describe(b64(PNG)) == f"<image/png, {len(PNG):,} bytes, sha256 {digest}…>"
 
 
 def has_run_of(secret: str, shown: str, length: int = 12) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,10 +18,12 @@ import crash_runner
 import pytest
 from botocore.config import Config
 from crash_runner import HASTY, KEY, Job
+from media_samples import mp4
 from moto.server import ThreadedMotoServer
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict, deny, down, once
 
-from airflow_provider_codegateway.clip import Clip, S3Location
+from airflow_provider_codegateway import purchase
+from airflow_provider_codegateway.clip import Clip, S3Location, split_uri
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
     Bought,
@@ -33,7 +37,7 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import BlockingCall, Receipt
+from airflow_provider_codegateway.gateway import Answer, BlockingCall
 from airflow_provider_codegateway.ledger import (
     Claim,
     Entry,
@@ -44,16 +48,20 @@ from airflow_provider_codegateway.ledger import (
     entry_location,
     next_step,
 )
+from airflow_provider_codegateway.ledger.command import parser
 from airflow_provider_codegateway.ledger.entry import Attempt
 from airflow_provider_codegateway.limits import LIMITS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 BODY = {"model": "google/veo-3.1-fast", "prompt": "p"}
 LEDGER = f"_codegateway/{KEY}/"
-RECEIPT = Receipt(url="https://cdn.example.com/x.mp4?sig=s", model="m", render_seconds=120.5, created=1.0)
+ANSWER = Answer(
+    body=b'{"created": 1, "model": "m", "data": [{"url": "https://cdn.example.com/x.mp4?sig=s"}]}',
+    render_seconds=120.5,
+)
 
 # The decision.
 
@@ -221,7 +229,7 @@ def test_an_entry_reads_as_it_was_written(s3: S3Client, bucket: str) -> None:
     assert ledger.claim(1, claim_seconds=330)
     ledger.abandon(1, "reset")
     assert ledger.claim(2, claim_seconds=330)
-    ledger.keep(2, RECEIPT)
+    ledger.keep(2, ANSWER)
     state = ledger.read()
     first, second = state.attempts
     assert (state.open, state.fingerprint, state.model) == (True, "f", BODY["model"])
@@ -232,8 +240,8 @@ def test_an_entry_reads_as_it_was_written(s3: S3Client, bucket: str) -> None:
     assert second.rendered
     # The store's clock is given in whole seconds.
     assert timedelta(seconds=-1) < state.now - second.rendered < timedelta(seconds=60)
-    assert ledger_of(s3, bucket).receipt(2) == RECEIPT
-    ledger.settle(2, RECEIPT)
+    assert ledger_of(s3, bucket).answer(2) == ANSWER
+    ledger.settle(2, ANSWER)
     assert names(s3, bucket) == set()
 
 
@@ -265,9 +273,9 @@ def test_the_receipt_of_another_request_is_never_used(s3: S3Client, bucket: str)
     late, other = ledger_of(s3, bucket), ledger_of(s3, bucket, "other", "g")
     other.open(BODY)
     assert other.claim(1, claim_seconds=60)
-    late.keep(1, RECEIPT)
+    late.keep(1, ANSWER)
     with pytest.raises(LedgerConflict, match="was bought, and cannot be used for this one"):
-        other.receipt(1)
+        other.answer(1)
 
 
 # A run that was held up (its machine asleep, its process stopped) while others went on without it.
@@ -289,8 +297,8 @@ def overtaken(s3: S3Client, bucket: str) -> tuple[Ledger, Ledger]:
     [
         lambda late: late.release(1),
         lambda late: late.abandon(1, "reset"),
-        lambda late: late.abandon(1, "expired", receipt=RECEIPT),
-        lambda late: late.settle(1, RECEIPT),
+        lambda late: late.abandon(1, "expired", answer=ANSWER),
+        lambda late: late.settle(1, ANSWER),
     ],
     ids=["release", "abandon", "expire", "settle"],
 )
@@ -301,7 +309,7 @@ def test_a_run_that_was_overtaken_leaves_the_markers_of_others_alone(
     """Else a third could claim what a second is paying for."""
     late, new = overtaken(s3, bucket)
     if has_receipt:
-        new.keep(1, replace(RECEIPT, created=2.0))
+        new.keep(1, replace(ANSWER, render_seconds=2.0))
     before = names(s3, bucket)
     act(late)
     assert names(s3, bucket) == before
@@ -319,7 +327,7 @@ def test_a_claim_that_is_taken_back_late_leaves_its_successors_request(s3: S3Cli
 
 def test_what_a_late_run_left_behind_is_read_before_anything_is_bought(s3: S3Client, bucket: str) -> None:
     """A receipt without a request is no fresh entry, though ``open`` creates the request."""
-    ledger_of(s3, bucket, "late").keep(2, RECEIPT)
+    ledger_of(s3, bucket, "late").keep(2, ANSWER)
     ledger = ledger_of(s3, bucket)
     ledger.open(BODY)
     assert [attempt.number for attempt in ledger.read().attempts] == [2]
@@ -872,3 +880,150 @@ def test_no_error_of_the_ledger_shows_a_link(
         errors.append(error)
     assert [type(error) for error in errors] == [ClipTransferError, LedgerConflict]
     assert "Signature=" not in caplog.text + "".join(map(str, errors))
+
+
+# Answers that are kept before they are read.
+
+
+@pytest.mark.parametrize("shape", ["missing", "job", "relative", "nothing"])
+def test_an_answer_that_cannot_be_used_stays_in_the_ledger(
+    shape: Any, job: Job, gateway: Emulator, client: S3Client, s3: S3Client, bucket: str
+) -> None:
+    """It was bought, a person can read it, and the next attempt buys within the limit without waiting."""
+    gateway.fail_next(Fault.no_url(shape))
+    with pytest.raises(RenderOutcomeUnknown, match=r"\nOne render was bought\.$"):
+        render(job, client)
+    assert {"1.rendered", "1.abandoned"} <= names(s3, bucket)
+    assert render(job, client).renders_bought == 2
+    assert gateway.billed == 2
+    assert names(s3, bucket) == {KEY}
+
+
+def test_a_later_version_reads_an_answer_that_an_earlier_one_could_not(
+    job: Job, gateway: Emulator, client: S3Client, s3: S3Client, bucket: str
+) -> None:
+    """Though max_renders is used up: the clip is paid for."""
+    job = replace(job, max_renders=1)
+    gateway.fail_next(Fault.odd_answer("url_padded"))
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setattr(purchase, "read_receipt", _cannot_read)
+        with pytest.raises(RenderOutcomeUnknown):
+            render(job, client)
+        with pytest.raises(RenderLimitReached):
+            render(job, client)
+    assert not render(job, client).reused
+    assert gateway.billed == 1
+    assert names(s3, bucket) == {KEY}
+
+
+def test_a_run_that_dies_before_it_reads_an_answer_leaves_it_to_the_next(
+    job: Job, gateway: Emulator, client: S3Client
+) -> None:
+    """Who takes it goes on to the next render if it cannot be used."""
+    gateway.fail_next(Fault.no_url("missing"))
+    assert crash_runner.run(replace(job, kill_at="after the receipt")).killed
+    assert render(job, client).renders_bought == 2
+    assert gateway.billed == 2
+
+
+def test_a_receipt_of_the_first_versions_is_delivered(
+    job: Job, gateway: Emulator, client: S3Client, s3: S3Client, bucket: str
+) -> None:
+    """They wrote what they had read in the answer."""
+    assert crash_runner.run(replace(job, kill_at="after the receipt")).killed
+    at = {"Bucket": bucket, "Key": LEDGER + "1.rendered"}
+    marker = json.loads(s3.get_object(**at)["Body"].read())  # type: ignore[arg-type]
+    old = json.loads(marker.pop("answer")["text"])
+    marker["receipt"] = {"url": old["data"][0]["url"], "model": "m", "render_seconds": 1.0, "created": 1.0}
+    s3.put_object(**at, Body=json.dumps(marker).encode())  # type: ignore[arg-type]
+    assert render(job, client).created == 1.0
+    assert gateway.billed == 1
+
+
+def test_an_http_link_of_an_https_gateway_is_asked_for_over_https(
+    job: Job, gateway: Emulator, client: S3Client, s3: S3Client, bucket: str
+) -> None:
+    """The answer is kept first; where https fails, the message says how to allow http."""
+    assert crash_runner.run(replace(job, kill_at="after the receipt")).killed
+    at = {"Bucket": bucket, "Key": LEDGER + "1.rendered"}
+    marker = json.loads(s3.get_object(**at)["Body"].read())  # type: ignore[arg-type]
+    marker["answer"]["is_secure"] = True
+    s3.put_object(**at, Body=json.dumps(marker).encode())  # type: ignore[arg-type]
+    with pytest.raises(ClipTransferError, match=r'set \{"http_links": "allow"\}'):
+        render(job, client)
+    assert render(replace(job, allows_http_links=True), client)
+    assert gateway.billed == 1
+
+
+def _cannot_read(answer: Answer) -> None:
+    raise RenderOutcomeUnknown("no link", bought=Bought.YES)
+
+
+def shown_by_error_trackers(error: BaseException | None) -> str:
+    """The local variables of every frame, of the error and of those that it came of."""
+    seen = []
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        seen += [repr(frame.f_locals) for frame in frames if "/tests/" not in frame.f_code.co_filename]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "".join(seen)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.DROP, Verdict.DENY])
+def test_no_local_variable_of_a_failed_receipt_shows_its_link(
+    verdict: Verdict, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """Error trackers report them."""
+    ledger = ledger_of(client, bucket)
+    late = writes("1.rendered")
+    with (
+        proxy.ruled(lambda request: verdict if late(request) else Verdict.PASS),
+        pytest.raises(CodeGatewayError) as failed,
+    ):
+        ledger.keep(1, ANSWER)
+    assert "sig=s" not in shown_by_error_trackers(failed.value)
+
+
+@pytest.mark.parametrize(
+    "kept", [{"answer": {"body": "x?sig=s"}}, {"receipt": {"link": "x?sig=s"}}, {"answer": "?sig=s"}]
+)
+def test_no_local_variable_of_an_unreadable_receipt_shows_its_link(
+    kept: dict[str, Any], s3: S3Client, bucket: str
+) -> None:
+    """The same, where it is read."""
+    body = json.dumps({"fingerprint": "f", **kept}).encode()
+    s3.put_object(Bucket=bucket, Key=LEDGER + "1.rendered", Body=body)
+    with pytest.raises(LedgerConflict, match="was not written by this ledger") as failed:
+        ledger_of(s3, bucket).answer(1)
+    assert "sig=s" not in shown_by_error_trackers(failed.value)
+
+
+def test_the_command_shows_what_a_person_needs_to_fetch_the_clip(
+    s3: S3Client, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer, with its link only where it is asked for, and no terminal escape as such."""
+    ledger = ledger_of(s3, bucket)
+    ledger.open({**BODY, "prompt": "\x1b[2Jred"})
+    ledger.keep(1, ANSWER)
+    at = split_uri(ledger.location.uri)
+    assert at is not None
+    for flags, is_whole in (([], False), (["--answer"], True)):
+        options = parser().parse_args(["show", ledger.location.uri, *flags])
+        assert options.run(s3, at, options) == 0
+        said = capsys.readouterr().out
+        assert ("sig=s" in said) is is_whole
+        assert "https://cdn.example.com/x.mp4" in said
+        assert "\x1b" not in said
+
+
+def test_the_command_lists_the_others_beside_an_unreadable_entry(
+    s3: S3Client, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each for itself."""
+    ledger_of(s3, bucket).open(BODY)
+    s3.put_object(Bucket=bucket, Key="_codegateway/a.mp4/1.started", Body=b"[")
+    options = parser().parse_args(["list", f"s3://{bucket}"])
+    assert options.run(s3, S3Location(bucket, ""), options) == 1
+    said = capsys.readouterr()
+    assert "nothing bought yet" in said.out
+    assert "was not written by this ledger" in said.err

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import Stats, TaskDeferred
 from airflow_run import AIRFLOW
+from media_samples import mp4
 from stats_server import StatsServer
 
 from airflow_provider_codegateway import metrics
@@ -27,15 +29,16 @@ from airflow_provider_codegateway.exceptions import (
     RenderOutcomeUnknown,
     RequestRejected,
 )
-from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.gateway import Answer
 from airflow_provider_codegateway.models import build_request
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
 
 pytest.importorskip("statsd")
 
 HAILUO = "minimax/hailuo-2.3-fast"
 REQUEST = build_request(HAILUO, prompt="p")
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections")
@@ -101,6 +104,34 @@ def execute(bucket: str, **arguments: Any) -> None:
 async def only_event(trigger: Any) -> Any:
     (event,) = [event.payload async for event in trigger.run()]
     return event
+
+
+def test_a_batch_counts_each_of_its_clips(
+    stats: StatsServer, gateway: Emulator, bucket: str, deferrable: bool
+) -> None:
+    """As a task of its own would, but where the clips are made."""
+    operator = GenerateVideosOperator(
+        task_id="clip",
+        requests=[{"prompt": "a", "s3_key": "1.mp4"}, {"prompt": "b", "s3_key": "2.mp4"}],
+        result_path=f"s3://{bucket}/result",
+        model=HAILUO,
+        s3_bucket=bucket,
+        deferrable=deferrable,
+    )
+    context: Any = {
+        "ti": SimpleNamespace(
+            dag_id="d", task_id="clip", run_id="r", map_index=-1, xcom_push=lambda key, value: None
+        )
+    }
+    try:
+        operator.execute(context)
+    except TaskDeferred as deferred:
+        asyncio.run(only_event(deferred.trigger))
+    counts: Counter[str] = Counter()
+    while counts[metrics.CLIP_BYTES] < 2 * len(MP4) or counts[metrics.BOUGHT] < 2:
+        name, number = re.fullmatch(r"([\w.]+)(?:,[^:]+)?:([\d.]+)\|.+", stats.next()).groups()  # type: ignore[union-attr]
+        counts[name] += int(float(number))
+    assert counts[metrics.BEGUN] == counts[metrics.BOUGHT] == 2
 
 
 def counted(received: list[str]) -> dict[str, int]:
@@ -245,9 +276,9 @@ class CalmGateway:
     def __init__(self, at_once: int) -> None:
         self._barrier = asyncio.Barrier(at_once)
 
-    async def generate(self, content: Any) -> Receipt:
+    async def generate(self, content: Any) -> Answer:
         await self._barrier.wait()
-        return Receipt(url="https://clips.example.com/1.mp4", model=HAILUO, render_seconds=1.0)
+        return Answer(body=b"{}", render_seconds=1.0)
 
 
 def test_a_slow_backend_holds_up_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,5 +318,5 @@ def test_the_page_has_every_metric() -> None:
     names = {
         value for value in vars(metrics).values() if isinstance(value, str) and value[:12] == "codegateway."
     }
-    assert len(names) == 9
+    assert len(names) == 10
     assert set(re.findall(r"(?m)^\| `(codegateway\.[\w.]+)` \|", PAGE.read_text())) == names

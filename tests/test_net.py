@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from clip_server import ClipServer, make_clip
-from media_samples import png
+from clip_server import ClipServer
+from media_samples import mp4_of, png
 from proxies import Proxy
 
 from airflow_provider_codegateway import inputs
@@ -56,7 +56,7 @@ def buy(gateway: Emulator, host: str) -> str:
 
 def store(url: str, s3: S3Client, bucket: str) -> int:
     target = S3Location(bucket, "a.mp4")
-    return Transfer(url, s3=s3, target=target, metadata={}, limits=HASTY).run().bytes
+    return Transfer(url, s3=s3, target=target, metadata=lambda facts: {}, limits=HASTY).run().bytes
 
 
 # Every proxy, for every use.
@@ -74,7 +74,7 @@ def test_a_render_is_bought_and_its_clip_stored_through_a_proxy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither the gateway nor the clip's host is known here: the proxy alone can reach them."""
-    clip = make_clip(9_000_000)
+    clip = mp4_of(9_000_000)
     route = {"gateway.example": "127.0.0.1", "clips.example": "127.0.0.1"}
     with Proxy(kind, certificate=trusted, route=route) as proxy, ClipServer(clip) as server:
         monkeypatch.setenv(variable, proxy.url)
@@ -90,7 +90,7 @@ def test_a_clip_and_an_image_come_over_tls_through_a_proxy(
     kind: str, variable: str, s3: S3Client, bucket: str, trusted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tunnel's end proves to be the host, and not the proxy."""
-    clip, image = make_clip(300_000), png()
+    clip, image = mp4_of(300_000), png()
     with (
         Proxy(kind, certificate=trusted, route={"media.example": "127.0.0.1"}) as proxy,
         ClipServer(clip, certificate=trusted) as clips,

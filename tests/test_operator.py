@@ -16,7 +16,7 @@ import av
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred, task
 from airflow_run import RunResult, run_dag
-from media_samples import png, png_base64
+from media_samples import mp4, png, png_base64
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections", "no_pauses")
 
@@ -123,9 +123,21 @@ def test_a_clip_of_each_model_lands_in_s3_and_its_key_in_xcom(
     assert stored["ContentType"] == "video/mp4"
     clip = result["clip"].xcoms["clip"]
     assert set(clip) == {
-        *("bucket", "key", "uri", "model", "bytes", "sha256", "created"),
-        *("render_seconds", "renders_bought", "renders_bought_here", "fingerprint", "reused", "cost"),
+        *("bucket", "key", "uri", "model", "bytes", "sha256", "created", "render_seconds", "renders_bought"),
+        *("renders_bought_here", "fingerprint", "reused", "cost", "facts", "mismatches"),
+        *("poster", "last_frame", "fallback", "aws_conn_id"),
     }
+    assert (clip["mismatches"], clip["poster"], clip["last_frame"]) == ([], None, None)
+    width, height = size
+    shape = {
+        "width": width,
+        "height": height,
+        "duration": seconds,
+        "fps": 24,
+        "codec": "h264",
+        "audio": False,
+    }
+    assert clip["facts"] == shape
     assert clip["sha256"] == hashlib.sha256(content).hexdigest()
     assert (clip["uri"], clip["bytes"]) == (f"s3://{bucket}/{key}", len(content))
     assert (clip["renders_bought"], clip["renders_bought_here"]) == (1, 1)

@@ -234,7 +234,11 @@ def test_a_private_name_of_another_file_is_found(line: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "module", ["operators.video", "decorators.video", "hooks.video", "get_provider_info", "emulator"]
+    "module",
+    [
+        *("operators.video", "operators.videos", "decorators.video", "decorators.videos"),
+        *("hooks.video", "get_provider_info", "emulator"),
+    ],
 )
 def test_parsing_a_dag_file_loads_nothing_heavy(module: str) -> None:
     """What a DAG file, the manifest or the pytest plugin imports loads no boto3 and no server.

@@ -13,6 +13,7 @@ import crash_runner
 import pytest
 from botocore.config import Config
 from crash_runner import HASTY, KEY, MODEL, Job
+from media_samples import mp4, mp4_of
 from s3_proxy import Answer, Rule, S3Proxy, S3Request, Verdict, answer, says
 
 from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location, checked_target, clip_location
@@ -32,8 +33,8 @@ from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
-OTHER_MP4 = MP4 + bytes(500)
+MP4 = mp4()
+OTHER_MP4 = mp4_of(200_000)
 LEDGER = f"_codegateway/{KEY}/"
 BODY = {"model": MODEL, "prompt": "p"}
 

@@ -18,6 +18,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, TaskDeferred
 from airflow_run import run_dag
 from crash_runner import JOURNAL_POINTS, POINTS, Job
+from media_samples import mp4
 from s3_proxy import S3Proxy, S3Request, Verdict
 from spend_runner import LIMITS
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 PRICES = [
     {"model": VEO, "resolution": "1080p", "generate_audio": True, "per_second": "0.15"},
     {"model": VEO, "per_second": "0.11"},
@@ -471,6 +472,23 @@ class TestCommand:
         status, _, err = command("release", row["id"], "--yes")
         assert (status, "Nothing was released" in err) == (1, True)
         execute(bucket, "b.mp4", model=VEO, prompt="p")
+
+    def test_estimates_a_chain_at_its_dearest(
+        self, spend: Spend, tmp_path: Path, bucket: str, command: Any
+    ) -> None:
+        """The amount is that of the first model; a fallback without a price makes the worst unknown."""
+        spend()
+        rows = tmp_path / "rows.csv"
+        rows.write_text(
+            f"model,prompt,duration,fallbacks\n{SEEDANCE},one,8,{VEO}\n{SEEDANCE},two,8,acme/new\n"
+        )
+        status, out, _ = command("estimate", str(rows), "--format", "json", place=[])
+        found = json.loads(out)
+        assert (status, found["amount"], found["at_most"], found["unpriced"]) == (0, "0.592", None, 1)
+        assert [(row["amount"], row["at_most"]) for row in found["rows"]] == [
+            ("0.296", "0.88"),
+            ("0.296", None),
+        ]
 
     def test_estimates_a_file_of_rows(self, spend: Spend, tmp_path: Path, bucket: str, command: Any) -> None:
         """By the price list of the connection; every wrong row is listed at once."""

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from clip_server import FTYP, Answer, ClipServer, make_clip
+from clip_server import Answer, ClipServer
 from hypothesis import given
 from hypothesis import strategies as st
+from media_samples import mp4, mp4_of
 
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway.clip import Facts, S3Location
 from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferError, InvalidRequest
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import tls_context
@@ -33,11 +34,14 @@ ODD_WRITES = (1, 700_001, 7, 65_536, 99_991)
 
 
 HASTY = Limits(first_backoff=0.0, max_backoff=0.0)
+FACTS = Facts(width=64, height=64, duration=1.0, fps=1.0, codec="h264", audio=False)
 
 
 def transfer_from(url: str, s3: S3Client, bucket: str, *, limits: Limits = HASTY, **options: Any) -> Transfer:
     target = S3Location(bucket, KEY)
-    return Transfer(url, s3=s3, target=target, metadata={"model": "veo"}, limits=limits, **options)
+    return Transfer(
+        url, s3=s3, target=target, metadata=lambda facts: {"model": "veo"}, limits=limits, **options
+    )
 
 
 def bring(server: ClipServer, s3: S3Client, bucket: str, **options: Any) -> StoredClip:
@@ -48,8 +52,8 @@ def assert_stored(s3: S3Client, bucket: str, clip: bytes, stored: StoredClip) ->
     s3_object = s3.get_object(Bucket=bucket, Key=KEY)
     assert s3_object["Body"].read() == clip
     assert (s3_object["ContentType"], s3_object["Metadata"]) == ("video/mp4", {"model": "veo"})
-    digest = hashlib.sha256(clip).hexdigest()
-    assert stored == StoredClip(bytes=len(clip), sha256=digest)
+    assert (stored.bytes, stored.sha256) == (len(clip), hashlib.sha256(clip).hexdigest())
+    assert stored.facts == FACTS
     assert_no_open_upload(s3, bucket)
 
 
@@ -72,7 +76,7 @@ def bring_nothing(server: ClipServer, s3: S3Client, bucket: str, **options: Any)
 
 # --- whole clips ---
 
-SIZES = [32, 5 * MIB - 1, 8 * MIB, 8 * MIB + 1, 100 * MIB]
+SIZES = [2_000, 5 * MIB - 1, 8 * MIB, 8 * MIB + 1, 100 * MIB]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ SIZES = [32, 5 * MIB - 1, 8 * MIB, 8 * MIB + 1, 100 * MIB]
 )
 def test_clip_arrives_byte_for_byte(s3: S3Client, bucket: str, size: int, chunked: bool) -> None:
     """A clip of any size arrives as it is, from writes of any size, with type, metadata, size and SHA-256."""
-    clip = make_clip(size)
+    clip = mp4_of(size)
     with ClipServer(clip, Answer(chunked=chunked), writes=ODD_WRITES) as server:
         stored = bring(server, s3, bucket)
     assert_stored(s3, bucket, clip, stored)
@@ -90,7 +94,7 @@ def test_clip_arrives_byte_for_byte(s3: S3Client, bucket: str, size: int, chunke
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 def test_broken_download_goes_on_where_it_stopped(s3: S3Client, bucket: str, size: int, reset: bool) -> None:
     """After 3 broken connections the clip is whole, and was not downloaded from the start again."""
-    clip = make_clip(size)
+    clip = mp4_of(size)
     breaks = [Answer(cut=size // 4, reset=reset) for _ in range(3)]
     with ClipServer(clip, *breaks, writes=ODD_WRITES) as server:
         stored = bring(server, s3, bucket)
@@ -112,7 +116,7 @@ def test_clip_of_one_part_needs_no_multipart_upload(
     calls: list[str] = []
     s3.meta.events.register("before-call.s3", lambda model, **_: calls.append(model.name), unique_id="count")
     try:
-        with ClipServer(make_clip(size)) as server:
+        with ClipServer(mp4_of(size)) as server:
             bring(server, s3, bucket)
     finally:
         s3.meta.events.unregister("before-call.s3", unique_id="count")
@@ -123,7 +127,7 @@ def test_clip_of_one_part_needs_no_multipart_upload(
 def test_older_object_is_replaced(s3: S3Client, bucket: str) -> None:
     """What lay at the key before is replaced by the whole clip."""
     s3.put_object(Bucket=bucket, Key=KEY, Body=b"old")
-    clip = make_clip(9 * MIB)
+    clip = mp4_of(9 * MIB)
     with ClipServer(clip) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
 
@@ -138,7 +142,7 @@ def test_what_is_no_mp4_is_refused(s3: S3Client, bucket: str, body: bytes) -> No
     """Neither nothing nor something else becomes an object, whatever its size."""
     with ClipServer(body) as server:
         error = bring_nothing(server, s3, bucket)
-    assert "no bytes" in str(error) if not body else "not an MP4" in str(error)
+    assert "no bytes" in str(error) if not body else "not a video" in str(error)
 
 
 @pytest.mark.parametrize(("size", "claimed"), [(MIB, 1), (MIB, 1000), (8 * MIB, 1), (9 * MIB, 1000)])
@@ -147,7 +151,7 @@ def test_length_that_is_too_long_is_never_believed(
 ) -> None:
     """A host that claims more bytes than it has ends in an error after a bounded number of requests."""
     lie = Answer(length=size + claimed)
-    with ClipServer(make_clip(size), *[lie] * 50) as server:
+    with ClipServer(mp4_of(size), *[lie] * 50) as server:
         error = bring_nothing(server, s3, bucket)
     assert "broke" in str(error)
     assert len(server.requests) < 20
@@ -157,8 +161,8 @@ def test_failed_transfer_leaves_the_older_object(s3: S3Client, bucket: str) -> N
     """An object that was at the key survives a transfer that fails in the middle."""
     s3.put_object(Bucket=bucket, Key=KEY, Body=b"old")
     with (
-        ClipServer(make_clip(20 * MIB), Answer(cut=17 * MIB), Answer(status=404)) as server,
-        pytest.raises(ClipTransferError, match="answered 404"),
+        ClipServer(mp4_of(20 * MIB), Answer(cut=17 * MIB), Answer(status=418)) as server,
+        pytest.raises(ClipTransferError, match="answered 418"),
     ):
         bring(server, s3, bucket)
     assert s3.get_object(Bucket=bucket, Key=KEY)["Body"].read() == b"old"
@@ -181,7 +185,7 @@ def test_any_exception_aborts_the_upload(
         filled(self, count)
 
     monkeypatch.setattr(Upload, "filled", interrupted)
-    with ClipServer(make_clip(20 * MIB)) as server, pytest.raises(kind):
+    with ClipServer(mp4_of(20 * MIB)) as server, pytest.raises(kind):
         bring(server, s3, bucket)
     assert_nothing(s3, bucket)
 
@@ -190,7 +194,7 @@ def test_any_exception_aborts_the_upload(
 def test_cancelling_ends_a_silent_download(s3: S3Client, bucket: str, size: int) -> None:
     """Another thread ends a transfer that waits for its host, and nothing is left."""
     hold = threading.Event()
-    with ClipServer(make_clip(size), Answer(hold=hold)) as server, ThreadPoolExecutor(1) as thread:
+    with ClipServer(mp4_of(size), Answer(hold=hold)) as server, ThreadPoolExecutor(1) as thread:
         transfer = transfer_from(server.url, s3, bucket)
         running = thread.submit(transfer.run)
         assert server.asked.wait(10)
@@ -201,19 +205,150 @@ def test_cancelling_ends_a_silent_download(s3: S3Client, bucket: str, size: int)
     assert_nothing(s3, bucket)
 
 
+# --- whole or not ---
+
+CLOSED = Answer(length=None)
+"""A body that ends with its connection: nothing but the container says whether it is whole."""
+
+
+@pytest.mark.parametrize("size", [2_000, MIB, 20 * MIB])
+@pytest.mark.parametrize("part", [0.0001, 0.3, 0.999])
+def test_half_a_clip_of_unknown_length_is_never_stored(
+    s3: S3Client, bucket: str, size: int, part: float
+) -> None:
+    """A host without Content-Length that hangs up in the middle, and goes on from there, brings the whole clip."""
+    clip = mp4_of(size)
+    cut = Answer(length=None, cut=int(size * part))
+    with ClipServer(clip, cut, CLOSED) as server:
+        if cut.cut:
+            assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+            assert server.requests[1].headers["range"] == f"bytes={cut.cut}-"
+        else:
+            bring_nothing(server, s3, bucket)
+
+
+@pytest.mark.parametrize("size", [4_000, 20 * MIB])
+@pytest.mark.parametrize("etag", ['"one"', ""], ids=["ranges", "no ranges"])
+def test_a_clip_that_stays_cut_is_not_stored(s3: S3Client, bucket: str, size: int, etag: str) -> None:
+    """Whether the half is all that there is, or each connection ends there: an error after a second look."""
+    half = mp4_of(size)[: size // 2]
+    with ClipServer(half, *[CLOSED] * 9, etag=etag) as server:
+        error = bring_nothing(server, s3, bucket)
+    assert "is not whole: its free box goes on" in str(error)
+    assert len(server.requests) < 5
+
+
+@pytest.mark.parametrize("claimed", [1, 1000])
+def test_a_length_that_is_too_short_is_not_believed(s3: S3Client, bucket: str, claimed: int) -> None:
+    """A host that announces and sends less than there is is asked for the rest."""
+    clip = mp4_of(MIB)
+    lie = Answer(length=MIB - claimed, cut=MIB - claimed)
+    with ClipServer(clip, lie) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+
+
+@pytest.mark.parametrize(
+    "answer", [CLOSED, Answer(chunked=True), Answer()], ids=["closed", "chunked", "length"]
+)
+@pytest.mark.parametrize("movflags", ["faststart", "", "frag_keyframe+empty_moov"])
+def test_a_whole_clip_is_known_without_a_length(
+    s3: S3Client, bucket: str, answer: Answer, movflags: str
+) -> None:
+    """Index first, index last and fragments: the container is enough, and its facts are the same."""
+    clip = mp4(movflags=movflags)
+    with ClipServer(clip, answer) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("first", [b"styp", b"free", b"skip", b"wide"])
+def test_an_mp4_may_begin_with_any_box(s3: S3Client, bucket: str, first: bytes) -> None:
+    """What begins with another box than `ftyp` is an MP4 all the same."""
+    clip = mp4()[:4] + first + mp4()[8:]
+    with ClipServer(clip, CLOSED) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+
+
+TS = (b"\x47" + bytes(187)) * 20
+
+
+@pytest.mark.parametrize(
+    ("clip", "media_type"),
+    [
+        (mp4()[:8] + b"qt  " + mp4()[12:], "video/quicktime"),
+        (b"\x1aE\xdf\xa3\x87\x42\x82\x84webm" + b"\x18S\x80g\x10\x00\x10\x00" + bytes(0x1000), "video/webm"),
+        (b"\x1aE\xdf\xa3\x8b\x42\x82\x88matroska" + b"\x18S\x80g\xff" + bytes(0x1000), "video/x-matroska"),
+        (b"RIFF" + (2004).to_bytes(4, "little") + b"AVI " + bytes(2000), "video/x-msvideo"),
+        (TS, "video/mp2t"),
+    ],
+    ids=["mov", "webm", "mkv", "avi", "ts"],
+)
+def test_other_videos_are_stored_as_what_they_are(
+    s3: S3Client, bucket: str, caplog: pytest.LogCaptureFixture, clip: bytes, media_type: str
+) -> None:
+    """What was paid for is kept, under its own type and with a warning."""
+    with ClipServer(clip) as server:
+        stored = bring(server, s3, bucket)
+    s3_object = s3.get_object(Bucket=bucket, Key=KEY)
+    assert s3_object["Body"].read() == clip
+    assert (s3_object["ContentType"], stored.media_type) == (media_type, media_type)
+    assert media_type in caplog.text
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        b"\x1aE\xdf\xa3\x87\x42\x82\x84webm" + b"\x18S\x80g\x10\x00\x10\x00" + bytes(0x800),
+        b"RIFF" + (2004).to_bytes(4, "little") + b"AVI " + bytes(1000),
+        TS,
+    ],
+    ids=["webm", "avi", "ts"],
+)
+def test_half_of_another_video_is_not_stored(s3: S3Client, bucket: str, clip: bytes) -> None:
+    """Where the container says that something is missing; and where neither it nor the host says anything."""
+    with ClipServer(clip, *[CLOSED] * 9, etag="") as server:
+        error = bring_nothing(server, s3, bucket)
+    assert "ended twice" in str(error)
+
+
+def test_a_host_that_says_that_nothing_follows_is_believed(s3: S3Client, bucket: str) -> None:
+    """A video whose container does not say where it ends, without a length: a range behind its end tells."""
+    end = Answer(status=416, headers={"Content-Range": f"bytes */{len(TS)}"})
+    with ClipServer(TS, CLOSED, end) as server:
+        assert bring(server, s3, bucket).bytes == len(TS)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<!DOCTYPE html><html></html>", "an HTML page"),
+        (b'{"error": "gone"}', "JSON"),
+        (b"<?xml version='1.0'?><Error/>", "XML"),
+        (b"\x1f\x8b\x08\x00", "compressed by gzip"),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 9 * MIB])
+def test_pages_and_errors_are_no_clips(
+    s3: S3Client, bucket: str, body: bytes, words: str, padding: int
+) -> None:
+    """What came in place of a video is named, and never stored."""
+    with ClipServer(body + b" " * padding) as server:
+        assert words in str(bring_nothing(server, s3, bucket))
+
+
 # --- resuming ---
 
 
 def test_changed_clip_is_taken_from_its_start(s3: S3Client, bucket: str) -> None:
     """When the ETag changes between connections, parts and SHA-256 begin anew; no old byte is stored."""
-    old, new = make_clip(30 * MIB), FTYP + b"new" * (7 * MIB)
+    old, new = mp4_of(30 * MIB), mp4_of(21 * MIB, b"new")
     with ClipServer(old, Answer(cut=26 * MIB), Answer(body=new, etag='"two"')) as server:
         assert_stored(s3, bucket, new, bring(server, s3, bucket))
 
 
 def test_server_without_ranges_is_asked_from_the_start(s3: S3Client, bucket: str) -> None:
     """A host that answers 200 to a Range is read from byte 0."""
-    clip = make_clip(20 * MIB)
+    clip = mp4_of(20 * MIB)
     answers = [Answer(cut=18 * MIB), Answer(ignore_range=True, cut=MIB), Answer(ignore_range=True)]
     with ClipServer(clip, *answers) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
@@ -231,7 +366,7 @@ def test_server_without_ranges_is_asked_from_the_start(s3: S3Client, bucket: str
 )
 def test_another_range_than_asked_for_is_not_used(s3: S3Client, bucket: str, wrong: Answer) -> None:
     """A partial answer that does not fit what is there is dropped, and the clip is read from its start."""
-    clip = make_clip(20 * MIB)
+    clip = mp4_of(20 * MIB)
     with ClipServer(clip, Answer(cut=10 * MIB), wrong) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
     assert "range" not in server.requests[2].headers
@@ -250,7 +385,7 @@ def test_a_resume_is_bound_to_a_strong_validator(
     s3: S3Client, bucket: str, etag: str, last_modified: str | None, condition: str | None
 ) -> None:
     """Range goes with If-Range, a strong ETag or a date; without either the clip is read from its start."""
-    clip = make_clip(10 * MIB)
+    clip = mp4_of(10 * MIB)
     with ClipServer(clip, Answer(cut=9 * MIB), etag=etag) as server:
         server.last_modified = last_modified
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
@@ -260,7 +395,7 @@ def test_a_resume_is_bound_to_a_strong_validator(
 
 def test_progress_renews_the_resumes(s3: S3Client, bucket: str) -> None:
     """Any number of breaks is gone on from, as long as each connection brings something."""
-    clip = make_clip(MIB)
+    clip = mp4_of(MIB)
     breaks = [Answer(cut=32 * KIB) for _ in range(3 * LIMITS.max_failures)]
     with ClipServer(clip, *breaks) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
@@ -268,7 +403,7 @@ def test_progress_renews_the_resumes(s3: S3Client, bucket: str) -> None:
 
 def test_small_pieces_before_resets_count(s3: S3Client, bucket: str) -> None:
     """A host that resets each connection after a few KiB is gone on from too."""
-    clip = make_clip(200 * KIB)
+    clip = mp4_of(200 * KIB)
     breaks = [Answer(cut=20 * KIB, reset=True) for _ in range(4)]
     with ClipServer(clip, *breaks) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
@@ -279,7 +414,7 @@ def test_small_pieces_before_resets_count(s3: S3Client, bucket: str) -> None:
 )
 def test_failures_without_progress_are_bounded(s3: S3Client, bucket: str, answer: Answer) -> None:
     """A host that brings nothing, or answers 5xx or 429, is asked again a bounded number of times."""
-    with ClipServer(make_clip(MIB), *[answer] * 50) as server:
+    with ClipServer(mp4_of(MIB), *[answer] * 50) as server:
         error = bring_nothing(server, s3, bucket)
     assert len(server.requests) == LIMITS.max_failures + 1
     assert not isinstance(error, ClipExpired)
@@ -288,7 +423,7 @@ def test_failures_without_progress_are_bounded(s3: S3Client, bucket: str, answer
 
 def test_host_that_recovers_is_enough(s3: S3Client, bucket: str) -> None:
     """503 in the middle of a clip keeps what is there: the next request goes on."""
-    clip = make_clip(20 * MIB)
+    clip = mp4_of(20 * MIB)
     with ClipServer(clip, Answer(cut=10 * MIB), Answer(status=503), Answer(status=429)) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
     assert server.requests[3].headers["range"] == f"bytes={10 * MIB}-"
@@ -309,7 +444,7 @@ DENIED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message
 FUTURE = {"Date": "Fri, 01 Jan 2100 00:00:00 GMT"}
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+@pytest.mark.parametrize("status", [400, 401, 403])
 def test_expiry_is_told_by_the_servers_clock(s3: S3Client, bucket: str, status: int) -> None:
     """A refusal after `expires_at`, by the Date of the answer, means that the link has run out."""
     in_an_hour = time.time() + 3600
@@ -328,11 +463,52 @@ def test_expiry_is_told_by_the_body(s3: S3Client, bucket: str) -> None:
     assert "topsecret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_link_that_is_gone_is_lost(s3: S3Client, bucket: str, status: int) -> None:
+    """Not found and gone are no passing trouble: the clip cannot be had any more."""
+    with (
+        ClipServer(b"no", Answer(status=status)) as server,
+        pytest.raises(ClipExpired, match="is gone") as caught,
+    ):
+        bring(server, s3, bucket, expires_at=time.time() + 3600)
+    assert "topsecret" not in str(caught.value)
+    assert_nothing(s3, bucket)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+@pytest.mark.parametrize("expires_in", [None, 3600.0])
+def test_a_web_filter_knows_nothing_of_the_link(
+    s3: S3Client, bucket: str, status: int, expires_in: float | None
+) -> None:
+    """A foreign page that says "session has expired" costs no clip: the link may live."""
+    page = b"<!DOCTYPE html>\n<html><body>Your session has expired</body></html>"
+    expires_at = None if expires_in is None else time.time() + expires_in
+    with ClipServer(page, Answer(status=status)) as server:
+        error = bring_nothing(server, s3, bucket, expires_at=expires_at)
+    assert not isinstance(error, ClipExpired)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        DENIED,
+        b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>ExpiredToken</Code><Message>x</Message></Error>',
+        b"<?xml version='1.0'?><Error><Code>AuthenticationFailed</Code><AuthenticationErrorDetail>Signature not valid"
+        b" in the specified time frame</AuthenticationErrorDetail></Error>",
+    ],
+    ids=["S3", "token", "Azure"],
+)
+def test_a_store_says_itself_that_a_link_has_run_out(s3: S3Client, bucket: str, body: bytes) -> None:
+    """In its XML, whatever the gateway said of the link's end."""
+    with ClipServer(body, Answer(status=403)) as server, pytest.raises(ClipExpired):
+        bring(server, s3, bucket, expires_at=time.time() + 3600)
+
+
 def test_link_that_expires_in_mid_download(s3: S3Client, bucket: str) -> None:
     """A resume that is refused because the link ran out aborts the upload and says so."""
     refusal = Answer(status=403, body=DENIED, ignore_range=True)
     with (
-        ClipServer(make_clip(30 * MIB), Answer(cut=20 * MIB), refusal) as server,
+        ClipServer(mp4_of(30 * MIB), Answer(cut=20 * MIB), refusal) as server,
         pytest.raises(ClipExpired),
     ):
         bring(server, s3, bucket)
@@ -342,7 +518,7 @@ def test_link_that_expires_in_mid_download(s3: S3Client, bucket: str) -> None:
 def test_redirects_are_followed(s3: S3Client, bucket: str) -> None:
     """Five redirects are followed, relative ones too."""
     hops = [Answer(status=code, headers={"Location": f"/{code}?next"}) for code in (301, 302, 303, 307, 308)]
-    clip = make_clip(100)
+    clip = mp4_of(2_000)
     with ClipServer(clip, *hops) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
     assert server.requests[-1].path == "/308?next"
@@ -359,7 +535,7 @@ def test_redirects_are_followed(s3: S3Client, bucket: str) -> None:
 )
 def test_bad_redirects_are_refused(s3: S3Client, bucket: str, answers: list[Answer], words: str) -> None:
     """Too many redirects, one to nowhere, and one that leaves HTTP are errors."""
-    with ClipServer(make_clip(100), *answers) as server:
+    with ClipServer(mp4_of(2_000), *answers) as server:
         assert words in str(bring_nothing(server, s3, bucket))
 
 
@@ -382,16 +558,16 @@ def test_redirect_from_https_to_http_is_refused(s3: S3Client, bucket: str, trust
 @pytest.mark.parametrize("location", ["/clips/été.mp4?s=a%2Fb", "/clips/%C3%A9t%C3%A9.mp4?s=a%2Fb"])
 def test_a_redirect_is_followed_as_a_browser_does(s3: S3Client, bucket: str, location: str) -> None:
     """Raw UTF-8 is percent-encoded once, and what is encoded already stays as it is."""
-    clip = make_clip(100)
+    clip = mp4_of(2_000)
     with ClipServer(clip, Answer(status=302, headers={"Location": location})) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
     assert server.requests[-1].path == "/clips/%C3%A9t%C3%A9.mp4?s=a%2Fb"
 
 
-@pytest.mark.parametrize("size", [100, 20 * MIB])
+@pytest.mark.parametrize("size", [2_000, 20 * MIB])
 def test_a_clip_comes_over_tls(s3: S3Client, bucket: str, trusted: Path, size: int) -> None:
     """Byte for byte, too."""
-    clip = make_clip(size)
+    clip = mp4_of(size)
     with ClipServer(clip, certificate=trusted) as server:
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
 
@@ -401,7 +577,7 @@ def test_a_host_that_trickles_is_given_up(s3: S3Client, bucket: str, in_head: bo
     """A byte now and then is no progress: not in the clip, and not in the answer's head."""
     limits = Limits(first_backoff=0, max_backoff=0, speed_window=0.2, transfer_timeout=1.0)
     trickle = Answer(trickle="head" if in_head else "body")
-    with ClipServer(make_clip(MIB), *[trickle] * 9) as server:
+    with ClipServer(mp4_of(MIB), *[trickle] * 9) as server:
         error = bring_nothing(server, s3, bucket, limits=limits)
     assert ("took more than 1 s" if in_head else "sends less than 16 KiB a second") in str(error)
 
@@ -421,7 +597,7 @@ def test_nothing_secret_is_sent_or_logged(
 ) -> None:
     """The clip's host gets no credentials, and no log line at any level has the URL's query."""
     caplog.set_level(logging.DEBUG)
-    with ClipServer(make_clip(9 * MIB), Answer(cut=MIB), Answer(status=503)) as server:
+    with ClipServer(mp4_of(9 * MIB), Answer(cut=MIB), Answer(status=503)) as server:
         bring(server, s3, bucket)
     assert all(not {"authorization", "cookie"} & request.headers.keys() for request in server.requests)
     assert "The download of http://127.0.0.1" in caplog.text
@@ -433,7 +609,7 @@ def test_nothing_secret_is_sent_or_logged(
 
 def test_missing_bucket_is_named(s3: S3Client) -> None:
     """An S3 refusal names operation, object and S3's code."""
-    with ClipServer(make_clip(100)) as server, pytest.raises(ClipTransferError) as caught:
+    with ClipServer(mp4_of(2_000)) as server, pytest.raises(ClipTransferError) as caught:
         bring(server, s3, "no-such-bucket-here")
     assert "PutObject of s3://no-such-bucket-here/out/clip.mp4: NoSuchBucket" in str(caught.value)
 
@@ -448,7 +624,7 @@ def test_s3_failure_aborts_the_upload(s3: S3Client, bucket: str, operation: str)
 
     s3.meta.events.register(f"before-send.s3.{operation}", fail, unique_id="fail")
     try:
-        with ClipServer(make_clip(40 * MIB)) as server:
+        with ClipServer(mp4_of(40 * MIB)) as server:
             error = bring_nothing(server, s3, bucket)
     finally:
         s3.meta.events.unregister(f"before-send.s3.{operation}", unique_id="fail")
@@ -468,8 +644,8 @@ def test_failed_abort_does_not_hide_the_failure(
     s3.meta.events.register("before-send.s3.AbortMultipartUpload", fail, unique_id="fail")
     try:
         with (
-            ClipServer(make_clip(20 * MIB), Answer(cut=18 * MIB), Answer(status=404)) as server,
-            pytest.raises(ClipTransferError, match="answered 404"),
+            ClipServer(mp4_of(20 * MIB), Answer(cut=18 * MIB), Answer(status=418)) as server,
+            pytest.raises(ClipTransferError, match="answered 418"),
         ):
             bring(server, s3, bucket)
     finally:
@@ -479,7 +655,7 @@ def test_failed_abort_does_not_hide_the_failure(
         s3.abort_multipart_upload(Bucket=bucket, Key=KEY, UploadId=upload["UploadId"])
 
 
-@pytest.mark.parametrize("size", [100, 9 * MIB])
+@pytest.mark.parametrize("size", [2_000, 9 * MIB])
 def test_extra_args_go_to_the_calls_that_take_them(s3: S3Client, bucket: str, size: int) -> None:
     """Each extra argument reaches every call that has it, and no other."""
     sent: dict[str, dict[str, Any]] = {}
@@ -489,7 +665,7 @@ def test_extra_args_go_to_the_calls_that_take_them(s3: S3Client, bucket: str, si
         unique_id="see",
     )
     try:
-        with ClipServer(make_clip(size)) as server:
+        with ClipServer(mp4_of(size)) as server:
             extra = {"StorageClass": "STANDARD", "ChecksumAlgorithm": "SHA256", "CacheControl": "no-cache"}
             bring(server, s3, bucket, upload_args=extra)
     finally:
@@ -511,14 +687,14 @@ def test_unknown_extra_arg_is_refused(s3: S3Client, name: str) -> None:
 
 def test_customer_key_is_in_no_message(s3: S3Client, bucket: str) -> None:
     """What botocore says of a malformed parameter names it, and does not quote it."""
-    with ClipServer(make_clip(100)) as server:
+    with ClipServer(mp4_of(2_000)) as server:
         error = bring_nothing(server, s3, bucket, upload_args={"SSEKMSKeyId": ["topsecret"]})
     assert "SSEKMSKeyId" in str(error)
 
 
 def test_clip_longer_than_s3_takes_is_refused(s3: S3Client, bucket: str) -> None:
     """More parts than S3 allows are an error, not a truncated clip."""
-    with ClipServer(make_clip(17 * MIB)) as server:
+    with ClipServer(mp4_of(17 * MIB)) as server:
         assert "limit" in str(bring_nothing(server, s3, bucket, limits=Limits(max_parts=2)))
 
 

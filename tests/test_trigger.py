@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from media_samples import mp4
 
 from airflow_provider_codegateway.clip import ClipSpec, S3Location
 from airflow_provider_codegateway.emulator import Emulator, Fault
@@ -20,7 +21,7 @@ from airflow_provider_codegateway.triggers.video import RenderTrigger
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
+MP4 = mp4()
 KEY = "x.mp4"
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "connections")

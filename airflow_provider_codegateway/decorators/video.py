@@ -29,7 +29,16 @@ from airflow_provider_codegateway.operators.video import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
 
-RETURNABLE = ("model", *PORTABLE, "s3_key", "s3_bucket")
+RETURNABLE = (
+    "model",
+    *PORTABLE,
+    "s3_key",
+    "s3_bucket",
+    "poster_key",
+    "last_frame_key",
+    "sidecar_key",
+    "fallbacks",
+)
 """What the function may return, if it returns a dict: arguments of ``GenerateVideoOperator``."""
 
 _SET_BY_FUNCTION = ("model", "prompt", "s3_key")

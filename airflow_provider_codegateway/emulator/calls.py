@@ -62,6 +62,7 @@ async def generate(request: Request) -> Response:
         video_request,
         early_expiry=fault.seconds if fault is not None and fault.kind == "early_expiry" else None,
         container=fault.shape if fault is not None and fault.kind == "container" else None,
+        wrong=fault.shape if fault is not None and fault.kind == "wrong_clip" else None,
     )
     del raw, body, video_request  # a render may take long, and a body may be large
     return await _accepted(accepted, fault, request)
@@ -136,7 +137,7 @@ def _decode(raw: bytes) -> object:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _model_of(body: Any) -> str | None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import av
 
 from .media import MediaBytes, MediaUrl, first_frame
-from .picture import DARK, FPS, GREY, WHITE, Canvas, line_height, wrap
+from .picture import BLACK, DARK, FPS, GREY, WHITE, Canvas, line_height, wrap
 
 if TYPE_CHECKING:
     Packet = av.Packet[Any]
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from .rules import VideoRequest
@@ -29,6 +29,9 @@ _X264 = {
     "threads": "1",  # so that the bytes do not depend on the machine's cores
     "x264-params": "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m",
 }
+_FIRST_FRAMES = ("image", "image_input", "first_frame_image")
+_OPENING = FPS // 4
+"""Pictures at the beginning that show the one that was sent."""
 _SAMPLE_RATE = 48_000
 _AAC_FRAME = 1024
 
@@ -64,36 +67,52 @@ class Shape:
     audio: bool
 
 
-def shape_of(request: VideoRequest) -> Shape:
-    """What the clip of a request measures; where an unknown model's request is silent, 16:9, 720p, 5 s."""
+def shape_of(request: VideoRequest, wrong: str | None = None) -> Shape:
+    """What the clip of a request measures; where an unknown model's request is silent, 16:9, 720p, 5 s.
+
+    :param wrong: see ``render``.
+    """
     across, down = _ratio(request["aspect_ratio"])
     short = _number(request["resolution"], 720, 144, 2160)
+    if wrong == "turned":
+        across, down = (16, 9) if across == down else (down, across)
+    if wrong == "small":
+        short = 480 if short > 480 else 240
     scale = Fraction(short, min(across, down))
     return Shape(
         width=2 * round(across * scale / 2),
         height=2 * round(down * scale / 2),
-        seconds=_number(request["duration"], 5, 1, 60),
-        audio=request["generate_audio"] is True,
+        seconds=2 if wrong == "short" else _number(request["duration"], 5, 1, 60),
+        audio=request["generate_audio"] is True and wrong != "mute",
     )
 
 
-def render(request: VideoRequest, path: Path, container_name: str | None = None) -> None:
+def render(
+    request: VideoRequest, path: Path, container_name: str | None = None, wrong: str | None = None
+) -> None:
     """Encode the clip of a request.
 
     :param path: a real file, because ``+faststart`` moves the index to its front at the end.
     :param container_name: ``webm`` or ``fragmented``; None for a usual MP4.
+    :param wrong: how it differs from what was asked for; see ``Fault.wrong_clip``.
     """
-    shape, form = shape_of(request), _FORMATS[container_name]
+    shape, form = shape_of(request, wrong), _FORMATS[container_name]
     with av.open(str(path), "w", format=form.name, options=form.options) as container:
         video = cast("av.VideoStream", container.add_stream(form.video, rate=FPS, options=form.video_options))
         video.width, video.height, video.pix_fmt = shape.width, shape.height, "yuv420p"
         audio = _add_audio(container, form) if shape.audio else None
-        second = _encode_second(video, _draw(request, shape))
+        still = Canvas(shape.width, shape.height) if wrong == "black" else _draw(request, shape)
+        if wrong == "black":
+            still.fill(0, 0, shape.width, shape.height, BLACK)
+        move = _stand_still if wrong in ("black", "frozen") else _draw_motion
+        opening = None if wrong or container_name else _opening_of(request, shape)
+        first, second = _encode_seconds(video, opening, still, move)
+        loudness = 0.0 if wrong == "silent" else 0.25
         sound: Iterator[Packet] = (
-            iter(()) if audio is None else _encode_tone(audio, request.fingerprint, shape.seconds)
+            iter(()) if audio is None else _encode_tone(audio, request.fingerprint, shape.seconds, loudness)
         )
         for start in range(shape.seconds):
-            for packet in _shifted(second, start, video):
+            for packet in _shifted(second if start else first, start, video):
                 container.mux(packet)
             for packet in sound:
                 container.mux(packet)
@@ -109,17 +128,25 @@ def _add_audio(container: av.container.OutputContainer, form: _Format) -> av.Aud
     return audio
 
 
-def _encode_second(stream: av.VideoStream, still: Canvas) -> list[Packet]:
-    """Encode one second of motion, a closed group of pictures: a clip is that second over and over.
+def _encode_seconds(
+    stream: av.VideoStream, opening: Canvas | None, still: Canvas, move: Callable[[Canvas, int], None]
+) -> tuple[list[Packet], list[Packet]]:
+    """Encode the first second and one of those after it, each a closed group of pictures.
 
-    Twelve seconds cost no more than one.
+    A clip is the second one over and over: twelve seconds cost no more than one.
+
+    :param opening: what the first pictures show; None where the first second is like the others.
     """
     packets: list[Packet] = []
-    for number in range(FPS):
-        picture = still.copy()
-        _draw_motion(picture, number)
+    for number in range(FPS if opening is None else 2 * FPS):
+        if opening is not None and number < _OPENING:
+            picture = opening
+        else:
+            picture = still.copy()
+            move(picture, number % FPS)
         packets += stream.encode(picture.frame(number))
-    return packets + stream.encode(None)
+    packets += stream.encode(None)
+    return packets[:FPS], packets[-FPS:]
 
 
 def _shifted(packets: list[Packet], seconds: int, stream: av.VideoStream) -> Iterator[Packet]:
@@ -127,20 +154,20 @@ def _shifted(packets: list[Packet], seconds: int, stream: av.VideoStream) -> Ite
         packet = av.Packet(bytes(original))
         packet.stream = stream
         packet.time_base = Fraction(1, FPS)
-        ticks = round((original.pts or 0) * original.time_base * FPS) + seconds * FPS
+        ticks = round((original.pts or 0) * original.time_base * FPS) % FPS + seconds * FPS
         packet.pts = packet.dts = ticks
         packet.duration = 1
         packet.is_keyframe = original.is_keyframe
         yield packet
 
 
-def _encode_tone(stream: av.AudioStream, key: str, seconds: int) -> Iterator[Packet]:
+def _encode_tone(stream: av.AudioStream, key: str, seconds: int, loudness: float) -> Iterator[Packet]:
     """A tone that pulses once a second; its pitch comes from the request."""
     pitch = 300 + 20 * (int(key[:4], 16) % 16)
     one_second = array(
         "f",
         (
-            0.25 * (1 - n / _SAMPLE_RATE) * math.sin(2 * math.pi * pitch * n / _SAMPLE_RATE)
+            loudness * (1 - n / _SAMPLE_RATE) * math.sin(2 * math.pi * pitch * n / _SAMPLE_RATE)
             for n in range(_SAMPLE_RATE)
         ),
     ).tobytes()
@@ -154,6 +181,16 @@ def _encode_tone(stream: av.AudioStream, key: str, seconds: int) -> Iterator[Pac
         frame.sample_rate, frame.pts, frame.time_base = _SAMPLE_RATE, start, Fraction(1, _SAMPLE_RATE)
         yield from stream.encode(frame)
     yield from stream.encode(None)
+
+
+def _opening_of(request: VideoRequest, shape: Shape) -> Canvas | None:
+    """The picture that the clip is to begin with, if it is all that was sent."""
+    match [(name, item) for name, items in request.media.items() for item in items]:
+        case [(name, MediaBytes(data))] if name in _FIRST_FRAMES:
+            canvas = Canvas(shape.width, shape.height)
+            canvas.paste(first_frame(data, "image"), 0, 0, shape.width, shape.height)
+            return canvas
+    return None
 
 
 def _draw(request: VideoRequest, shape: Shape) -> Canvas:
@@ -249,6 +286,10 @@ def _draw_motion(canvas: Canvas, number: int) -> None:
     length = canvas.width // FPS // 2 * 2
     left = canvas.width * number // FPS // 2 * 2
     canvas.fill(left, canvas.height - _track_height(canvas), left + length, canvas.height, WHITE)
+
+
+def _stand_still(canvas: Canvas, number: int) -> None:
+    """Nothing moves."""
 
 
 def _ratio(value: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ENCODED = ("webm", "fragmented")
 """Those that must be encoded; the others are an MP4 whose boxes are named or ordered in another way."""
@@ -25,6 +25,22 @@ def beginning_with(box: str, mp4: bytes) -> bytes:
         raise ValueError("only an MP4 whose index comes first can begin with moov")
     # No offset changes where what changes places lies before the media.
     return b"".join([parts[1], parts[0], *parts[2:]])
+
+
+def media_of(read: Callable[[int, int], bytes], size: int) -> tuple[tuple[int, int], ...]:
+    """Where the media and the padding of an MP4 lie; nowhere, if it is none.
+
+    :param read: the bytes from an offset on, so many of them.
+    """
+    found, at = [], 0
+    while at + 8 <= size:
+        length, kind = struct.unpack(">I4s", read(at, 8))
+        if length < 8 or at + length > size:
+            break
+        if kind in (b"mdat", b"free"):
+            found.append((at + 8, at + length))
+        at += length
+    return tuple(found)
 
 
 def _boxes(mp4: bytes) -> Iterator[bytes]:

@@ -47,6 +47,7 @@ HostileShape = Literal[
 BodyEnd = Literal["length", "chunk", "reset", "held"]
 Encoding = Literal["gzip", "gzip_unlabelled", "bomb", "unknown"]
 Container = Literal["webm", "fragmented", "styp", "moov", "free", "skip", "wide"]
+WrongClip = Literal["turned", "short", "small", "mute", "silent", "black", "frozen"]
 Framing = Literal["close", "http_1_0", "chunked"]
 
 _Kind = Literal[
@@ -67,6 +68,7 @@ _Kind = Literal[
     "leading_whitespace",
     "early_expiry",
     "container",
+    "wrong_clip",
 ]
 _ClipKind = Literal[
     "break_after",
@@ -300,6 +302,17 @@ class Fault:
         """
         _require_one_of("form", form, Container)
         return cls(kind="container", shape=form)
+
+    @classmethod
+    def wrong_clip(cls, how: WrongClip) -> Self:
+        """Answer as usual, with a clip that is not what was asked for.
+
+        :param how: ``turned`` (9:16 for 16:9, and 16:9 for a square), ``short`` (2 s), ``small`` (480p; 240p for
+            480p), ``mute`` (no sound), ``silent`` (sound, and nothing to hear), ``black``, ``frozen`` (the same
+            picture all the time).
+        """
+        _require_one_of("how", how, WrongClip)
+        return cls(kind="wrong_clip", shape=how)
 
     @property
     def refuses(self) -> bool:

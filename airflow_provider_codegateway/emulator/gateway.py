@@ -276,11 +276,13 @@ class Gateway:
         *,
         early_expiry: float | None = None,
         container: str | None = None,
+        wrong: str | None = None,
     ) -> Accepted:
         """Take a render on. It goes on, and is billed, whatever becomes of the client.
 
         :param early_expiry: seconds after which the link stops working, whatever it says.
         :param container: what the clip is in, where it is not a usual MP4.
+        :param wrong: how the clip differs from what was asked for, if it does.
         """
         entry = Render(
             id=arrival.id,
@@ -292,7 +294,7 @@ class Gateway:
         )
         self._put(arrival.number, entry)
         amend = partial(self._amend, self._ledger, arrival.number)
-        encoding = self._source(request, container)
+        encoding = self._source(request, container, wrong)
         # Without the request: a render may wait long, and images are large.
         task = asyncio.ensure_future(self._render(entry.id, request.model, encoding, early_expiry, amend))
         self._tasks.add(task)
@@ -327,22 +329,26 @@ class Gateway:
         expires_at = int(now + settings.link_lifetime) if signed else None
         return Answer(int(now), model, path, settings.serving, expires_at)
 
-    def _source(self, request: VideoRequest, container: str | None) -> asyncio.Future[Source]:
-        if container in containers.ENCODED:
-            return self._encode(request, container)
+    def _source(
+        self, request: VideoRequest, container: str | None, wrong: str | None
+    ) -> asyncio.Future[Source]:
+        if container in containers.ENCODED or wrong:
+            return self._encode(request, container, wrong)
         whole = self._encode(request) if self._served is None else _done(self._served)
         return whole if container is None else asyncio.ensure_future(_in_container(whole, container))
 
-    def _encode(self, request: VideoRequest, container: str | None = None) -> asyncio.Future[Source]:
+    def _encode(
+        self, request: VideoRequest, container: str | None = None, wrong: str | None = None
+    ) -> asyncio.Future[Source]:
         """Encode a request's clip, once for all that are the same."""
-        key = f"{request.fingerprint} {container}"
+        key = f"{request.fingerprint} {container} {wrong}"
         if key not in self._encoded or (self._encoded[key].done() and self._encoded[key].exception()):
-            self._encoded[key] = asyncio.ensure_future(self._encode_file(request, container))
+            self._encoded[key] = asyncio.ensure_future(self._encode_file(request, container, wrong))
         return self._encoded[key]
 
-    async def _encode_file(self, request: VideoRequest, container: str | None) -> Source:
+    async def _encode_file(self, request: VideoRequest, container: str | None, wrong: str | None) -> Source:
         path = self.new_file()
-        render = partial(clips.render, request, path, container)
+        render = partial(clips.render, request, path, container, wrong)
         await asyncio.get_running_loop().run_in_executor(self._encoders, render)
         return Source.of(path)
 

@@ -18,6 +18,7 @@ _LARGEST_CROP = 8
 Colour = tuple[int, int, int]
 """Y, U, V."""
 
+BLACK: Colour = (16, 128, 128)
 DARK: Colour = (24, 128, 128)
 WHITE: Colour = (235, 128, 128)
 GREY: Colour = (170, 128, 128)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from starlette.responses import HTMLResponse, Response
 
+from .containers import media_of
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
     from pathlib import Path
@@ -33,8 +35,8 @@ class Source:
     content: bytes | Path
     size: int
     etag: str
-    inverted: bool = False
-    """Serve other bytes of the same length; the first 32 stay, so that it still begins as an MP4 does."""
+    inverted: tuple[tuple[int, int], ...] = ()
+    """Where other bytes are served than there are: in the media and the padding of an MP4, so that it stays one."""
 
     @classmethod
     def of(cls, content: bytes | Path) -> Source:
@@ -48,7 +50,11 @@ class Source:
     def changed(self) -> Source:
         """A source of the same size with other bytes and another ETag."""
         etag = hashlib.md5(self.etag.encode(), usedforsecurity=False).hexdigest()
-        return Source(self.content, self.size, etag, inverted=not self.inverted)
+        inverted = () if self.inverted else media_of(self._read, self.size) or ((32, self.size),)
+        return Source(self.content, self.size, etag, inverted)
+
+    def _read(self, start: int, size: int) -> bytes:
+        return b"".join(self.chunks(start, min(start + size, self.size), size))
 
     def chunks(self, start: int, stop: int, size: int) -> Iterator[bytes]:
         """The bytes from `start` to `stop`, in pieces of at most `size`."""
@@ -69,10 +75,10 @@ class Source:
         return b"".join(self.chunks(0, self.size, self.size or 1))
 
     def _altered(self, chunk: bytes, offset: int) -> bytes:
-        if not self.inverted:
-            return chunk
-        kept = max(0, 32 - offset)
-        return chunk[:kept] + chunk[kept:].translate(_INVERT)
+        for start, stop in self.inverted:
+            first, last = max(start - offset, 0), max(stop - offset, 0)
+            chunk = chunk[:first] + chunk[first:last].translate(_INVERT) + chunk[last:]
+        return chunk
 
 
 class Body(Response):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from airflow_provider_codegateway.gateway.answers import Answer, Receipt, link_over_https, read_receipt
 from airflow_provider_codegateway.gateway.blocking import BlockingCall
 from airflow_provider_codegateway.gateway.client import Buyer, Gateway, LoadContent
-from airflow_provider_codegateway.gateway.outcomes import Receipt
+from airflow_provider_codegateway.gateway.fallback import FALLBACK_ON, reason_to_fall_back
 from airflow_provider_codegateway.gateway.settings import GatewaySettings, checked_settings
 
 __all__ = [
+    "FALLBACK_ON",
+    "Answer",
     "BlockingCall",
     "Buyer",
     "Gateway",
@@ -15,4 +18,7 @@ __all__ = [
     "LoadContent",
     "Receipt",
     "checked_settings",
+    "link_over_https",
+    "read_receipt",
+    "reason_to_fall_back",
 ]

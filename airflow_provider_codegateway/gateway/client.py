@@ -6,25 +6,24 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import httpx
 
-from airflow_provider_codegateway.exceptions import (
-    GatewayUnavailable,
-    RenderOutcomeUnknown,
-)
+from airflow_provider_codegateway.exceptions import GatewayUnavailable
+from airflow_provider_codegateway.gateway.answers import Answer
 from airflow_provider_codegateway.gateway.outcomes import (
-    REJECTED,
-    UNAVAILABLE,
-    Receipt,
-    classify_answer,
     classify_error,
+    classify_refusal,
+    classify_silence,
+    is_whole_json,
     retry_delay,
 )
-from airflow_provider_codegateway.gateway.settings import DEADLINE_FLOOR, GatewaySettings
+from airflow_provider_codegateway.gateway.settings import DEADLINE_FLOOR, GENERATE_PATH, GatewaySettings
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import (
+    BODY_CHUNK,
     USER_AGENT,
     post_transport,
     proxy_for,
@@ -34,16 +33,40 @@ from airflow_provider_codegateway.net import (
 
 log = logging.getLogger(__name__)
 
-GENERATE_PATH = "/v1/video/generate"
-
 LoadContent = Callable[[], Awaitable[bytes]]
 """Loads the JSON body of a request. Its ``CodeGatewayError`` passes through; nothing is sent then."""
+
+
+@dataclass
+class Exchange:
+    """What is known of one POST while it is under way."""
+
+    is_sent: bool = False
+    """Whether the last bytes of the body were handed to the network. A render needs all of them."""
+    status: int = 0
+    headers: httpx.Headers = field(default_factory=httpx.Headers, repr=False)
+    body: bytearray = field(default_factory=bytearray, repr=False)
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether a success has brought more than the white space that keeps a connection alive."""
+        return 200 <= self.status < 300 and bool(self.body.strip())
+
+
+async def _send_and_forget(unsent: list[bytes], seen: Exchange) -> AsyncIterator[bytes]:
+    content = memoryview(unsent.pop())
+    last = (max(len(content) - 1, 0)) // BODY_CHUNK * BODY_CHUNK
+    for start in range(0, last, BODY_CHUNK):
+        yield bytes(content[start : start + BODY_CHUNK])
+    # The next chunk is asked for when the one before was handed on.
+    seen.is_sent = True
+    yield bytes(content[last:])
 
 
 class Buyer(Protocol):
     """Whatever can buy one render, such as a ``Gateway``."""
 
-    async def generate(self, content: LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Answer:
         """Buy one render."""
 
 
@@ -52,7 +75,7 @@ class Gateway:
 
     ::
 
-        receipt = await Gateway(settings).generate(request.content)
+        answer = await Gateway(settings).generate(request.content)
     """
 
     def __init__(self, settings: GatewaySettings, *, limits: Limits = LIMITS) -> None:
@@ -70,14 +93,15 @@ class Gateway:
                 DEADLINE_FLOOR,
             )
 
-    async def generate(self, content: LoadContent) -> Receipt:
+    async def generate(self, content: LoadContent) -> Answer:
         """Buy one render.
 
         :param content: loads the encoded JSON body each time that it is to be sent, as
             ``VideoRequest.content`` does: it is not kept in memory for the two minutes of a render.
         :raises RequestRejected: the gateway refused it; nothing was bought.
         :raises GatewayUnavailable: not reached or busy, also after the retries; nothing was bought.
-        :raises RenderOutcomeUnknown: sent, and no whole, usable answer; perhaps bought.
+        :return: a success as it came. One render was bought.
+        :raises RenderOutcomeUnknown: sent, and no answer; perhaps bought.
         """
         deadline = time.monotonic() + self.settings.deadline
         attempt = 1
@@ -98,70 +122,95 @@ class Gateway:
             await asyncio.sleep(delay)
             attempt += 1
 
-    async def _post(self, unsent: list[bytes], deadline: float) -> Receipt:
+    async def _post(self, unsent: list[bytes], deadline: float) -> Answer:
         started = time.monotonic()
         if deadline - started < self.settings.render_time:
             raise GatewayUnavailable(
                 f"The request was ready {deadline - started:.0f} s before the deadline, too late for a render, "
                 "and was not sent."
             )
-        exchange = asyncio.create_task(self.exchange(unsent))
+        seen = Exchange()
+        exchange = asyncio.create_task(self.exchange(unsent, seen))
         try:
             # Not `asyncio.timeout`: its cancellation could throw away an answer that has just come.
             while not exchange.done():
                 elapsed = time.monotonic() - started
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise RenderOutcomeUnknown(
-                        f"The gateway gave no whole answer within the deadline of "
-                        f"{self.settings.deadline:g} s."
-                    )
+                    if seen.has_answer:
+                        break
+                    raise classify_silence(self.settings, is_sent=seen.is_sent)
                 if elapsed >= self._limits.progress_interval:
                     log.info("Rendering for %d s.", elapsed)
                 await asyncio.wait({exchange}, timeout=min(self._limits.progress_interval, left))
         except asyncio.CancelledError:
-            # An answer that has come is worth more: the caller keeps the receipt, and then stops.
-            if not exchange.done():
+            # An answer that has come is worth more: the caller keeps it, and then stops.
+            if not exchange.done() and not seen.has_answer:
                 raise
         finally:
             # However this coroutine is left, the connection must not outlive it.
             if not exchange.done():
                 exchange.cancel()
                 await asyncio.wait({exchange})
-        try:
-            status, headers, answer = exchange.result()
-        except Exception as error:
-            raise classify_error(error) from error
-        return classify_answer(
-            status, headers, answer, settings=self.settings, render_seconds=time.monotonic() - started
+        # What came may be whole, though HTTP says that more should come.
+        if not exchange.cancelled() and (error := exchange.exception()) and not seen.has_answer:
+            if not isinstance(error, Exception):
+                raise error
+            raise classify_error(error, is_sent=seen.is_sent) from error
+        if not 200 <= seen.status < 300:
+            raise classify_refusal(
+                seen.status, seen.headers, bytes(seen.body), settings=self.settings, is_sent=seen.is_sent
+            )
+        return Answer(
+            status=seen.status,
+            # It goes to the ledger as it is, but for a key that the gateway may have echoed.
+            body=bytes(seen.body).replace(self.settings.api_key.encode(), b"***"),
+            render_seconds=time.monotonic() - started,
+            received_at=time.time(),
+            is_secure=self.settings.secure,
         )
 
-    async def exchange(self, unsent: list[bytes]) -> tuple[int, httpx.Headers, bytes]:
+    async def exchange(self, unsent: list[bytes], seen: Exchange) -> None:
         """POST the one item of ``unsent``, which is not kept for the two minutes of the wait.
 
-        :return: status, headers and body of whatever was answered, or of its first MiB.
+        :param seen: takes what is answered, as it comes.
+        :raises httpx.HTTPError: the connection broke; ``seen`` has what came of a success.
         """
         length = {"Content-Length": str(len(unsent[0]))}
-
-        async def send_and_forget() -> AsyncIterator[bytes]:
-            yield unsent.pop()
-
         url = self.settings.base_url + GENERATE_PATH
         async with (
             self._client() as client,
-            client.stream("POST", url, content=send_and_forget(), headers=length) as response,
+            client.stream("POST", url, content=_send_and_forget(unsent, seen), headers=length) as response,
         ):
-            answer = bytearray()
+            seen.status, seen.headers = response.status_code, response.headers
             try:
-                async for chunk in response.aiter_bytes():
-                    answer += chunk
-                    if len(answer) > self._limits.max_answer_bytes:
-                        break
+                await self._read(response.aiter_raw(), seen)
             except httpx.HTTPError:
-                # A status that says "nothing was bought" says so without its body.
-                if response.status_code not in REJECTED | UNAVAILABLE:
+                # The status of a refusal says enough.
+                if 200 <= seen.status < 300:
                     raise
-            return response.status_code, response.headers, bytes(answer)
+
+    async def _read(self, chunks: AsyncIterator[bytes], seen: Exchange) -> None:
+        """Read an answer until it ends, or is too long, or is whole and nothing more comes."""
+        is_success = 200 <= seen.status < 300
+        limit = self._limits.max_answer_bytes if is_success else self._limits.max_error_bytes
+        while len(seen.body) < limit:
+            coming = asyncio.ensure_future(anext(chunks, b""))
+            try:
+                await asyncio.wait({coming}, timeout=self._limits.answer_silence)
+                if not coming.done():
+                    if not is_success or is_whole_json(bytes(seen.body)):
+                        return
+                    await asyncio.wait({coming})
+                chunk = coming.result()
+            finally:
+                if not coming.done():
+                    coming.cancel()
+                    await asyncio.wait({coming})
+            if not chunk:
+                return
+            seen.body += chunk[: limit - len(seen.body)]
+            del chunk  # error trackers show the local variables of whatever fails, and there is a link in it
 
     def _client(self) -> httpx.AsyncClient:
         settings = self.settings
@@ -170,6 +219,7 @@ class Gateway:
             headers={
                 "Authorization": f"Bearer {settings.api_key}",
                 "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
                 "User-Agent": USER_AGENT,
             },
             timeout=httpx.Timeout(

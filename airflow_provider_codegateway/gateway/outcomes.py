@@ -1,41 +1,84 @@
-"""What an exchange with the gateway was: a receipt, or which error. Plain functions.
+"""What an exchange with the gateway was: an answer, or which error. Plain functions.
 
-The rule: only what *provably* bought nothing may be sent again. Unlisted means unknown.
+The rule: only what *provably* bought nothing may be sent again. Proof is one of three things: CodeGateway's own error
+envelope under a status of the tables below, a body that was not sent whole, or a connection that never stood. Whoever
+stands between may answer in the gateway's place, after it has passed the request on. Unlisted means unknown.
 """
 
 from __future__ import annotations
 
-import email.utils
 import json
-import math
 import random
-import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
 import httpx
 
 from airflow_provider_codegateway.exceptions import (
-    Bought,
     CodeGatewayError,
+    ContentRefused,
     GatewayUnavailable,
     RenderOutcomeUnknown,
     RequestRejected,
 )
-from airflow_provider_codegateway.gateway.settings import GatewaySettings
+from airflow_provider_codegateway.foreign import LONGEST_TEXT, safe_text
+from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, GatewaySettings
+from airflow_provider_codegateway.gateway.words import words_of
+from airflow_provider_codegateway.http_dates import retry_after
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.redaction import redact_urls
+from airflow_provider_codegateway.redaction import redact_url, redact_urls
 
-LONGEST_RETRY_AFTER = 86_400.0
-"""Seconds: a day. What asks for more is mistaken."""
+REDIRECTED = frozenset(
+    {
+        301,  # Moved Permanently: the resource is elsewhere (RFC 9110, 15.4.2)
+        307,  # Temporary Redirect: the same method is to be sent elsewhere, so it was not carried out here (15.4.8)
+        308,  # Permanent Redirect: the same (15.4.9)
+        # Not 302 and 303: they are also the answer to a POST that was carried out (15.4.3, 15.4.4).
+        # Not 300, 304, 305 and 306: none of them answers a POST (15.4.1, 15.4.5 to 15.4.7).
+    }
+)
 
-REJECTED = frozenset({400, 401, 403, 404, 413, 422})
-"""The same request will be refused again. This try bought nothing."""
+REJECTED = (
+    REDIRECTED
+    | frozenset(
+        {
+            400,  # Bad Request: "cannot or will not process the request" (RFC 9110, 15.5.1)
+            401,  # Unauthorized: "has not been applied because it lacks valid authentication credentials" (15.5.2)
+            402,  # Payment Required: reserved, and in use for "pay first" (15.5.3)
+            403,  # Forbidden: "understood the request but refuses to fulfill it" (15.5.4)
+            404,  # Not Found: there is nothing at this path that could render (15.5.5)
+            405,  # Method Not Allowed: known and "not supported by the target resource" (15.5.6)
+            406,  # Not Acceptable: we accept everything, so a filter refused, before anything was made (15.5.7)
+            407,  # Proxy Authentication Required: the proxy passed nothing on (15.5.8)
+            411,  # Length Required: "refuses to accept the request without a defined Content-Length" (15.5.12)
+            413,  # Content Too Large: "refusing to process a request" (15.5.14)
+            414,  # URI Too Long: "refusing to service the request" (15.5.15)
+            415,  # Unsupported Media Type: "refusing to service the request" (15.5.16)
+            416,  # Range Not Satisfiable: the request is refused for a header (15.5.17)
+            417,  # Expectation Failed: the same (15.5.18)
+            421,  # Misdirected Request: this server does not answer for the host (15.5.20)
+            422,  # Unprocessable Content: "unable to process the contained instructions" (15.5.21)
+            426,  # Upgrade Required: "refuses to perform the request using the current protocol" (15.5.22)
+            428,  # Precondition Required: the request must be conditional first (RFC 6585, 3)
+            431,  # Request Header Fields Too Large: "unwilling to process the request" (RFC 6585, 5)
+            451,  # Unavailable For Legal Reasons: access is denied (RFC 7725, 3)
+            511,  # Network Authentication Required: from the network on the way, never from the server (RFC 6585, 6)
+            # Not 408: a proxy sends it for a connection that was quiet for long, and a render is quiet.
+            # Not 409, 410, 412, 418, 423 to 425: nobody has documented them here, and unlisted means unknown.
+        }
+    )
+)
+"""The same request will be refused again, whoever refuses it. Nothing was bought."""
 
-UNAVAILABLE = frozenset({429, 503})
-"""No render was started. This try bought nothing."""
+UNAVAILABLE = frozenset(
+    {
+        429,  # Too Many Requests (RFC 6585, 4): the vendor documents it
+        503,  # Service Unavailable (RFC 9110, 15.6.4): the same
+    }
+)
+"""Nothing was begun, if CodeGateway itself says so. From others it proves nothing: Envoy and Heroku answer 503 for a
+request that they have passed on, and a rate limit may be one of answers."""
 
 NEVER_SENT: tuple[type[httpx.TransportError], ...] = (
     httpx.ConnectError,  # TLS handshakes included: httpcore maps their failures to it
@@ -44,25 +87,7 @@ NEVER_SENT: tuple[type[httpx.TransportError], ...] = (
     httpx.ProxyError,  # raised when the proxy refuses the tunnel, before the request
     httpx.UnsupportedProtocol,
 )
-"""Errors that httpx raises before a byte of the request has left. This try bought nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """The gateway's answer to one paid render.
-
-    :param url: where the clip is, for a while. A secret: whoever has it has the clip.
-    :param expires_at: Unix seconds until which the link is good, if it expires.
-    :param created: Unix seconds at which the gateway produced the clip.
-    :param render_seconds: how long the POST took, in seconds.
-    """
-
-    url: str = field(repr=False)
-    model: str
-    render_seconds: float
-    created: float | None = None
-    serving: str | None = None
-    expires_at: float | None = None
+"""Errors that httpx raises before a byte of the request has left. Nothing was bought."""
 
 
 def retry_delay(
@@ -87,13 +112,29 @@ def retry_delay(
     return delay if delay <= limits.longest_backoff and left - delay >= settings.render_time else None
 
 
-def classify_error(error: Exception) -> CodeGatewayError:
-    """The class of an exchange that ended without an answer."""
+def classify_error(error: Exception, *, is_sent: bool = True) -> CodeGatewayError:
+    """The class of an exchange that ended without an answer.
+
+    :param is_sent: whether the last byte of the body was handed to the network. A render needs all of them.
+    """
     why = str(root_cause(error)) or str(error)
     reason = f"{type(error).__name__}: {redact_urls(why)}" if why else type(error).__name__
     if isinstance(error, NEVER_SENT):
         return GatewayUnavailable(f"The gateway could not be reached ({reason}).")
+    if not is_sent:
+        return GatewayUnavailable(f"The connection broke before the request was sent whole ({reason}).")
     return RenderOutcomeUnknown(f"The request was sent and no whole answer came back ({reason}).")
+
+
+def classify_silence(settings: GatewaySettings, *, is_sent: bool) -> CodeGatewayError:
+    """The class of an exchange that the deadline ended."""
+    if not is_sent:
+        return GatewayUnavailable(
+            f"The request was not sent whole within the deadline of {settings.deadline:g} s."
+        )
+    return RenderOutcomeUnknown(
+        f"The gateway gave no whole answer within the deadline of {settings.deadline:g} s."
+    )
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -104,109 +145,114 @@ def root_cause(error: BaseException) -> BaseException:
     return error if below is None or isinstance(below, ssl.SSLWantReadError) else root_cause(below)
 
 
-def classify_answer(
+def classify_refusal(
     status: int,
     headers: Mapping[str, str],
     answer: bytes,
     *,
     settings: GatewaySettings,
-    render_seconds: float,
-) -> Receipt:
-    """The receipt in an answer of the gateway, or the error that the answer is.
+    is_sent: bool = True,
+) -> CodeGatewayError:
+    """The error that an answer is whose status is not 2xx.
 
-    :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see the table in ``exceptions``.
+    :param is_sent: whether the last byte of the body was handed to the network.
     """
-    if 200 <= status < 300:
-        return _receipt(answer, settings, render_seconds)
-    said = f"The gateway answered {status}: {words_of(answer, settings.api_key)}."
+    own = own_error(answer)
+    who = "The gateway" if own is not None else "The gateway, or a proxy on the way to it,"
+    said = f"{who} answered {status}: {words_of(answer, settings.api_key)}."
+    if status in REDIRECTED:
+        return RequestRejected(f"{said} {_where_to(headers, settings)}", status=status)
     if status in REJECTED:
-        raise RequestRejected(f"{said}{_ADVICE.get(status, '')}", status=status)
-    if status in UNAVAILABLE:
-        raise GatewayUnavailable(said, retry_after=_retry_after(headers.get("retry-after")))
-    raise RenderOutcomeUnknown(said)
+        if own is not None and own.kind in _CONTENT_REFUSALS:
+            return ContentRefused(f"{said} Change the prompt or the input media.", status=status)
+        advice = _ADVICE if own is not None else _FOREIGN_ADVICE
+        return RequestRejected(f"{said}{advice.get(status, '')}", status=status)
+    wait = retry_after(headers.get("retry-after"))
+    if status in UNAVAILABLE and own is not None:
+        return GatewayUnavailable(said, retry_after=wait, status=status)
+    if not is_sent:
+        return GatewayUnavailable(f"{said} The request had not been sent whole.", retry_after=wait)
+    return RenderOutcomeUnknown(said)
 
+
+@dataclass(frozen=True)
+class OwnError:
+    """CodeGateway's error envelope: ``{"error": "…"}``, or ``{"error": {"type": "…", "message": "…"}}``."""
+
+    message: str
+    kind: str = ""
+
+
+def own_error(answer: bytes) -> OwnError | None:
+    """The error in CodeGateway's envelope; None if somebody else wrote this."""
+    try:
+        content = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or content.keys() != {"error"}:
+        return None
+    match content["error"]:
+        case str(message) if message.strip():
+            return OwnError(message)
+        case {"type": str(kind), "message": str(message)}:
+            return OwnError(message, kind.lower())
+    return None
+
+
+_CONTENT_REFUSALS = frozenset(
+    {
+        "content_filter",
+        "content_filtered",
+        "content_policy",
+        "content_policy_violation",
+        "moderation_blocked",
+        "safety_error",
+    }
+)
+"""The guide documents no type for a prompt that a model's policy refuses; these are what such gateways say."""
 
 _ADVICE = {
     401: " Check the API key in the connection's password: keys start with sk-cg- and are managed in your "
     "CodeGateway account.",
     403: " Check the balance and the state of your CodeGateway account.",
     404: " Check the connection's base URL: it ends before /v1.",
+    405: " Check the connection's base URL: it ends before /v1.",
     413: " Send a smaller image or video, or pass an https URL where the model takes one.",
 }
 
+_FOREIGN_ADVICE = {
+    **dict.fromkeys(
+        (401, 403, 451, 511),
+        " This is not CodeGateway's form of an error: let this machine's network pass POST requests to the gateway.",
+    ),
+    404: _ADVICE[404],
+    405: _ADVICE[405],
+    407: " A proxy asks for a user and a password: put them into HTTPS_PROXY or HTTP_PROXY.",
+    413: _ADVICE[413],
+}
 
-def _receipt(answer: bytes, settings: GatewaySettings, render_seconds: float) -> Receipt:
+
+def _where_to(headers: Mapping[str, str], settings: GatewaySettings) -> str:
+    """Which base URL a redirect asks for."""
+    location = headers.get("location", "").strip()
+    is_usable = 0 < len(location) <= LONGEST_TEXT
     try:
-        content = json.loads(answer)  # leading white space, sent to keep a connection alive, is no matter
-        url = content["data"][0]["url"]
-        usable = _usable_url(url, settings)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        usable = False
-    if not usable:
-        raise RenderOutcomeUnknown(
-            f"The gateway answered 200 without a usable clip URL: {words_of(answer, settings.api_key)}.",
-            bought=Bought.YES,
-        )
-    return Receipt(
-        url=url,
-        model=str(content.get("model", "")),
-        created=_number(content.get("created")),
-        serving=content["serving"] if isinstance(content.get("serving"), str) else None,
-        expires_at=_number(content.get("expires_at")),
-        render_seconds=render_seconds,
-    )
+        target = httpx.URL(settings.base_url + GENERATE_PATH).join(location) if is_usable else None
+    except (httpx.InvalidURL, ValueError):
+        target = None
+    if target is None or not target.host:
+        return "It does not say where to. Check the connection's base URL."
+    shown = redact_url(target)
+    if not target.path.endswith(GENERATE_PATH):
+        return f"It redirects to {shown}, which is not a CodeGateway's path. Check the connection's base URL."
+    base_url = shown.removesuffix(GENERATE_PATH)
+    return f"If you trust {safe_text(target.host)}, set the connection's base URL to {base_url}."
 
 
-def _usable_url(url: object, settings: GatewaySettings) -> bool:
-    if not isinstance(url, str):
-        return False
+def is_whole_json(answer: bytes) -> bool:
+    """Whether nothing is missing at the end."""
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return False
-    # A clip's link may be no less secure than the gateway's own.
-    return bool(parsed.host) and (
-        parsed.scheme == "https" or (parsed.scheme == "http" and not settings.secure)
-    )
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _retry_after(value: str | None) -> float | None:
-    """``Retry-After`` is seconds or an HTTP date (RFC 9110, section 10.2.3)."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            at = email.utils.parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(seconds) else None
-
-
-def words_of(answer: bytes, api_key: str) -> str:
-    """What the gateway said, in one short line with nothing secret in it.
-
-    The video endpoint's error is a plain string, elsewhere it is an object, and a proxy answers HTML.
-    """
-    text = answer.decode("utf-8", "replace")
-    try:
-        content = json.loads(text)
+        json.loads(answer, parse_int=len)
     except (ValueError, RecursionError):
-        text = re.sub(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>", " ", text)
-    else:
-        error = content.get("error", content) if isinstance(content, dict) else content
-        if isinstance(error, dict):
-            parts = [error.get("type"), error.get("message")]
-            text = ": ".join(str(part) for part in parts if part) or json.dumps(error)
-        else:
-            text = error if isinstance(error, str) else json.dumps(error)
-    text = " ".join(redact_urls(text).replace(api_key, "***").split()).rstrip(".")
-    text = re.sub(r"\?\S+", "?…", text)  # the query of a link without a scheme
-    text = re.sub(r"[A-Za-z0-9+/_=-]{80,}", "…", text)  # an echoed image
-    return (f"{text[:300]}…" if len(text) > 300 else text) or "(an empty body)"
+        return False
+    return True

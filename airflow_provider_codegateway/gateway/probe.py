@@ -17,9 +17,10 @@ from typing import Any
 import httpx
 
 from airflow_provider_codegateway.exceptions import Bought
-from airflow_provider_codegateway.gateway.client import GENERATE_PATH, Gateway
-from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, root_cause, words_of
-from airflow_provider_codegateway.gateway.settings import GatewaySettings
+from airflow_provider_codegateway.gateway.client import Exchange, Gateway
+from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, own_error, root_cause
+from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, GatewaySettings
+from airflow_provider_codegateway.gateway.words import words_of
 from airflow_provider_codegateway.redaction import redact_url, redact_urls
 
 REQUEST = {"model": "google/veo-3.1-fast"}
@@ -27,8 +28,8 @@ REQUEST = {"model": "google/veo-3.1-fast"}
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 20.0
 """At most, whatever the connection allows a render: a person waits, and so does a thread of the API server."""
 
-_NOTHING_BOUGHT = "This test bought nothing."
-_SURELY_NOTHING_BOUGHT = "CodeGateway refuses what was asked for, so this test should have bought nothing."
+_NOTHING_BOUGHT = "Nothing was bought by this test."
+_SURELY_NOTHING_BOUGHT = "CodeGateway refuses what was asked for, so this test should have cost nothing."
 _NOT_ITS_FORM = " This is not how CodeGateway answers: a proxy, a firewall or another server may have."
 
 
@@ -38,13 +39,15 @@ async def probe(settings: GatewaySettings) -> tuple[bool, str]:
     read_timeout = min(settings.read_timeout, ANSWER_SECONDS)
     gateway = Gateway(replace(settings, connect_timeout=connect_timeout, read_timeout=read_timeout))
     url = settings.base_url + GENERATE_PATH
+    seen = Exchange()
     try:
         async with asyncio.timeout(connect_timeout + read_timeout):
-            status, headers, answer = await gateway.exchange([json.dumps(REQUEST).encode()])
+            await gateway.exchange([json.dumps(REQUEST).encode()], seen)
     except (TimeoutError, httpx.ReadTimeout):
         return False, f"{url} gave no whole answer within {read_timeout:g} s. {_SURELY_NOTHING_BOUGHT}"
     except httpx.HTTPError as error:
         return False, _broken(error, gateway, url)
+    status, headers, answer = seen.status, seen.headers, bytes(seen.body)
     said = words_of(answer, settings.api_key)
     content = _content(answer)
     if status == 400 and "error" in content:
@@ -54,8 +57,9 @@ async def probe(settings: GatewaySettings) -> tuple[bool, str]:
         )
     if 200 <= status < 300:
         return False, _accepted(url, status, said, content)
-    hint = _hint(status, headers)
-    foreign = "" if "error" in content else _NOT_ITS_FORM
+    is_own = own_error(answer) is not None
+    hint = _hint(status, headers) if is_own or status not in (401, 403) else ""
+    foreign = "" if is_own else _NOT_ITS_FORM
     bought = _SURELY_NOTHING_BOUGHT if status >= 500 and status != 503 else _NOTHING_BOUGHT
     return False, f"{url} answered {status}: {said}.{hint}{foreign} {bought}"
 

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BASE_URL = "https://api.codegateway.dev"
 
+GENERATE_PATH = "/v1/video/generate"
+
 DEADLINE_FLOOR = 180.0
 """Seconds. The guide calls a read timeout of 180 s "a sensible floor": a render takes about two minutes."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 
+from airflow_provider_codegateway.batch import Means
 from airflow_provider_codegateway.exceptions import InvalidConnection
 from airflow_provider_codegateway.gateway import (
     BlockingCall,
@@ -17,6 +20,7 @@ from airflow_provider_codegateway.gateway import (
     GatewaySettings,
     Receipt,
     checked_settings,
+    read_receipt,
 )
 from airflow_provider_codegateway.get_provider_info import (
     CONNECTION_BEHAVIOUR,
@@ -26,7 +30,7 @@ from airflow_provider_codegateway.get_provider_info import (
 )
 from airflow_provider_codegateway.hooks.storage import s3_client
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.metrics import MeteredBuyer
+from airflow_provider_codegateway.metrics import MeteredBuyer, clip_delivered_aside
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.spend import Account, SpendSettings, parse_spend, read_spend
 from airflow_provider_codegateway.threads import to_the_end
@@ -120,15 +124,70 @@ class CodeGatewayVideoHook(BaseHook):
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
         account = self._account(connection)
-        cost = None if spec.priced_by is None else account.cost({"model": spec.model, **spec.priced_by})
+        buyer, *fallback_buyers = _buyers(spec, gateway, account)
         return Purchase(
             spec,
             s3=s3,
             ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
-            buyer=MeteredBuyer(gateway, spec.model, cost),
+            buyer=buyer,
+            fallback_buyers=fallback_buyers,
             claim_seconds=gateway.settings.deadline,
             account=account,
+            allows_http_links=connection.extra_dejson.get("http_links") == "allow",
             limits=self.limits,
+        )
+
+    def means(self, *, s3: S3Client, max_active: int) -> Means:
+        """What all purchases of a batch share: one gateway, one account.
+
+        :param s3: a boto3 client for the clips and their ledgers.
+        :param max_active: how many of them may be under way at a time.
+        :raises InvalidConnection: see ``get_settings``.
+        """
+        return self._means(s3, max_active, self._connection())
+
+    async def ameans(self, *, s3: S3Client, max_active: int) -> Means:
+        """As ``means``, without holding up the event loop."""
+        try:
+            connection = await get_async_connection(self.codegateway_conn_id)
+        except AirflowNotFoundException:
+            raise self._missing() from None
+        return await to_the_end("ledger", self._means, s3, max_active, connection)
+
+    def _means(self, s3: S3Client, max_active: int, connection: Connection) -> Means:
+        settings = settings_of(connection, self._where)
+        limits = replace(
+            self.limits,
+            progress_interval=math.inf,  # of one render: the batch reports for all of them
+            # Rows that wait for a run that died look at their ledgers less often, the more they are.
+            poll_interval=max(self.limits.poll_interval, max_active / 50),
+        )
+        # The batch repeats what was refused for now: its rows meet one rate limit. Fallbacks come after retries.
+        gateway = Gateway(replace(settings, retries=0), limits=limits)
+        account = self._account(connection)
+
+        patient = Gateway(settings, limits=limits)
+
+        def purchase(spec: ClipSpec) -> Purchase:
+            buyers = _buyers(spec, patient if spec.fallbacks else gateway, account)
+            return Purchase(
+                spec,
+                s3=s3,
+                ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
+                buyer=buyers[0],
+                fallback_buyers=buyers[1:],
+                claim_seconds=settings.deadline,
+                account=account,
+                limits=limits,
+            )
+
+        return Means(
+            s3=s3,
+            purchase=purchase,
+            account=account,
+            retries=settings.retries,
+            deadline=settings.deadline,
+            on_clip=clip_delivered_aside,
         )
 
     def _account(self, connection: Connection) -> Account:
@@ -156,11 +215,11 @@ class CodeGatewayVideoHook(BaseHook):
         :param request: see ``models.build_request``; its media as the model takes them.
         :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see ``Gateway.generate``.
         """
-        return await (await self.aget_conn()).generate(request.content)
+        return read_receipt(await (await self.aget_conn()).generate(request.content))
 
     def generate(self, request: VideoRequest) -> Receipt:
         """Buy one render, and block for the two minutes that it takes. Otherwise as ``agenerate``."""
-        return BlockingCall().run(self.get_conn().generate(request.content))
+        return read_receipt(BlockingCall().run(self.get_conn().generate(request.content)))
 
     def test_connection(self) -> tuple[bool, str]:
         """Prove key and reachability without spending; see ``probe``.
@@ -202,8 +261,20 @@ class CodeGatewayVideoHook(BaseHook):
         return {name.replace("-", "_"): value for name, value in CONNECTION_BEHAVIOUR.items()}
 
 
+def _buyers(spec: ClipSpec, gateway: Gateway, account: Account) -> list[MeteredBuyer]:
+    """What buys a render of each model of a chain."""
+    return [
+        MeteredBuyer(
+            gateway,
+            each.model,
+            None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
+        )
+        for each in spec.members
+    ]
+
+
 _NO_EXTRA = frozenset({"", "{}", "null"})
-"""What Airflow takes for no extra. Of what is no JSON it logs a traceback, and goes on without."""
+"""What Airflow takes for no extra. Of what is not JSON it logs a traceback, and goes on without."""
 
 
 def settings_of(connection: Connection, where: str) -> GatewaySettings:

@@ -16,6 +16,7 @@ from airflow_provider_codegateway.inputs.formats import Kind, shown_size
 from airflow_provider_codegateway.inputs.public import is_public, parse_url
 from airflow_provider_codegateway.inputs.words import describe
 from airflow_provider_codegateway.net import NETWORK_ERRORS, Addresses, Client, RedirectRefused, Response
+from airflow_provider_codegateway.redaction import redact_urls
 
 
 def _look_up(host: str, port: int) -> list[str]:
@@ -67,7 +68,9 @@ class Fetcher:
             raise ValueError(str(error)) from None
         except NETWORK_ERRORS as error:
             # Of a protocol error only its name: its text quotes what the server sent.
-            why = type(error).__name__ if isinstance(error, httpcore.ProtocolError) else str(error)
+            why = (
+                type(error).__name__ if isinstance(error, httpcore.ProtocolError) else redact_urls(str(error))
+            )
             raise MediaUnavailable(f"{shown} could not be fetched: {why}") from None
 
     def _public_addresses(self, shown: str, host: str, port: int) -> list[str]:

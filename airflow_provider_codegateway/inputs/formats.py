@@ -45,6 +45,62 @@ def media_type(data: bytes) -> str | None:
     return next((media_type for magic, media_type in _MAGIC if magic.match(data)), None)
 
 
+def is_whole(data: bytes) -> bool:
+    """Whether an image reaches the end that its format marks. What has no such mark counts as whole."""
+    match media_type(data):
+        case "image/jpeg":
+            return _reaches_jpeg_end(data)
+        case "image/png":
+            return _reaches_png_end(data)
+        case "image/webp":
+            return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+        case "image/bmp":
+            return len(data) >= int.from_bytes(data[2:6], "little")
+        case "image/heic" | "image/avif":
+            return _reaches_box_end(data)
+    return True
+
+
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+"""In the picture itself a marker is told from data by what follows its first byte."""
+
+
+def _reaches_jpeg_end(data: bytes) -> bool:
+    # Segment by segment: the preview that cameras put into one of them has an end of its own.
+    at = 2
+    while match := _JPEG_MARKER.search(data, at):
+        marker, at = match[1][0], match.end()
+        if marker == 0xD9:
+            return True
+        if marker != 0x01:
+            at += int.from_bytes(data[at : at + 2], "big")
+    return False
+
+
+def _reaches_png_end(data: bytes) -> bool:
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IEND":
+            return end <= len(data)
+        at = end
+    return False
+
+
+def _reaches_box_end(data: bytes) -> bool:
+    at = 0
+    while at + 8 <= len(data):
+        size, head = int.from_bytes(data[at : at + 4], "big"), 8
+        if size == 0:  # to the end, wherever that is
+            return True
+        if size == 1:
+            size, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        if size < head:
+            return False
+        at += size
+    return at == len(data)
+
+
 def shown_size(count: int) -> str:
     """A number of bytes, for a message."""
     return f"{count / MIB:g} MiB" if count >= MIB else f"{count:,} bytes"

@@ -60,7 +60,7 @@ def parse_url(reference: str) -> httpx.URL:
     try:
         url = httpx.URL(reference)
     except httpx.InvalidURL:
-        raise ValueError(f"{shown} is no valid URL") from None
+        raise ValueError(f"{shown} is not a valid URL") from None
     if url.scheme != "https":
         raise ValueError(f"{shown} is not https; give {FORMS}")
     if url.userinfo:

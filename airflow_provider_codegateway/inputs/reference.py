@@ -9,7 +9,13 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from airflow_provider_codegateway.inputs.formats import FORMATS, Kind, article, media_type, shown_size
+from airflow_provider_codegateway.inputs.formats import (
+    FORMATS,
+    Kind,
+    article,
+    media_type,
+    shown_size,
+)
 from airflow_provider_codegateway.inputs.inline import DATA_URI, decode_inline
 from airflow_provider_codegateway.inputs.public import FORMS, parse_url
 from airflow_provider_codegateway.inputs.words import SCHEME, describe
@@ -64,7 +70,7 @@ def parse(reference: str, *, kind: Kind, max_bytes: int) -> WebAddress | S3Objec
             path = os.fsdecode(unquote_to_bytes(rest))
             if not path.startswith("/") or "\0" in path:
                 raise ValueError(
-                    f"{describe(reference)} is no absolute path on the worker; write file:///folder/name, "
+                    f"{describe(reference)} is not an absolute path on the worker; write file:///folder/name, "
                     "with three slashes"
                 )
             return WorkerFile(Path(path))
@@ -87,9 +93,9 @@ def _parse_inline(reference: str, *, kind: Kind, max_bytes: int) -> bytes:
     try:
         data = decode_inline(reference)
     except ValueError:
-        raise ValueError(f"{describe(reference)} is no base64; give {FORMS}") from None
+        raise ValueError(f"{describe(reference)} is not base64; give {FORMS}") from None
     if not header and not media_type(data):
-        raise ValueError(f"{describe(reference)} is no base64 of {article(kind)}; give {FORMS}")
+        raise ValueError(f"{describe(reference)} is not base64 of {article(kind)}; give {FORMS}")
     check_bytes(data, reference, kind=kind, max_bytes=max_bytes)
     return data
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_provider_codegateway.inputs.fetch import Fetcher
-from airflow_provider_codegateway.inputs.formats import MAX_BYTES, Kind
+from airflow_provider_codegateway.inputs.formats import MAX_BYTES, Kind, is_whole
 from airflow_provider_codegateway.inputs.inline import encode
 from airflow_provider_codegateway.inputs.reference import (
     InlineData,
@@ -29,7 +29,7 @@ def check_reference(reference: str, *, kind: Kind, max_bytes: int = MAX_BYTES) -
     """Refuse what can be refused without any I/O.
 
     :param max_bytes: bytes that inline data may have, decoded.
-    :raises ValueError: what is wrong with the value, shown as :func:`describe` does, and what would do.
+    :raises ValueError: what is wrong with the value, shown as :func:`describe` does, and what to use instead.
     """
     parse(reference, kind=kind, max_bytes=max_bytes)
 
@@ -64,8 +64,10 @@ def resolve(
         case WorkerFile(path):
             data = _read_file(path, describe(reference), max_bytes)
         case InlineData(data):
-            return encode(data)
+            pass
     check_bytes(data, reference, kind=kind, max_bytes=max_bytes)
+    if not is_whole(data):
+        raise ValueError(f"{describe(reference)} is not whole: its end is missing; give the whole file")
     return encode(data)
 
 
@@ -107,7 +109,7 @@ def _read_file(path: Path, shown: str, max_bytes: int) -> bytes:
     try:
         # Anything but a regular file may block for ever (a FIFO) or never end (a device).
         if not path.is_file():
-            raise ValueError(f"{shown} is no file on this worker; put it in S3 and give its s3:// key")
+            raise ValueError(f"{shown} is not a file on this worker; put it in S3 and give its s3:// key")
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
     except OSError as error:

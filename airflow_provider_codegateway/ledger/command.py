@@ -10,17 +10,23 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, S3Location, split_uri
 from airflow_provider_codegateway.exceptions import CodeGatewayError
+from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.inputs import hide
 from airflow_provider_codegateway.ledger.entry import Entry, describe_attempts, is_ledger_name, situation
 from airflow_provider_codegateway.ledger.store import Ledger
+from airflow_provider_codegateway.redaction import redact_urls
 from airflow_provider_codegateway.s3 import error_words
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+LONGEST_ANSWER = 16_384
+"""Characters of an answer that are shown."""
 
 
 Connect = Callable[[str], "S3Client"]
@@ -41,7 +47,7 @@ def main(arguments: Sequence[str] | None, connect: Connect) -> int:
         s3 = _client(options, connect)
         return int(options.run(s3, location, options))
     except CodeGatewayError as error:
-        print(_text(error.args[0]), file=sys.stderr)
+        print(safe_text(error.args[0]), file=sys.stderr)
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
         print(f"S3 could not be asked ({error_words(error)}).", file=sys.stderr)
     return 1
@@ -57,18 +63,18 @@ def list_entries(s3: S3Client, location: S3Location, options: argparse.Namespace
             rows.append((at, _ledger(s3, at).read()))
         except CodeGatewayError as error:  # the others are still of interest
             unreadable += 1
-            print(f"{_text(at.uri)} cannot be read: {_text(error.args[0])}", file=sys.stderr)
+            print(f"{_shown_uri(at)} cannot be read: {safe_text(error.args[0])}", file=sys.stderr)
     if options.json:
         print(json.dumps([_as_dict(at, entry) for at, entry in rows], indent=2))
         return 1 if unreadable else 0
     for at, entry in rows:
-        model = _text(entry.model or "?")
-        print(f"{situation(entry):<24} {len(entry.attempts)} begun  {model:<26} {_text(at.uri)}")
-    print(
-        f"Entries below {_text(prefix.uri)}: {len(rows)}"
-        if rows or unreadable
-        else f"Nothing below {_text(prefix.uri)}: all is settled."
-    )
+        model = safe_text(entry.model or "?", 100)
+        print(f"{situation(entry):<24} {len(entry.attempts)} begun  {model:<26} {_shown_uri(at)}")
+    below = _shown_uri(prefix)
+    if rows or unreadable:
+        print(f"Entries below {below}: {len(rows)}")
+    else:
+        print(f"Nothing below {below}: all is settled.")
     return 1 if unreadable else 0
 
 
@@ -78,17 +84,46 @@ def show_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) 
     ledger = _ledger(s3, at)
     entry = ledger.read()
     if not entry:
-        print(f"There is no ledger entry at {_text(at.uri)}.", file=sys.stderr)
+        print(f"There is no ledger entry at {_shown_uri(at)}.", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps(_as_dict(at, entry) | {"request": _shown(ledger.request())}, indent=2))
+        first, *fallbacks = [_shown(body) for body in ledger.requests()] or [None]
+        chain = {"fallbacks": fallbacks} if fallbacks else {}
+        print(json.dumps(_as_dict(at, entry) | {"request": first} | chain, indent=2))
         return 0
-    print(f"{_text(at.uri)}: {situation(entry)}")
-    print(f"fingerprint: {_text(entry.fingerprint)}")
-    for name, value in (_shown(ledger.request()) or {}).items():
-        print(f"{_text(name)}: {_text(value)}")
-    print(_text(describe_attempts(entry)))
+    print(f"{_shown_uri(at)}: {situation(entry)}")
+    print(f"fingerprint: {safe_text(entry.fingerprint)}")
+    for number, body in enumerate(ledger.requests()):
+        if number:
+            print(f"fallback {number}:")
+        for name, value in _shown(body).items():
+            print(f"{'  ' if number else ''}{safe_text(name)}: {safe_text(value)}")
+    print(safe_text(describe_attempts(entry), 20_000))
+    for attempt in entry.attempts:
+        if attempt.rendered:
+            print(f"Answer to render {attempt.number}: {_answer_in_words(ledger, attempt.number, options)}")
     return 0
+
+
+def _answer_in_words(ledger: Ledger, number: int, options: argparse.Namespace) -> str:
+    try:
+        answer = ledger.answer(number)
+    except CodeGatewayError as error:
+        return str(error.args[0])
+    if answer is None:
+        return "gone meanwhile"
+    received = "" if answer.received_at is None else f", received {_utc(answer.received_at)}"
+    text = safe_text(answer.text.strip(), LONGEST_ANSWER)
+    if options.answer:
+        return f"{answer.status}{received}: {text}"
+    return f"{answer.status}{received}: {redact_urls(text)} (--answer shows the link whole: keep it as a password.)"
+
+
+def _utc(seconds: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return "at an unknown time"
 
 
 def forget_entry(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:
@@ -97,9 +132,9 @@ def forget_entry(s3: S3Client, location: S3Location, options: argparse.Namespace
     ledger = _ledger(s3, at)
     entry = ledger.read()
     if not entry:
-        print(f"There is no ledger entry at {_text(at.uri)}.", file=sys.stderr)
+        print(f"There is no ledger entry at {_shown_uri(at)}.", file=sys.stderr)
         return 1
-    print(f"{_text(at.uri)}: {situation(entry)}. {_text(describe_attempts(entry))}")
+    print(safe_text(f"{at.uri}: {situation(entry)}. {describe_attempts(entry)}", 20_000))
     if not options.yes:
         print("The next run may buy this clip again. Repeat with --yes to delete the entry.", file=sys.stderr)
         return 1
@@ -111,7 +146,7 @@ def forget_entry(s3: S3Client, location: S3Location, options: argparse.Namespace
         )
         return 1
     names = ledger.forget()
-    print(f"Deleted {', '.join(names)}.")
+    print(safe_text(f"Deleted {', '.join(names)}."))
     return 0
 
 
@@ -123,6 +158,10 @@ def _entries(s3: S3Client, prefix: S3Location) -> Iterator[S3Location]:
             if entry != last and is_ledger_name(name):
                 last = entry
                 yield S3Location(prefix.bucket, f"{entry}/")
+
+
+def _shown_uri(at: S3Location) -> str:
+    return safe_text(at.uri)
 
 
 def _entry(location: S3Location) -> S3Location:
@@ -144,14 +183,6 @@ def _client(options: argparse.Namespace, connect: Connect) -> S3Client:
     return client
 
 
-def _text(value: object) -> str:
-    """What others wrote, with terminal escapes shown as text."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
-        for each in str(value)
-    )
-
-
 def _as_dict(at: S3Location, entry: Entry) -> dict[str, Any]:
     return {
         "location": at.uri,
@@ -165,6 +196,11 @@ def _as_dict(at: S3Location, entry: Entry) -> dict[str, Any]:
                 "rendered": attempt.rendered and attempt.rendered.isoformat(),
                 "abandoned": attempt.abandoned and attempt.abandoned.isoformat(),
                 "outcome": attempt.outcome,
+                **(
+                    {"model": turn.model, "passed_over": [*turn.passed_over]}
+                    if (turn := attempt.turn)
+                    else {}
+                ),
             }
             for attempt in entry.attempts
         ],
@@ -200,5 +236,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--force", action="store_true", help="even if a render is under way")
         else:
             command.add_argument("--json", action="store_true", help="for machines")
+        if run is show_entry:
+            command.add_argument("--answer", action="store_true", help="show the gateway's answers whole")
         command.set_defaults(run=run)
     return parser

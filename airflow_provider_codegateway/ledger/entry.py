@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, S3Location, split_uri
+from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, PassedOver, S3Location, split_uri
 from airflow_provider_codegateway.exceptions import Bought, LedgerConflict, RenderLimitReached
 from airflow_provider_codegateway.limits import LIMITS, Limits
 
@@ -24,6 +25,16 @@ SHOWN = 8
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Whose turn a render is, in a chain of models."""
+
+    index: int
+    model: str
+    passed_over: Sequence[PassedOver] = ()
+    """The models before it, which provably sold nothing."""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One render that was begun. The times are when each marker was written, by the store's clock."""
 
@@ -37,10 +48,14 @@ class Attempt:
     """For how long after ``started`` its owner may still be rendering."""
     outcome: str = ""
     """Why it was abandoned."""
+    unread: bool = False
+    """It was abandoned for an answer that the version of that run could not read."""
     requester: str = ""
     """Who asked for it; see ``clip.task_identity``."""
     owner: str = ""
     """The id of its claim: that of its reservation in the journal, too."""
+    turn: Turn | None = None
+    """None if the request has no fallbacks."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class Entry:
     fingerprint: str | None
     """Of the request that the entry is for; None if the entry is empty."""
     model: str | None
+    """Of the request. In a chain: the model that the entry stays with, or the first while nothing was begun."""
     open: bool
     """Whether ``request.json`` is there, that is, whether some task still waits for the clip."""
     attempts: tuple[Attempt, ...]
@@ -196,10 +212,14 @@ def describe_attempts(entry: Entry) -> str:
     if not entry.attempts:
         return "Nothing was bought for it yet."
     return " ".join(
-        f"Render {attempt.number}, started {_when(attempt.started or attempt.rendered)}, "
+        f"Render {attempt.number}{_by(attempt.turn)}, started {_when(attempt.started or attempt.rendered)}, "
         f"{_fate(attempt, entry.now)}."
         for attempt in entry.attempts
     )
+
+
+def _by(turn: Turn | None) -> str:
+    return f" ({turn.model})" if turn else ""
 
 
 def _fate(attempt: Attempt, now: datetime) -> str:

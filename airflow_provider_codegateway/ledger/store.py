@@ -2,9 +2,9 @@
 
 One entry is a handful of objects under ``<ledger_prefix><clip's key>/``::
 
-    request.json   what is to be rendered; gone when the clip is settled
-    n.started      whoever created it may POST render number n, and nobody else
-    n.rendered     the gateway's answer, the receipt: from here on the render is never bought again
+    request.json   what is to be rendered, fallbacks included; gone when the clip is settled
+    n.started      whoever created it may POST render number n, and nobody else; of a chain, with which model
+    n.rendered     the gateway's answer as it came: from here on the render is never bought again
     n.delivering   written again and again while a run stores the clip; its age tells whether that run lives
     n.abandoned    render n ended without a clip, so that a successor need not wait for it
 
@@ -36,12 +36,13 @@ from airflow_provider_codegateway.exceptions import (
     LedgerConflict,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.gateway import Receipt
+from airflow_provider_codegateway.gateway import Answer
 from airflow_provider_codegateway.ledger.entry import (
     MARKER_NAME,
     SHOWN,
     Attempt,
     Entry,
+    Turn,
     entry_location,
     forget_command,
     is_ledger_name,
@@ -65,11 +66,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
-_DEMANDED = (*_ENCRYPTION, "Tagging", "RequestPayer", "ExpectedBucketOwner")
+ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
+_DEMANDED = (*ENCRYPTION, "Tagging", "RequestPayer", "ExpectedBucketOwner")
 """What a bucket's policy may demand of every object in it."""
 _CLOSED_ACLS = ("private", "bucket-owner-read", "bucket-owner-full-control")
 _GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWriteACP")
+
+_LARGE = ("body", "fallbacks", "answer", "receipt")
+"""Fields of markers that are not kept in memory."""
 
 _KINDS = ("rendered", "delivering", "abandoned", "started")
 
@@ -134,13 +138,16 @@ class Ledger:
             limits=limits,
         )
 
-    def open(self, body: Mapping[str, Any]) -> bool:
+    def open(self, body: Mapping[str, Any], *fallbacks: Mapping[str, Any]) -> bool:
         """Write ``request.json``, if there is none yet. A request for which nothing was begun gives way.
 
         :param body: what will be sent to the gateway, media included.
+        :param fallbacks: what will be sent instead, in this order, if that provably sells nothing.
         :return: whether nothing has been begun for the entry.
         """
         marker = {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
+        if fallbacks:
+            marker["fallbacks"] = [dict(each) for each in fallbacks]
         if self._create("request.json", marker):
             return True
         entry = self.read()
@@ -150,23 +157,27 @@ class Ledger:
             self._create("request.json", marker)
         return not entry.attempts
 
-    def request(self) -> dict[str, Any] | None:
-        """The request body that ``open`` wrote; None if the entry is gone, or is another's."""
+    def requests(self) -> list[dict[str, Any]]:
+        """The request bodies that ``open`` wrote; none if the entry is gone, or is another's."""
         request = self._get("request.json")
         if request is None or self.fingerprint not in ("", request["fingerprint"]):
-            return None
-        body: dict[str, Any] = request["body"]
-        return body
+            return []
+        return [request["body"], *request.get("fallbacks", [])]
 
-    def claim(self, number: int, *, claim_seconds: float) -> bool:
-        """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``."""
+    def claim(self, number: int, *, claim_seconds: float, turn: Turn | None = None) -> bool:
+        """Create ``number.started``: whoever gets True may POST once, within ``claim_seconds``.
+
+        :param turn: which model of a chain it is for; None if the request has no fallbacks.
+        """
         self._owner = uuid.uuid4().hex
-        marker = {
+        marker: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "run": self.requester,
             "owner": self._owner,
             "claim_seconds": claim_seconds,
         }
+        if turn is not None:
+            marker["turn"] = asdict(turn)
         name = f"{number}.started"
         # botocore repeats a PUT whose answer was lost, and is then told that the object exists.
         if not self._create(name, marker) and not self._owns(number):
@@ -190,15 +201,26 @@ class Ledger:
         for each in ["request.json", name] if alone else [name]:
             self._delete([each])
 
-    def abandon(self, number: int, outcome: str, *, receipt: Receipt | None = None) -> None:
-        """Write ``number.abandoned``: a successor need not wait for this render, nor use its receipt.
+    def pass_on(self, number: int) -> None:
+        """Take back our claim, which provably bought nothing, and keep the request: another model is asked next."""
+        if self._owns(number):
+            self._delete([f"{number}.started"])
 
-        :param receipt: the one that is of no more use; None if our claim ended without one.
+    def abandon(self, number: int, outcome: str, *, answer: Answer | None = None) -> None:
+        """Write ``number.abandoned``: a successor need not wait for this render, nor use its answer.
+
+        :param answer: the one that is of no more use; None if our claim ended without one.
         """
-        if self._owns(number) if receipt is None else self._is_current(number, receipt):
+        if self._owns(number) if answer is None else self._is_current(number, answer):
             self._create(f"{number}.abandoned", {"fingerprint": self.fingerprint, "outcome": outcome})
 
-    def keep(self, number: int, receipt: Receipt) -> None:
+    def leave_unread(self, number: int, outcome: str, *, answer: Answer) -> None:
+        """Write ``number.abandoned`` for an answer that this version cannot read; another one may."""
+        if self._is_current(number, answer):
+            marker = {"fingerprint": self.fingerprint, "outcome": outcome, "unread": True}
+            self._create(f"{number}.abandoned", marker)
+
+    def keep(self, number: int, answer: Answer) -> None:
         """Write ``number.rendered``. Unconditional: only the owner of the claim writes it.
 
         One attempt, and a short one. The next has a client of its own: the credentials may have run out, or a
@@ -206,12 +228,14 @@ class Ledger:
         """
         name, begun = f"{number}.rendered", time.monotonic()
         s3 = quick_client(self.s3, after=self._failed)
-        with self._errors("write the receipt", "s3:PutObject", name):
-            try:
-                self._put(name, {"fingerprint": self.fingerprint, "receipt": asdict(receipt)}, through=s3)
-            except Exception:
-                self._failed = s3
-                raise
+        try:
+            with self._errors("write the receipt", "s3:PutObject", name):
+                self._put(name, {"fingerprint": self.fingerprint, "answer": answer.as_dict()}, through=s3)
+        except CodeGatewayError as error:
+            self._failed = s3
+            # Error trackers show the local variables of every frame, and those of boto3 hold the link.
+            error.__context__ = None
+            raise error.with_traceback(None) from None
         self._kept_at = begun  # an answer that was slow to come makes the receipt no younger
 
     def show_life(self, number: int) -> None:
@@ -220,7 +244,7 @@ class Ledger:
         with self._errors("write the ledger", "s3:PutObject", name):
             self._put(name, {"fingerprint": self.fingerprint})
 
-    def receipt(self, number: int) -> Receipt | None:
+    def answer(self, number: int) -> Answer | None:
         """What ``keep`` wrote; None if the clip has been settled meanwhile.
 
         :raises LedgerConflict: it is for another request.
@@ -229,16 +253,21 @@ class Ledger:
         marker = self._get(name)
         if marker is None:
             return None
-        if marker["fingerprint"] != self.fingerprint:
+        if self.fingerprint not in ("", marker["fingerprint"]):
             raise LedgerConflict(
                 f"The receipt {self.location.uri}{name} is for another request (fingerprint "
                 f"{marker['fingerprint'][:SHOWN]}…): it was bought, and cannot be used for this one. Run that request "
                 f"again to get its clip, or delete the ledger entry: {forget_command(self.location)}"
             )
         try:
-            return Receipt(**marker["receipt"])
-        except (KeyError, TypeError) as error:
-            raise self._unreadable(name, error) from None
+            if "answer" in marker:
+                return Answer.from_dict(marker["answer"])
+            return Answer.of_receipt(marker.get("receipt", {}))
+        except ValueError as error:
+            why = ValueError(*error.args)
+        # Here, and without the link: error trackers show the local variables of every frame.
+        del marker
+        raise self._unreadable(name, why)
 
     def read(self) -> Entry:
         """The whole entry, and the store's clock.
@@ -272,25 +301,28 @@ class Ledger:
                     **{kind: written.get(name) for kind, name in names.items()},
                     claim_seconds=float(started.get("claim_seconds", 0)),
                     outcome=str(ended.get("outcome", "")),
+                    unread=ended.get("unread") is True,
                     requester=str(started.get("run", "")),
                     owner=str(started.get("owner", "")),
+                    turn=_turn(started.get("turn")),
                 )
             )
         request = content.get("request.json")
         first = request or next(iter(content.values()), {})
+        turn = attempts[-1].turn if attempts else None
         return Entry(
             now=now,
             fingerprint=first.get("fingerprint"),
-            model=first.get("model"),
+            model=turn.model if turn else first.get("model"),
             open=request is not None,
             attempts=tuple(attempts),
         )
 
-    def settle(self, number: int, receipt: Receipt) -> None:
+    def settle(self, number: int, answer: Answer) -> None:
         """Delete the entry up to render ``number``: its clip is where it should be."""
         # Once others were let in to fetch the clip, one may have settled this entry and begun another.
         alone = self._kept_at is not None and time.monotonic() - self._kept_at < self._limits.settle_grace
-        if not alone and not self._is_current(number, receipt):
+        if not alone and not self._is_current(number, answer):
             return
         self._delete(_names_up_to(number))
 
@@ -318,10 +350,10 @@ class Ledger:
         """Whether ``number.started`` is our own claim."""
         return (self._get(f"{number}.started") or {}).get("owner") == self._owner
 
-    def _is_current(self, number: int, receipt: Receipt) -> bool:
-        """Whether render ``number`` is still the one of this receipt, or of our claim if none was kept."""
-        kept = self.receipt(number)
-        return self._owns(number) if kept is None else kept == receipt
+    def _is_current(self, number: int, answer: Answer) -> bool:
+        """Whether render ``number`` is still the one of this answer, or of our claim if none was kept."""
+        kept = self.answer(number)
+        return self._owns(number) if kept is None else kept == answer
 
     # S3.
 
@@ -359,7 +391,7 @@ class Ledger:
             ) from None
 
     def _seen(self, name: str) -> dict[str, Any] | None:
-        """A marker that was listed, less the request's body. Each is read once."""
+        """A marker that was listed, less the request's bodies. Each is read once."""
         etag = self._etags[name]
         if (name, etag) in self._markers:
             return self._markers[name, etag]
@@ -377,7 +409,8 @@ class Ledger:
                 content: dict[str, Any] = json.loads(answer["Body"].read())
                 if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), str):
                     raise ValueError("it has no fingerprint")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
+                content = {}  # error trackers show it, and there may be a link in it
                 raise self._unreadable(name, error) from None
             except Exception as error:
                 if problem_of(error) is Problem.NOT_FOUND:
@@ -407,8 +440,8 @@ class Ledger:
         self._remember(name, written["ETag"], content)
 
     def _remember(self, name: str, etag: str, marker: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a marker, less the request's body: an entry is read every two seconds while another run is at work."""
-        kept = {key: value for key, value in marker.items() if key != "body"}
+        """Keep a marker, less its bodies: an entry is read every two seconds while another run is at work."""
+        kept = {field: value for field, value in marker.items() if field not in _LARGE}
         self._markers[name, etag] = kept
         return kept
 
@@ -525,6 +558,12 @@ class Ledger:
             raise storage_error(error, doing=doing, at=at, permission=permission) from error
 
 
+def _turn(written: Mapping[str, Any] | None) -> Turn | None:
+    if written is None:
+        return None
+    return Turn(written["index"], written["model"], tuple(written.get("passed_over", ())))
+
+
 def _names_up_to(number: int) -> list[str]:
     return ["request.json", *(f"{n}.{kind}" for n in range(1, number + 1) for kind in _KINDS)]
 
@@ -541,7 +580,7 @@ def _put_args(spec: ClipSpec, location: S3Location) -> dict[str, Any]:
     """What a bucket's policy may demand of every object also goes to the markers, but nothing that publishes them."""
     given = spec.upload_args
     if location.bucket != spec.target.bucket:
-        return {name: given[name] for name in _ENCRYPTION if name in given}
+        return {name: given[name] for name in ENCRYPTION if name in given}
     args = {name: given[name] for name in _DEMANDED if name in given}
     if given.get("ACL") in _CLOSED_ACLS:
         args["ACL"] = given["ACL"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from airflow_provider_codegateway.models.build import PORTABLE, build_request
+from airflow_provider_codegateway.models.chain import Fallbacks, build_chain, chain_fingerprint
 from airflow_provider_codegateway.models.known import (
     MAX_PROMPT_CHARACTERS,
     MODELS,
@@ -18,12 +19,15 @@ __all__ = [
     "MAX_PROMPT_CHARACTERS",
     "MODELS",
     "PORTABLE",
+    "Fallbacks",
     "HailuoRequest",
     "MediaField",
     "SeedanceRequest",
     "UnlistedRequest",
     "VeoRequest",
     "VideoRequest",
+    "build_chain",
     "build_request",
+    "chain_fingerprint",
     "placeholder",
 ]

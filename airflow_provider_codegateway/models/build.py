@@ -155,7 +155,7 @@ def _is_placeholder(prompt: object) -> bool:
 
 
 def _unsendable(request: VideoRequest) -> list[str]:
-    """A request for an unlisted model may hold anything; what is no JSON cannot be sent."""
+    """A request for an unlisted model may hold anything; what is not JSON cannot be sent."""
     try:
         json.dumps(request.body(), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from airflow_provider_codegateway.exceptions import InvalidRequest
-from airflow_provider_codegateway.inputs import content_digest, hide
+from airflow_provider_codegateway.inputs import content_digest, describe, hide, show
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,36 @@ class VideoRequest(BaseModel):
         Call it on a request whose media are resolved. Bytes count by content, wherever they were read
         from; a URL that the model fetches itself counts as written.
         """
+        canonical = json.dumps(
+            self._with_media_as(content_digest), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def shown(self) -> dict[str, Any]:
+        """The body for people and records: media by their digest, and no query of a URL.
+
+        Call it on a request whose media are resolved.
+        """
+        media = self.media_fields()
+        return {
+            name: value if name in media else show(hide(value))
+            for name, value in self._with_media_as(_shown_media).items()
+        }
+
+    def _with_media_as(self, change: Callable[[str], str]) -> dict[str, Any]:
         body = self.body()
         for name in self.media_fields():
             match body.get(name):
                 case str(value):
-                    body[name] = content_digest(value)
+                    body[name] = change(value)
                 case list(values):
-                    body[name] = [content_digest(value) for value in values]
-        canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+                    body[name] = [change(value) for value in values]
+        return body
+
+
+def _shown_media(value: str) -> str:
+    digest = content_digest(value)
+    return digest if digest.startswith("sha256:") else describe(digest)
 
 
 def annotations_of(annotation: Any) -> Iterable[Any]:

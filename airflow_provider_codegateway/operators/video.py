@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -23,6 +24,8 @@ from airflow_provider_codegateway.clip import (
     Clip,
     ClipSpec,
     IfExists,
+    Member,
+    OnMismatch,
     S3Location,
     TaskRun,
     checked_target,
@@ -31,15 +34,23 @@ from airflow_provider_codegateway.clip import (
 )
 from airflow_provider_codegateway.exceptions import (
     Bought,
+    ClipMismatch,
     CodeGatewayError,
     InvalidRequest,
     RenderOutcomeUnknown,
     from_dict,
 )
+from airflow_provider_codegateway.facts import Beside, put_beside, wanted_of
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
-from airflow_provider_codegateway.models import PORTABLE, build_request, placeholder
+from airflow_provider_codegateway.models import (
+    PORTABLE,
+    Fallbacks,
+    build_chain,
+    chain_fingerprint,
+    placeholder,
+)
 from airflow_provider_codegateway.s3 import read_object
 from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount, show_amount
 
@@ -55,7 +66,7 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.models import MediaField, VideoRequest
     from airflow_provider_codegateway.purchase import Preview
 
-_FAILED_DEFERRAL = "__fail__"
+FAILED_DEFERRAL = "__fail__"
 """What Airflow names as the method to resume with, when the trigger timed out or broke."""
 
 
@@ -88,8 +99,8 @@ class GenerateVideoOperator(BaseOperator):
 
     Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
     key, uri, model, bytes, sha256, created, render_seconds, renders_bought, renders_bought_here, fingerprint,
-    reused``. The same facts are the extra of the asset events of its ``outlets``; an ``AssetAlias`` there becomes
-    the clip's URI.
+    reused, cost, facts, mismatches, fallback``. The same facts are the extra of the asset events of its ``outlets``; an
+    ``AssetAlias`` there becomes the clip's URI.
 
     What can be refused for free is refused before any money is spent. Once the gateway has answered, no
     crash, retry, clear or duplicate run buys the same render again.
@@ -121,8 +132,22 @@ class GenerateVideoOperator(BaseOperator):
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass`` and the like. What a bucket's policy may demand goes to the ledger
         as well, if that is in the same bucket.
     :param max_cost: what the clip may cost at most, in the price list's currency: ``"0.80"``, never a float.
+    :param fallbacks: models to ask, in this order, if the first provably sold nothing. Each is a model, or a dict of a
+        ``model`` and overrides; all else it takes over. After a render that may have been bought, none is ever asked.
+    :param fallback_on: when: ``"unavailable"`` (a model is down, busy or unknown to the gateway), ``"rejected"`` (it
+        refuses this request), or both.
     :param dry_run: make all checks, push what the clip would cost as XCom ``estimate``, and skip the task. Nothing is
         bought.
+    :param on_mismatch: what to do if the clip is not what was asked for: another shape, length or resolution, or no
+        sound. ``warn``: say so in the log and in the XCom ``clip``. ``fail``: fail the task as well. The clip is kept
+        either way, and never bought again by itself.
+    :param poster_key: where the first picture of the clip goes: a key in the clip's bucket, a whole
+        ``s3://bucket/key``, or a suffix of ``s3_key`` such as ``.jpg``; JPEG or PNG, by how it ends. Needs the extra
+        ``media`` on the workers.
+    :param last_frame_key: the same for its last picture, for a next clip to go on from.
+    :param sidecar_key: the same for a JSON document that says where the clip comes from.
+    :param check_content: look for a black picture, one that never moves, and sound that is silent. Needs the extra
+        ``media``.
     :param deferrable: wait in the triggerer, and hold no worker slot for the render.
     """
 
@@ -137,13 +162,19 @@ class GenerateVideoOperator(BaseOperator):
         "ledger_conn_id",
         "s3_extra_args",
         "max_cost",
+        "poster_key",
+        "last_frame_key",
+        "sidecar_key",
+        "fallbacks",
+        "fallback_on",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json", "fallbacks": "json"}
     ui_color = "#e8e4f3"
     operator_extra_links = (ClipLink(),)
 
     image = HidesMedia()
     parameters = HidesMedia()
+    fallbacks = HidesMedia()
 
     def __init__(
         self,
@@ -167,7 +198,14 @@ class GenerateVideoOperator(BaseOperator):
         ledger_conn_id: str | None = None,
         s3_extra_args: dict[str, Any] | None = None,
         max_cost: str | Decimal | None = None,
+        fallbacks: Fallbacks = None,
+        fallback_on: Sequence[str] | str = ("unavailable",),
         dry_run: bool = False,
+        on_mismatch: OnMismatch = "warn",
+        poster_key: str | None = None,
+        last_frame_key: str | None = None,
+        sidecar_key: str | None = None,
+        check_content: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -191,12 +229,21 @@ class GenerateVideoOperator(BaseOperator):
         self.ledger_conn_id = ledger_conn_id
         self.s3_extra_args = s3_extra_args
         self.max_cost = max_cost
+        self.fallbacks = fallbacks
+        self.fallback_on = fallback_on
         self.dry_run_only = dry_run
+        self.on_mismatch = on_mismatch
+        self.poster_key = poster_key
+        self.last_frame_key = last_frame_key
+        self.sidecar_key = sidecar_key
+        self.check_content = check_content
         self.deferrable = deferrable
         if if_exists not in ("reuse", "replace", "fail"):
             raise InvalidRequest(
                 f"if_exists={if_exists!r} is not supported. Use 'reuse', 'replace' or 'fail'."
             )
+        if on_mismatch not in ("warn", "fail"):
+            raise InvalidRequest(f"on_mismatch={on_mismatch!r} is not supported. Use 'warn' or 'fail'.")
         if not isinstance(max_renders, int) or max_renders < 1:
             raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {max_renders!r}.")
         if not isinstance(max_cost, str):
@@ -205,11 +252,12 @@ class GenerateVideoOperator(BaseOperator):
         self._prompt_is_given = prompt is not None and prompt != ""
         self._call: BlockingCall | None = None
         self._inputs: list[str] = []
+        self._shown_requests: dict[str, Any] = {}
         self._clip: Clip | None = None
         self._is_killed = False
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
         if getattr(self, "retry_policy", None) is None:
-            self.retry_policy = _default_retry_policy()
+            self.retry_policy = default_retry_policy()
 
     def _do_render_template_fields(
         self,
@@ -241,13 +289,19 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return self._run(context or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context or {})
             raise
 
-    def _report(self, error: CodeGatewayError) -> None:
-        """Count and log what a failure cost. The rest of it Airflow logs, with a traceback."""
+    def _report(self, error: CodeGatewayError, context: Context) -> None:
+        """Count and log what a failure cost, and leave it for the clip's page. The rest of it Airflow logs."""
         metrics.failed(error, self.model)
         self.log.error("%s", error.bought.value)
+        if self.do_xcom_push and "ti" in context:
+            told = {"class": type(error).__name__, "message": error.args[0], "bought": error.bought.value}
+            try:
+                context["ti"].xcom_push(key="clip_error", value=told)
+            except Exception as failure:  # the error itself matters more
+                self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
         if isinstance(error, AirflowFailException):
             # The author has something to change. The message says what, and our frames would only hide it.
             error.__suppress_context__ = True
@@ -259,14 +313,16 @@ class GenerateVideoOperator(BaseOperator):
         from airflow_provider_codegateway.gateway import BlockingCall
 
         self.hook.get_settings()  # before any image is fetched
-        request = self._request()
-        spec = self._spec(request, context)
+        requests = self._requests()
+        spec = self._spec(requests, context)
         lineage.require_assets(self.outlets, spec.target)
+        self._beside()  # refuses for free
+        self._shown_requests = {each.model: each.shown() for each in requests}
         purchase = self.hook.purchase(spec, s3=self._s3)
         if self.dry_run_only:
-            self._estimate(purchase.preview(request), context)
+            self._estimate(purchase.preview(*requests), spec, context)
         if self.deferrable and self._can_resume(context):
-            clip = purchase.begin(request)
+            clip = purchase.begin(*requests)
             if clip is None:
                 self._require_not_killed(spec)
                 self._defer(spec)
@@ -277,7 +333,7 @@ class GenerateVideoOperator(BaseOperator):
         self._call = BlockingCall()
         self._require_not_killed(spec)
         try:
-            clip = self._call.run(purchase.complete(request))
+            clip = self._call.run(purchase.complete(*requests))
         except asyncio.CancelledError:
             raise RenderOutcomeUnknown(
                 f"The task was stopped from outside while working on {spec.target.uri}. The ledger at "
@@ -285,26 +341,29 @@ class GenerateVideoOperator(BaseOperator):
             ) from None
         return self._hand_over(clip, context)
 
-    def _estimate(self, preview: Preview, context: Context) -> NoReturn:
+    def _estimate(self, preview: Preview, spec: ClipSpec, context: Context) -> NoReturn:
         """Push the estimate and skip: what comes after needs a clip, and an asset event would announce one."""
-        cost = None if preview.cost is None else preview.cost.as_dict()
-        target = clip_location(self.s3_key, self.s3_bucket)
-        estimate = {
-            "uri": target.uri,
+        cheapest, dearest = preview.cheapest, preview.dearest
+        estimate: dict[str, Any] = {
+            "uri": spec.target.uri,
             "model": self.model,
             "renders": 0 if preview.is_paid else 1,
-            "cost": cost,
+            "cost": preview.offers[0].as_dict()["cost"],
         }
+        if spec.fallbacks:
+            estimate["cheapest"] = cheapest and cheapest.as_dict()
+            estimate["dearest"] = dearest and dearest.as_dict()
         if "ti" in context:
             context["ti"].xcom_push(key="estimate", value=estimate)
         if preview.is_paid:
             words = "nothing: the clip is paid for already"
-        elif preview.cost is None or preview.cost.amount is None:
+        elif cheapest is None or dearest is None or cheapest.cost is None or dearest.cost is None:
             words = "an amount that the price list does not tell"
         else:
-            words = f"{show_amount(preview.cost.amount)} {preview.cost.currency}"
+            amounts = dict.fromkeys(map(show_amount, (cheapest.cost.amount, dearest.cost.at_most)))
+            words = f"{' to '.join(map(str, amounts))} {cheapest.cost.currency}"
         raise AirflowSkipException(
-            f"dry_run=True: a clip for {target.uri} would cost {words}. Nothing was bought."
+            f"dry_run=True: a clip for {spec.target.uri} would cost {words}. Nothing was bought."
         )
 
     def _can_resume(self, context: Context) -> bool:
@@ -329,7 +388,7 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return self._take_over(context, event, deferred or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context)
             raise
 
     def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
@@ -359,11 +418,11 @@ class GenerateVideoOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
-            if next_method != _FAILED_DEFERRAL:
+            if next_method != FAILED_DEFERRAL:
                 raise
             reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
             unknown = self._unknown_outcome(reason, context)
-            self._report(unknown)
+            self._report(unknown, context)
             raise unknown from error
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
@@ -378,7 +437,7 @@ class GenerateVideoOperator(BaseOperator):
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
             return RenderOutcomeUnknown(f"{reason} The ledger could not be read: {why}")
         # What others began at this key is theirs.
-        if not any(attempt.requester in _requesters(context) for attempt in entry.attempts):
+        if not any(attempt.requester in requesters(context) for attempt in entry.attempts):
             return RenderOutcomeUnknown(
                 f"{reason} The ledger at {at.uri} has no render of this task: its clip is in S3, or at another key, or "
                 "no render was begun."
@@ -408,10 +467,14 @@ class GenerateVideoOperator(BaseOperator):
 
     def _to_remember(self) -> dict[str, Any]:
         """Plain values for the process that resumes. Airflow stores them, so they must hold nothing secret."""
-        return {"inputs": self._inputs}
+        remembered: dict[str, Any] = {"inputs": self._inputs}
+        if self.sidecar_key:
+            remembered["requests"] = self._shown_requests
+        return remembered
 
     def _resume(self, deferred: dict[str, Any]) -> None:
         self._inputs = deferred.get("inputs", [])
+        self._shown_requests = deferred.get("requests", {})
 
     def _find(self, deferred: dict[str, Any]) -> Clip | None:
         """The clip that this task deferred for, if it is in place."""
@@ -439,23 +502,32 @@ class GenerateVideoOperator(BaseOperator):
                 "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."
             )
 
-    def _request(self) -> VideoRequest:
-        """What is to be rendered: validated, and every image and video read. All of it for free."""
+    def _requests(self) -> tuple[VideoRequest, ...]:
+        """What is to be rendered, and the fallbacks: validated, and every image and video read. All of it for free."""
         if self._prompt_is_given and (self.prompt is None or self.prompt == ""):
             raise InvalidRequest(placeholder(self.prompt))
         arguments = {name: reveal(getattr(self, name)) for name in PORTABLE}
-        request = build_request(self.model, **arguments)
+        requests = build_chain(self.model, reveal(self.fallbacks), **arguments)
         # Refused before an image is fetched in vain.
         checked_target(
             clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix, self.s3_extra_args or {}
         )
-        return self._with_media(request)
+        return self._with_media(requests)
 
-    def _spec(self, request: VideoRequest, context: Context) -> ClipSpec:
-        requester, former_requester = _requesters(context)
+    def _spec(self, requests: tuple[VideoRequest, ...], context: Context) -> ClipSpec:
+        requester, former_requester = requesters(context)
+        first, *fallbacks = [
+            Member(
+                model=each.model,
+                priced_by=PricedRender.parameters(each.body()),
+                fingerprint=each.fingerprint(),
+                wanted=wanted_of(each.body()),
+            )
+            for each in requests
+        ]
         return ClipSpec(
-            model=request.model,
-            fingerprint=request.fingerprint(),
+            model=first.model,
+            fingerprint=chain_fingerprint(requests),
             target=clip_location(self.s3_key, self.s3_bucket),
             requester=requester,
             former_requester=former_requester,
@@ -464,10 +536,25 @@ class GenerateVideoOperator(BaseOperator):
             ledger_prefix=self.ledger_prefix,
             ledger_conn_id=self.ledger_conn_id or None,
             upload_args=self.s3_extra_args or {},
-            asked_by=_asked_by(context),
-            priced_by=PricedRender.parameters(request.body()),
+            asked_by=asked_by(context),
+            priced_by=first.priced_by,
             max_cost=self._checked_max_cost(),
+            wanted=first.wanted,
+            first_fingerprint=first.fingerprint if fallbacks else None,
+            fallbacks=tuple(fallbacks),
+            fallback_on=self._checked_fallback_on() if fallbacks else (),
         )
+
+    def _checked_fallback_on(self) -> tuple[str, ...]:
+        from airflow_provider_codegateway.gateway import FALLBACK_ON
+
+        given = self.fallback_on.split(",") if isinstance(self.fallback_on, str) else self.fallback_on
+        reasons = tuple(each.strip() if isinstance(each, str) else each for each in given or ())
+        if not reasons or any(each not in FALLBACK_ON for each in reasons):
+            raise InvalidRequest(
+                f"fallback_on={self.fallback_on!r} is not supported. Use 'unavailable', 'rejected' or both."
+            )
+        return reasons
 
     def _checked_max_cost(self) -> str | None:
         if self.max_cost is None or self.max_cost == "":
@@ -477,14 +564,20 @@ class GenerateVideoOperator(BaseOperator):
         except ValueError as error:
             raise InvalidRequest(f"max_cost {error}.") from None
 
-    def _with_media(self, request: VideoRequest) -> VideoRequest:
+    def _with_media(self, requests: tuple[VideoRequest, ...]) -> tuple[VideoRequest, ...]:
+        found: dict[tuple[str, MediaField], str] = {}
+
         def read(reference: str, field: MediaField) -> str:
-            if uri := lineage.input_uri(reference):
-                self._inputs.append(uri)
-            return resolve(reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3)
+            if (reference, field) not in found:
+                if (uri := lineage.input_uri(reference)) and uri not in self._inputs:
+                    self._inputs.append(uri)
+                found[reference, field] = resolve(
+                    reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3
+                )
+            return found[reference, field]
 
         self._inputs = []
-        return request.with_media(read)
+        return tuple(request.with_media(read) for request in requests)
 
     def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
         # The bucket of the input may be another than the clip's, but its reader is the same who pays.
@@ -499,15 +592,65 @@ class GenerateVideoOperator(BaseOperator):
 
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
+        clip = self._put_beside(clip, context)
+        if clip.fallback:
+            passed = ", ".join(f"{each['model']}: {each['reason']}" for each in clip.fallback)
+            self.log.warning("It was rendered by the fallback %s (%s).", clip.model, passed)
         self._clip = clip
-        metrics.clip_delivered(clip.model, size=clip.bytes, reused=clip.reused)
+        metrics.clip_delivered(clip)
         lineage.collect_hook_lineage(self, self._inputs, clip)
         if self.do_xcom_push and "ti" in context:
             # The connection too: Airflow keeps the rendered arguments of the last runs only.
             facts = {**clip.as_dict(), "aws_conn_id": self.aws_conn_id}
             context["ti"].xcom_push(key="clip", value=facts)
+        self._require_match(clip)
         lineage.add_asset_events(self.outlets, context, clip)
         return clip.key
+
+    def _beside(self) -> Beside:
+        """What is wanted beside the clip.
+
+        :raises InvalidRequest: it cannot be had.
+        """
+        return Beside.of(
+            clip_location(self.s3_key, self.s3_bucket),
+            poster_key=self.poster_key,
+            last_frame_key=self.last_frame_key,
+            sidecar_key=self.sidecar_key,
+            looks_inside=self.check_content,
+            ledger_prefix=self.ledger_prefix,
+        )
+
+    def _put_beside(self, clip: Clip, context: Context) -> Clip:
+        try:
+            beside = self._beside()
+        except InvalidRequest as error:  # resumed on a worker where it cannot be had
+            self.log.warning("The clip is stored without what was wanted beside it: %s", error.args[0])
+            return clip
+        return put_beside(
+            self._s3,
+            clip,
+            beside,
+            request=self._shown_requests.get(clip.model),
+            asked_by=asdict(asked_by(context)),
+            upload_args=self.s3_extra_args or {},
+            limits=self.hook.limits,
+        )
+
+    def _require_match(self, clip: Clip) -> None:
+        """:raises ClipMismatch: the clip is not what was asked for, and that is to fail the task."""
+        if clip.facts is None:
+            self.log.warning("What %s measures could not be read: it was not compared.", clip.uri)
+        if not clip.mismatches:
+            return
+        words = " ".join(clip.mismatches)
+        if self.on_mismatch == "fail":
+            raise ClipMismatch(
+                f"The clip at {clip.uri} is not what was asked for. {words} It is kept, and will not be bought again. "
+                "To take it as it is, set on_mismatch='warn'; to render anew, delete it.",
+                bought=Bought.YES if clip.renders_bought_here else Bought.NO,
+            )
+        self.log.warning("The clip at %s is not what was asked for. %s", clip.uri, words)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What the OpenLineage provider asks for when the task has succeeded."""
@@ -526,7 +669,8 @@ def refuse_multiple_outputs(value: object) -> None:
         )
 
 
-def _default_retry_policy() -> RetryPolicy | None:
+def default_retry_policy() -> RetryPolicy | None:
+    """The retry policy of a task whose author sets none; None where Airflow knows of no policies."""
     try:
         from airflow_provider_codegateway.retry_policy import CodeGatewayRetryPolicy
     except ImportError:  # Airflow before 3.3 has no retry policies
@@ -534,7 +678,8 @@ def _default_retry_policy() -> RetryPolicy | None:
     return CodeGatewayRetryPolicy()
 
 
-def _asked_by(context: Context) -> TaskRun:
+def asked_by(context: Context) -> TaskRun:
+    """The task instance that is running, for the journal."""
     instance: Any = context.get("ti")
     values = {name: getattr(instance, name, None) for name in ("dag_id", "task_id", "run_id")}
     index = getattr(instance, "map_index", None)
@@ -544,7 +689,7 @@ def _asked_by(context: Context) -> TaskRun:
     )
 
 
-def _requesters(context: Context) -> tuple[str, str | None]:
+def requesters(context: Context) -> tuple[str, str | None]:
     """Who asks for the clip, and how the first versions named them."""
     instance: Any = context.get("ti")
     dag_id, run_id = getattr(instance, "dag_id", None), getattr(instance, "run_id", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,8 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
+
+log = logging.getLogger(__name__)
 
 OPERATORS = ("GenerateVideoOperator", "_GenerateVideoDecoratedOperator")
 """The class names of the operators whose tasks make clips, as Airflow stores them."""
@@ -28,6 +31,10 @@ _BEGUN = ("running", "deferred", "success", "failed", "up_for_retry", "restartin
 
 class NotLoggedIn(Exception):
     """Airflow does not know the viewer."""
+
+
+class NoAnswer(Exception):
+    """Airflow failed to answer."""
 
 
 class NotAllowed(Exception):
@@ -232,6 +239,9 @@ class AirflowApi:
             raise NotLoggedIn
         if answer.status_code == 404:
             raise _NotFound
+        if answer.status_code >= 500:
+            log.warning("Airflow's API answered %d to %s.", answer.status_code, path)
+            raise NoAnswer
         if answer.status_code != 200:
             raise NotAllowed
         return answer.json()
@@ -242,13 +252,13 @@ class _NotFound(NotAllowed):
 
 
 def _path(task: TaskRef, *, in_path: bool = False) -> str:
-    """Of a task instance. Mapped ones have their index in the path, but for their XComs."""
+    """Of a task instance. XComs take the map index as a parameter, all else in the path."""
     if not task.is_plain:
         raise NotAllowed
     path = (
         f"/dags/{_quoted(task.dag_id)}/dagRuns/{_quoted(task.run_id)}/taskInstances/{_quoted(task.task_id)}"
     )
-    return f"{path}/{task.map_index}" if in_path and task.map_index >= 0 else path
+    return f"{path}/{task.map_index}" if in_path else path
 
 
 def _quoted(part: str) -> str:

@@ -24,7 +24,13 @@ from starlette.types import Receive, Scope, Send
 
 from airflow_provider_codegateway.links import URL_PREFIX
 from airflow_provider_codegateway.plugins import clips, storage
-from airflow_provider_codegateway.plugins.airflow_api import AirflowApi, NotAllowed, NotLoggedIn, TaskRef
+from airflow_provider_codegateway.plugins.airflow_api import (
+    AirflowApi,
+    NoAnswer,
+    NotAllowed,
+    NotLoggedIn,
+    TaskRef,
+)
 from airflow_provider_codegateway.plugins.clips import Choice, ConnId, Entry
 
 Result = TypeVar("Result")
@@ -69,9 +75,11 @@ def create_app() -> FastAPI:
     app.get("/api/filters")(filters)
     app.get("/api/clip")(clip)
     app.get("/api/link")(link)
+    app.get("/api/poster")(poster)
     app.exception_handler(HTTPException)(_refuse)
     app.exception_handler(NotLoggedIn)(_refuse_stranger)
     app.exception_handler(NotAllowed)(_refuse_viewer)
+    app.exception_handler(NoAnswer)(_fail)
     app.middleware("http")(_with_headers)
     return app
 
@@ -124,13 +132,13 @@ async def gallery_page(api: ApiDep, choice: ChoiceDep, stills: bool = False) -> 
         return _html("gallery.html")
     page = await clips.recent(api, choice)
     places = {(entry.aws_conn_id, entry.clip.bucket) for entry in page.entries if entry.clip}
-    return _html("gallery.html", media=await _origins(places, _GALLERY_PATIENCE))
+    return _html("gallery.html", media=await origins(places, _GALLERY_PATIENCE))
 
 
 async def clip_page(entry: EntryDep) -> Response:
     """The page of one clip. Its policy names the one place that its video comes from."""
     places = [(entry.aws_conn_id, entry.clip.bucket)] if entry.clip else ()
-    return _html("clip.html", media=await _origins(places, _PAGE_PATIENCE))
+    return _html("clip.html", media=await origins(places, _PAGE_PATIENCE))
 
 
 async def gallery(api: ApiDep, choice: ChoiceDep) -> Response:
@@ -147,6 +155,7 @@ async def filters(api: ApiDep) -> Response:
 async def clip(api: ApiDep, entry: EntryDep) -> Response:
     """The facts of one clip, and of the task that makes it."""
     tries = await api.tries(entry.task)
+    error = None if entry.clip else await clips.error_of(api, entry.task)
     return _json(
         {
             "task": asdict(entry.task),
@@ -157,6 +166,7 @@ async def clip(api: ApiDep, entry: EntryDep) -> Response:
             "target": entry.target and entry.target.uri,
             "clip": entry.clip and entry.clip.as_dict(),
             "stored": _iso(entry.stored),
+            "error": error,
             "request": entry.request,
             "tries": [
                 {
@@ -176,15 +186,33 @@ async def link(api: ApiDep, entry: EntryDep) -> Response:
     """A link to the video, for a few minutes; or why there is none."""
     try:
         async with asyncio.timeout(_LINK_PATIENCE):
-            found = await _in_thread(_link_threads, storage.look_at, entry)
-            if not found.is_own and not await clips.may_see_work_of(api, found.stored_by, found.clip):
-                raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
+            found = await _found(api, entry)
             url = await _in_thread(_link_threads, found.sign)
     except TimeoutError:
         return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
     except storage.NoLink as error:
         return _no_link(error)
     return _json({"url": url, "seconds": storage.LINK_SECONDS})
+
+
+async def poster(api: ApiDep, entry: EntryDep) -> Response:
+    """The first picture of a clip: small, so it comes through Airflow, and the page's policy need name no S3."""
+    try:
+        async with asyncio.timeout(_LINK_PATIENCE):
+            found = await _found(api, entry)
+            content, kind = await _in_thread(_link_threads, found.poster)
+    except TimeoutError:
+        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
+    except storage.NoLink as error:
+        return _no_link(error)
+    return Response(content, media_type=kind)
+
+
+async def _found(api: AirflowApi, entry: Entry) -> storage.Found:
+    found = await _in_thread(_link_threads, storage.look_at, entry)
+    if not found.is_own and not await clips.may_see_work_of(api, found.stored_by, found.clip):
+        raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
+    return found
 
 
 def _no_link(error: storage.NoLink) -> Response:
@@ -207,6 +235,8 @@ def _card(entry: Entry) -> dict[str, Any]:
             "reused": clip.reused,
             "fingerprint": clip.fingerprint,
             "cost": clip.cost,
+            "duration": (clip.facts or {}).get("duration"),
+            "has_poster": clip.poster is not None,
         },
     }
 
@@ -224,7 +254,7 @@ def _in_thread(
     return asyncio.get_running_loop().run_in_executor(threads, function, *args)
 
 
-async def _origins(places: Collection[tuple[ConnId, str]], patience: float) -> list[str]:
+async def origins(places: Collection[tuple[ConnId, str]], patience: float) -> list[str]:
     """The origins of links into these places, as far as they can be told in ``patience`` seconds."""
     if not places:
         return []
@@ -264,6 +294,10 @@ async def _refuse_stranger(request: Request, error: Exception) -> Response:
 
 async def _refuse_viewer(request: Request, error: Exception) -> Response:
     return await _refuse(request, HTTPException(403, _NOTHING_TO_SEE))
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    return await _refuse(request, HTTPException(503, "Airflow's API failed. Its log says why."))
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:

@@ -31,6 +31,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
     PAGE,
     AirflowApi,
     Instance,
+    NoAnswer,
     NotAllowed,
     Position,
     TaskRef,
@@ -38,7 +39,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
-"""A longer XCom is no clip of ours."""
+"""A longer XCom is not one of ours."""
 MAX_PAGES = 5
 """So many pages of Airflow's list are read at most for one page of the gallery, if little of it is wanted."""
 _REQUEST_FIELDS = ("prompt", "image", "aspect_ratio", "duration", "resolution", "generate_audio", "seed")
@@ -222,6 +223,8 @@ async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
         found = await api.xcom(instance.task, "clip")
     except NotAllowed:
         return None
+    except NoAnswer:  # a value that its JSON cannot hold, such as NaN in some versions
+        found = None
     clip = parse_clip(found[0]) if found else None
     return Entry(
         instance=instance,
@@ -247,13 +250,25 @@ def _aws_conn_id(instance: Instance, clip: str) -> ConnId:
 async def look_up(api: AirflowApi, task: TaskRef) -> Entry:
     """A task instance and its clip.
 
-    :raises NotAllowed: there is none, it is no task of ours, or the viewer may not see it.
+    :raises NotAllowed: there is none, it is not a task of ours, or the viewer may not see it.
     """
     instance = await api.instance(task)
     entry = await _entry(api, instance)
     if entry is None or not (entry.clip or _is_ours(instance)):
         raise NotAllowed
     return entry
+
+
+async def error_of(api: AirflowApi, task: TaskRef) -> dict[str, str] | None:
+    """The error that the task's latest try ended with, if it left one: class, message, and what was bought."""
+    found = await api.xcom(task, "clip_error")
+    try:
+        error = json.loads(found[0]) if found else None
+    except ValueError:
+        return None
+    if not isinstance(error, dict):
+        return None
+    return {name: str(error.get(name, ""))[:MAX_VALUE_CHARACTERS] for name in ("class", "message", "bought")}
 
 
 async def may_see_work_of(api: AirflowApi, run: str, clip: Clip) -> bool:

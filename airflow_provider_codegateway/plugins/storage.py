@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_codegateway.clip import Clip, Marks, S3Location, identities
+from airflow_provider_codegateway.clip import BESIDE, Clip, Marks, S3Location, identities, split_uri
 from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId
 from airflow_provider_codegateway.s3 import Problem as S3Problem
 from airflow_provider_codegateway.s3 import error_code, error_words, problem_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.plugins.airflow_api import TaskRef
     from airflow_provider_codegateway.plugins.clips import Entry
 
+_MAX_POSTER = 4 * 1024 * 1024
 LINK_SECONDS = 300
 """How long a link can be used."""
 
@@ -79,9 +80,28 @@ class Found:
     is_own: bool
     s3: S3Client
 
+    def poster(self) -> tuple[bytes, str]:
+        """Its first picture, and the picture's type.
+
+        :raises NoLink: there is none, or what is there does not belong to the clip.
+        """
+        at = split_uri(self.clip.poster or "")
+        if at is None:
+            raise NoLink(Problem.GONE)
+        try:
+            answer = self.s3.get_object(Bucket=at.bucket, Key=at.key)
+            content = answer["Body"].read(_MAX_POSTER + 1)
+        except Exception as error:
+            raise no_link(error, place_is_known=False) from None
+        kind = answer["ContentType"]
+        is_ours = answer["Metadata"].get(BESIDE) == self.clip.fingerprint
+        if not is_ours or kind not in ("image/jpeg", "image/png") or len(content) > _MAX_POSTER:
+            raise NoLink(Problem.NOT_THE_CLIP)
+        return content, kind
+
     def sign(self) -> str:
         """A URL that shows it for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log."""
-        return _sign(self.s3, S3Location(self.clip.bucket, self.clip.key))
+        return sign(self.s3, S3Location(self.clip.bucket, self.clip.key))
 
 
 def look_at(entry: Entry) -> Found:
@@ -95,7 +115,7 @@ def look_at(entry: Entry) -> Found:
     if entry.aws_conn_id is UNKNOWN:
         raise NoLink(Problem.FORGOTTEN)
     try:
-        s3 = _client(entry.aws_conn_id, clip.bucket)
+        s3 = client_for(entry.aws_conn_id, clip.bucket)
         marks = Marks.from_metadata(s3.head_object(Bucket=clip.bucket, Key=clip.key)["Metadata"])
     except Exception as error:
         place_is_known = entry.target == S3Location(clip.bucket, clip.key)
@@ -115,7 +135,7 @@ def media_origin(aws_conn_id: ConnId, bucket: str) -> str | None:
 def _media_origin(aws_conn_id: str | None, bucket: str, period: int) -> str | None:
     """Also that it cannot be said is remembered: not every view of a page shall wait for an S3 that is down."""
     try:
-        url = urlsplit(_sign(_client(aws_conn_id, bucket), S3Location(bucket, "any")))
+        url = urlsplit(sign(client_for(aws_conn_id, bucket), S3Location(bucket, "any")))
     except Exception:
         return None  # the link, when asked for, will say why
     return f"{url.scheme}://{url.netloc}"
@@ -144,8 +164,9 @@ def no_link(error: Exception, *, place_is_known: bool) -> NoLink:
     return NoLink(problem, error_words(error))
 
 
-def _client(aws_conn_id: str | None, bucket: str) -> S3Client:
-    return _client_for(aws_conn_id, bucket, _period())
+def client_for(aws_conn_id: str | None, bucket: str) -> S3Client:
+    """A client for a bucket; of the last minute, at most."""
+    return _client_in_region(aws_conn_id, bucket, _period())
 
 
 def _period() -> int:
@@ -153,13 +174,13 @@ def _period() -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _client_for(aws_conn_id: str | None, bucket: str, period: int) -> S3Client:
+def _client_in_region(aws_conn_id: str | None, bucket: str, period: int) -> S3Client:
     """A client for a bucket, in the bucket's own region: botocore follows a bucket, but not when it signs a link."""
-    s3 = _make_client(aws_conn_id, None, period)
+    s3 = make_client(aws_conn_id, None, period)
     if not _is_aws(s3) or bucket.startswith("arn:"):  # an ARN names its region
         return s3
     region = _region_of(s3, bucket)
-    return s3 if region in (None, s3.meta.region_name) else _make_client(aws_conn_id, region, period)
+    return s3 if region in (None, s3.meta.region_name) else make_client(aws_conn_id, region, period)
 
 
 def _region_of(s3: S3Client, bucket: str) -> str | None:
@@ -178,7 +199,11 @@ def _is_aws(s3: S3Client) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3Client:
+def make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3Client:
+    """A client that gives up soon, and signs links as browsers need them.
+
+    :param period: a new one is made when it changes.
+    """
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 
@@ -201,7 +226,8 @@ def _make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3
     return client
 
 
-def _sign(s3: S3Client, at: S3Location) -> str:
+def sign(s3: S3Client, at: S3Location) -> str:
+    """A link to an object, which shows it as a video."""
     _signing.link = True
     try:
         return s3.generate_presigned_url(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from airflow_provider_codegateway.clip import TaskRun
 from airflow_provider_codegateway.exceptions import BudgetExceeded, CodeGatewayError
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.spend.budgets import require_max_cost
-from airflow_provider_codegateway.spend.fold import Kind, Row, cost_columns
+from airflow_provider_codegateway.spend.budgets import batch_refusal, require_max_cost
+from airflow_provider_codegateway.spend.fold import Kind, Row, cost_columns, timestamp
 from airflow_provider_codegateway.spend.journal import Journal, Outcome, Reserve, open_journal
 from airflow_provider_codegateway.spend.prices import Cost, PricedRender, show_amount
 from airflow_provider_codegateway.spend.settings import SpendSettings
@@ -127,6 +127,25 @@ class Account:
             row = Row(kind="reserved", written="", dag_id=asked_by.dag_id, run_id=asked_by.run_id)
             cost = self.cost(body)
             self._journal.try_out(Reserve(render=row, cost=cost, budgets=self.settings.budgets, seconds=0))
+
+    def require_room_for(self, renders: int, at_most: Decimal | None, *, asked_by: TaskRun) -> None:
+        """Refuse a batch that would not fit into the budgets now. Nothing is recorded.
+
+        :param at_most: what the renders cost together, at their worst; None if one of them has no price.
+        :raises BudgetExceeded, StorageUnavailable, InvalidTarget: as ``reserve``.
+        """
+        if self._journal is None or not self.settings.budgets or not renders:
+            return
+        state, now = self._journal.state()
+        at = timestamp(now)
+        row = Row(kind="reserved", written=at, day=at[:10], dag_id=asked_by.dag_id, run_id=asked_by.run_id)
+        currency = self.settings.currency or ""
+        problems = [
+            batch_refusal(budget, state.tally(budget, row), renders, at_most, currency)
+            for budget in self.settings.budgets
+        ]
+        if words := [problem for problem in problems if problem is not None]:
+            raise BudgetExceeded("\n".join(words))
 
     def bought(self, reservation: str) -> None:
         """The render was answered: it is paid for. Saying so twice changes nothing."""

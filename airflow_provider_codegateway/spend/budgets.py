@@ -137,6 +137,33 @@ def _opens(budget: Budget, now: datetime) -> str:
     return f"It opens again at {day:%Y-%m-%d %H:%M} UTC."
 
 
+def batch_refusal(
+    budget: Budget, total: Tally, renders: int, at_most: Decimal | None, currency: str
+) -> str | None:
+    """Why a budget has no room for so many renders; None if it has.
+
+    :param total: everything that counts in the budget's period.
+    :param at_most: what the renders cost together; None if one of them has no price.
+    """
+    if budget.renders is not None:
+        left = max(0, budget.renders - total.renders)
+        if renders <= left:
+            return None
+        return (
+            f"The batch needs {renders:,} renders, and the budget of {budget.renders:,} renders per {budget.per} has "
+            f"room for {left:,}. Make the batch smaller, or raise the budget."
+        )
+    assert budget.amount is not None
+    room = max(Decimal(0), budget.amount - total.amount(currency))
+    if at_most is not None and at_most <= room:
+        return None
+    needs = "an amount that is not known" if at_most is None else f"up to {show_amount(at_most)} {currency}"
+    return (
+        f"The batch costs {needs}, and the budget of {show_amount(budget.amount)} {currency} per {budget.per} has "
+        f"{show_amount(room)} {currency} left. Make the batch smaller, or raise the budget."
+    )
+
+
 def require_max_cost(cost: Cost | None, max_cost: Decimal | None, *, renders: int = 1) -> None:
     """Refuse a clip that may cost more than its author allows.
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import split_uri
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidConnection, InvalidRequest
-from airflow_provider_codegateway.models import PORTABLE, build_request
+from airflow_provider_codegateway.models import PORTABLE, build_chain
 from airflow_provider_codegateway.s3 import error_words, read_object
 from airflow_provider_codegateway.spend.journal import Journal, Outcome
+from airflow_provider_codegateway.spend.prices import cost_of_chain
 from airflow_provider_codegateway.spend.report import (
     DIMENSIONS,
     FORMATS,
@@ -230,18 +231,20 @@ def estimate_rows(place: Place, options: argparse.Namespace) -> int:
     for number, row in enumerate(rows, 1):
         try:
             arguments = {
-                name: value for name, value in {**defaults, **row}.items() if name in {"model", *PORTABLE}
+                name: value
+                for name, value in {**defaults, **row}.items()
+                if name in {"model", "fallbacks", *PORTABLE}
             }
-            request = build_request(**arguments)
+            requests = build_chain(**arguments)
         except (InvalidRequest, TypeError) as error:
             words = error.problems if isinstance(error, InvalidRequest) else ["model is missing."]
             problems += [f"row {number}: {each}" for each in words]
             continue
-        cost = settings.cost(request.body())
+        cost = cost_of_chain([settings.cost(request.body()) for request in requests])
         costs.append(cost)
         amounts = cost.as_dict() if cost else dict.fromkeys(("amount", "at_most", "currency"))
         assumed = ",".join(cost.assumed) if cost else ""
-        lines.append({"row": number, "model": request.model, **amounts, "assumed": assumed or None})
+        lines.append({"row": number, "model": requests[0].model, **amounts, "assumed": assumed or None})
     if problems:
         print("\n".join([f"{len(problems)} problems:", *(f"- {each}" for each in problems)]), file=sys.stderr)
         return 1

@@ -7,8 +7,8 @@ None, never 0.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
@@ -172,7 +172,8 @@ class Cost:
     """What something costs.
 
     :param amount: None if it is not known.
-    :param at_most: the same as ``amount`` where that is known; else the worst price that is possible, if there is one.
+    :param at_most: the worst price that is possible, if there is one. Of a single render the same as ``amount`` where
+        that is known.
     :param assumed: parameters that the request left open, counted as the model's documented defaults.
     :param price: the line of the price list; of several that are possible, the dearest.
     """
@@ -219,6 +220,18 @@ class Cost:
             price=values.get("price"),
             **amounts,
         )
+
+
+def cost_of_chain(costs: Sequence[Cost | None]) -> Cost | None:
+    """What one render of a chain costs: as the first model, and at most as the dearest.
+
+    :return: None if the first model has no price; ``at_most`` is None if another has none.
+    """
+    first = costs[0]
+    known = [each.at_most for each in costs if each is not None and each.at_most is not None]
+    if first is None or len(costs) == 1:
+        return first
+    return replace(first, at_most=max(known) if len(known) == len(costs) else None)
 
 
 def cost_of(render: PricedRender, prices: Iterable[Price], currency: str) -> Cost | None:

@@ -8,12 +8,13 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import NoReturn, Protocol
 
 import httpx
 
 from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferError
+from airflow_provider_codegateway.facts import Ending, Verdict
+from airflow_provider_codegateway.http_dates import http_date, retry_after
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import NETWORK_ERRORS, Client, RedirectRefused, Response
 from airflow_provider_codegateway.redaction import redact_url, redact_urls
@@ -21,10 +22,19 @@ from airflow_provider_codegateway.redaction import redact_url, redact_urls
 log = logging.getLogger(__name__)
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_GONE = frozenset({404, 410})
 # What a presigned link that has run out is answered with: S3 and CloudFront 403, Google Cloud Storage 400,
-# Azure 403, gateways of their own 401, 404 or 410.
-_REFUSALS = frozenset({400, 401, 403, 404, 410})
-_EXPIRED = rb"(?i)\bexpired\b|Signature not valid in the specified time frame"
+# Azure 403, gateways of their own 401.
+_REFUSALS = frozenset({400, 401, 403})
+# In a store's own XML. The page of a web filter may say that a session has expired, and knows nothing of the link.
+_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error>", re.ASCII)
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body|!--)", re.ASCII | re.IGNORECASE)
+_EXPIRED = re.compile(
+    rb"<Code>(?:ExpiredToken|RequestExpired|TokenRefreshRequired)</Code>"
+    rb"|<Message>[^<]*\bexpired\b"
+    rb"|Signature not valid in the specified time frame",
+    re.IGNORECASE,
+)
 
 
 class _Broken(Exception):
@@ -35,6 +45,10 @@ class _Broken(Exception):
         self.retry_after = retry_after
 
 
+class _NotWhole(_Broken):
+    """The host took the clip for whole, and it is not."""
+
+
 class Sink(Protocol):
     """Where a download goes."""
 
@@ -43,6 +57,9 @@ class Sink(Protocol):
 
     def filled(self, count: int) -> None:
         """Take up so many bytes, which lie at the start of the room."""
+
+    def ending(self) -> Ending:
+        """What the bytes say of their end, if these were all."""
 
     def restart(self) -> None:
         """Forget all bytes: the stream begins anew."""
@@ -77,11 +94,15 @@ class Download:
         :raises ClipExpired: the clip's host refused the link, which has run out.
         :raises ClipTransferError: the clip cannot be had now.
         """
-        failures, best = 0, 0
+        failures, best, not_whole_at = 0, 0, -1
         while True:
             try:
                 self._one_connection(sink)
             except _Broken as broken:
+                if isinstance(broken, _NotWhole):
+                    if self._offset == not_whole_at:
+                        self._give_up_for_good(broken)
+                    not_whole_at = self._offset
                 failures = 1 if self._offset > best else failures + 1
                 best = max(best, self._offset)
                 self._require_time()
@@ -99,12 +120,29 @@ class Download:
             self._network(),
             self._client.get(self._url, self._range(), check_redirect=_require_no_less_secure) as response,
         ):
+            if self._is_at_its_end(response) and sink.ending().verdict is not Verdict.CUT:
+                return
             self._begin(response, sink)
             for chunk in self._at_a_decent_speed(response.chunks):
                 _pour(chunk, sink)
                 self._offset += len(chunk)
+            is_announced = self._total is not None or _ends_where_it_says(response)
         if self._total is not None and self._offset != self._total:
             raise _Broken(f"ended at byte {self._offset} of {self._total}")
+        self._require_whole(sink.ending(), is_announced=is_announced)
+
+    def _is_at_its_end(self, response: Response) -> bool:
+        """Whether the host, asked to go on, says that nothing follows."""
+        end = response.headers.get("content-range", "")
+        return bool(self._offset) and response.status == 416 and end == f"bytes */{self._offset}"
+
+    def _require_whole(self, ending: Ending, *, is_announced: bool) -> None:
+        """:raises _NotWhole: the container says so; or it says nothing, and neither did the host."""
+        if ending.verdict is Verdict.CUT:
+            self._total = None  # its host was wrong about it
+            raise _NotWhole(f"it is not whole: {ending.words}")
+        if ending.verdict is Verdict.SILENT and not is_announced:
+            raise _NotWhole("neither its host nor the clip itself says whether these are all bytes")
 
     @contextmanager
     def _network(self) -> Iterator[None]:
@@ -173,8 +211,15 @@ class Download:
     def _refuse(self, response: Response) -> NoReturn:
         status, shown = response.status, redact_url(response.url)
         if status in _RETRIED:
-            raise _Broken(f"answered {status}", retry_after=_retry_after(response.headers))
-        if status in _REFUSALS and self._is_expired(response):
+            raise _Broken(
+                f"answered {status}", retry_after=retry_after(response.headers.get("retry-after")) or 0.0
+            )
+        words = next(response.chunks, b"")[:4096]
+        if status in _GONE and not _HTML.match(words):
+            raise ClipExpired(
+                f"The clip at {shown} is gone: its host answered {status}. Only another render gives another clip."
+            )
+        if (status in _GONE or status in _REFUSALS) and self._is_expired(response, words):
             raise ClipExpired(
                 f"The link to the clip at {shown} has run out: its host answered {status}. It cannot be renewed; only "
                 "another render gives another clip."
@@ -184,11 +229,18 @@ class Download:
             "ask CodeGateway about this clip."
         )
 
-    def _is_expired(self, response: Response) -> bool:
-        now = _date(response.headers.get("date")) or time.time()
+    def _is_expired(self, response: Response, words: bytes) -> bool:
+        now = http_date(response.headers.get("date")) or time.time()
         if self._expires_at is not None and now >= self._expires_at:
             return True
-        return bool(re.search(_EXPIRED, next(response.chunks, b"")[:4096]))
+        return bool(_XML.match(words) and _EXPIRED.search(words))
+
+    def _give_up_for_good(self, broken: _Broken) -> NoReturn:
+        raise ClipTransferError(
+            f"The download of {self._shown} ended twice at byte {self._offset:,}, and {broken}. It was not stored. "
+            "Retry the task: it downloads again, for free, while the link lives. If that goes on, ask CodeGateway "
+            "about this clip."
+        ) from None
 
     def _give_up(self, broken: _Broken, failures: int) -> NoReturn:
         of = "" if self._total is None else f" of {self._total}"
@@ -203,6 +255,12 @@ class Download:
                 f"The download of {self._shown} took more than {self._limits.transfer_timeout:.0f} s and had come to "
                 f"byte {self._offset}. Retry the task: it downloads again, for free, while the link lives."
             ) from None
+
+
+def _ends_where_it_says(response: Response) -> bool:
+    """Whether the body's end is known from its head, and not by the connection's end."""
+    coding = response.headers.get("transfer-encoding", "").lower()
+    return response.length is not None or coding.endswith("chunked")
 
 
 def _pour(chunk: bytes, sink: Sink) -> None:
@@ -240,20 +298,5 @@ def _strong_validator(headers: httpx.Headers) -> str | None:
     etag = headers.get("etag")
     if etag is not None:
         return etag if etag.startswith('"') else None
-    modified, now = _date(headers.get("last-modified")), _date(headers.get("date"))
+    modified, now = http_date(headers.get("last-modified")), http_date(headers.get("date"))
     return headers["last-modified"] if modified and now and now - modified >= 1 else None
-
-
-def _date(value: str | None) -> float | None:
-    try:
-        return parsedate_to_datetime(value).timestamp() if value else None
-    except ValueError:
-        return None
-
-
-def _retry_after(headers: httpx.Headers) -> float:
-    value = headers.get("retry-after", "")
-    if value.isdecimal():
-        return float(value)
-    date = _date(value)
-    return max(0.0, date - time.time()) if date else 0.0

@@ -4,16 +4,17 @@ One thread (the caller's) downloads and cuts the clip into parts; three others u
 fixed number of blocks that are used again and again, so the memory is the same for a clip of any length.
 
 S3 shows an object when its ``PutObject`` or ``CompleteMultipartUpload`` has succeeded, not before. Neither is
-sent until all bytes are there and are an MP4. Whatever ends a transfer early aborts its multipart upload.
+sent until all bytes are there and their container is whole. Whatever ends a transfer early aborts its multipart upload.
 (A killed process cannot: a lifecycle rule with ``AbortIncompleteMultipartUpload`` helps with those.)
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway.clip import Facts, S3Location
 from airflow_provider_codegateway.exceptions import ClipTransferError
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import Stopped
@@ -21,9 +22,11 @@ from airflow_provider_codegateway.transfer.download import Download
 from airflow_provider_codegateway.transfer.upload import Upload, UploadStopped, UploadTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from mypy_boto3_s3 import S3Client
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +35,16 @@ class StoredClip:
 
     :param bytes: the size, as downloaded and as S3 confirmed it.
     :param sha256: of all bytes, in hexadecimal.
+    :param media_type: such as ``video/mp4``.
+    :param facts: what it measures, where its container says so.
+    :param may_leave_uploads: whether S3 may have open uploads of this transfer that are nobody's any more.
     """
 
     bytes: int
     sha256: str
+    media_type: str
+    facts: Facts | None
+    may_leave_uploads: bool
 
 
 class Transfer:
@@ -43,7 +52,8 @@ class Transfer:
 
     :param url: the clip's URL, presigned or not. It is sent no credentials.
     :param s3: a boto3 client, as ``S3Hook(...).get_conn()`` gives it.
-    :param metadata: the object's metadata, ASCII.
+    :param metadata: makes the object's metadata, ASCII, of the clip's facts. A long clip's facts may be known only
+        when its metadata are sent already; then it is told None.
     :param upload_args: as ``S3Hook(extra_args=...)``: each goes to all calls that take it. Older Ceph servers
         silently drop ``Tagging`` from multipart uploads.
     :param expires_at: Unix seconds at which the link runs out, where that is known.
@@ -56,7 +66,7 @@ class Transfer:
         *,
         s3: S3Client,
         target: S3Location,
-        metadata: Mapping[str, str],
+        metadata: Callable[[Facts | None], Mapping[str, str]],
         upload_args: Mapping[str, Any] | None = None,
         expires_at: float | None = None,
         limits: Limits = LIMITS,
@@ -78,7 +88,16 @@ class Transfer:
         except (Stopped, UploadStopped) as error:
             raise ClipTransferError("The transfer was cancelled.") from error
         self._target.confirm(self._upload.size)
-        return StoredClip(bytes=self._upload.size, sha256=self._upload.sha256)
+        stored = StoredClip(
+            bytes=self._upload.size,
+            sha256=self._upload.sha256,
+            media_type=self._upload.media_type,
+            facts=self._upload.facts,
+            may_leave_uploads=self._upload.may_leave_uploads,
+        )
+        if stored.media_type != "video/mp4":
+            log.warning("The clip is not an MP4. It was stored as it is, as %s.", stored.media_type)
+        return stored
 
     def stop(self) -> None:
         """End it with an error, soon. From any thread."""

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway.clip import Facts, S3Location
 from airflow_provider_codegateway.exceptions import (
     ClipTransferError,
     CodeGatewayError,
     InvalidRequest,
     InvalidTarget,
 )
+from airflow_provider_codegateway.facts import Container, Ending
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.redaction import redact_urls
 from airflow_provider_codegateway.s3 import (
@@ -34,7 +35,7 @@ from airflow_provider_codegateway.s3 import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Self
+    from typing import NoReturn, Self
 
     from mypy_boto3_s3 import S3Client
 
@@ -84,9 +85,9 @@ def prove_upload(
 
 
 def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
-    target = UploadTarget(s3, at, {}, upload_args)
+    target = UploadTarget(s3, at, lambda _: {}, upload_args)
     try:
-        upload_id = target.create()
+        upload_id = target.create(target.object_args("video/mp4", None)).id
     except ClipTransferError as error:
         cause = error.__cause__
         problem: CodeGatewayError = InvalidTarget(error.args[0])
@@ -161,9 +162,10 @@ class PartCutter:
             self._filled = 0
         return self._blocks[-1][self._filled :]
 
-    def filled(self, count: int) -> None:
-        """Take up so many bytes, which lie at the start of the room."""
+    def filled(self, count: int) -> memoryview:
+        """Take up so many bytes, which lie at the start of the room, and return them."""
         self._filled += count
+        return self._blocks[-1][self._filled - count : self._filled]
 
     def rest(self) -> list[memoryview]:
         """Return what was not handed on: at most one part."""
@@ -238,33 +240,44 @@ class PartBody:
         return self._at
 
 
+@dataclass(frozen=True)
+class BegunUpload:
+    """A multipart upload.
+
+    :param is_alone: False if botocore had to ask twice: the first answer may have been lost, and its upload be open.
+    """
+
+    id: str
+    is_alone: bool
+
+
 @dataclass(frozen=True, eq=False, repr=False)  # the arguments may hold a customer's encryption key
 class UploadTarget:
     """One S3 object to be, and the calls that make it.
 
-    :param metadata: the object's, ASCII.
+    :param metadata: the object's, ASCII; made of the clip's facts, as far as they are known when it is sent.
     :param upload_args: each goes to all calls that take it.
     """
 
     s3: S3Client
     at: S3Location
-    metadata: Mapping[str, str]
+    metadata: Callable[[Facts | None], Mapping[str, str]]
     upload_args: Mapping[str, Any]
 
-    @property
-    def _object_args(self) -> dict[str, Any]:
-        return {"ContentType": "video/mp4", **self.upload_args, "Metadata": dict(self.metadata)}
+    def object_args(self, media_type: str | None, facts: Facts | None) -> dict[str, Any]:
+        """What the object says of itself: its type, unless the author gave it one, and its metadata."""
+        type_ = {} if media_type is None else {"ContentType": media_type}
+        return {**type_, **self.upload_args, "Metadata": dict(self.metadata(facts))}
 
-    def put(self, body: PartBody) -> None:
+    def put(self, body: PartBody, object_args: Mapping[str, Any]) -> None:
         """Store the clip in one call."""
-        self._call("PutObject", self.s3.put_object, Body=body, **self._object_args)
+        self._call("PutObject", self.s3.put_object, Body=body, **object_args)
 
-    def create(self) -> str:
-        """Begin a multipart upload; its id."""
-        return str(
-            self._call("CreateMultipartUpload", self.s3.create_multipart_upload, **self._object_args)[
-                "UploadId"
-            ]
+    def create(self, object_args: Mapping[str, Any]) -> BegunUpload:
+        """Begin a multipart upload."""
+        answer = self._call("CreateMultipartUpload", self.s3.create_multipart_upload, **object_args)
+        return BegunUpload(
+            str(answer["UploadId"]), is_alone=not answer.get("ResponseMetadata", {}).get("RetryAttempts")
         )
 
     def upload_part(self, upload_id: str, number: int, body: PartBody) -> dict[str, Any]:
@@ -372,25 +385,32 @@ class _Attempt:
         self._creation = threading.Lock()
         self._upload_id: str | None = None
         self._failure: BaseException | None = None
+        self.may_leave_uploads = False
+        """Whether S3 may have an open upload of ours that this attempt does not end."""
 
     @property
     def is_multipart(self) -> bool:
         """Whether a part was sent."""
         return bool(self._parts)
 
-    def put(self, clip: list[memoryview]) -> Future[None]:
+    def put(self, clip: list[memoryview], object_args: Mapping[str, Any]) -> Future[None]:
         """Begin to store the clip in one call."""
-        return self._pool.submit(self._target.put, PartBody(clip, self._stopped))
+        return self._pool.submit(self._target.put, PartBody(clip, self._stopped), object_args)
 
-    def send(self, part: list[memoryview], *, sent: Callable[[], None]) -> None:
-        """Send the next part, and call ``sent`` when it is sent, or has failed."""
+    def send(
+        self, part: list[memoryview], *, object_args: Mapping[str, Any], sent: Callable[[], None]
+    ) -> None:
+        """Send the next part, and call ``sent`` when it is sent, or has failed.
+
+        :param object_args: those of the first part are the object's.
+        """
         number = len(self._parts) + 1
         if number > self._limits.max_parts:
             raise ClipTransferError(
                 f"The clip is longer than {self._limits.max_parts} parts of {self._limits.part_size} bytes, S3's limit "
                 "for one object."
             )
-        self._parts.append(self._pool.submit(self._send, number, part, sent))
+        self._parts.append(self._pool.submit(self._send, number, part, object_args, sent))
 
     def complete(self) -> None:
         """Wait for the parts and make them one object."""
@@ -415,9 +435,16 @@ class _Attempt:
         closing.start()
         closing.join()
 
-    def _send(self, number: int, part: list[memoryview], sent: Callable[[], None]) -> dict[str, Any]:
+    def _send(
+        self,
+        number: int,
+        part: list[memoryview],
+        object_args: Mapping[str, Any],
+        sent: Callable[[], None],
+    ) -> dict[str, Any]:
         try:
-            return self._target.upload_part(self._created(), number, PartBody(part, self._stopped))
+            upload_id = self._created(object_args)
+            return self._target.upload_part(upload_id, number, PartBody(part, self._stopped))
         except BaseException as error:
             self._failure = self._failure or error
             self._stopped.set()
@@ -425,12 +452,13 @@ class _Attempt:
         finally:
             sent()
 
-    def _created(self) -> str:
+    def _created(self, object_args: Mapping[str, Any]) -> str:
         with self._creation:
             if self._stopped.is_set():
                 raise UploadStopped
             if self._upload_id is None:
-                self._upload_id = self._target.create()
+                begun = self._target.create(object_args)
+                self._upload_id, self.may_leave_uploads = begun.id, not begun.is_alone
             return self._upload_id
 
     def _complete(self) -> None:
@@ -446,6 +474,7 @@ class _Attempt:
         try:
             self._target.abort(self._upload_id)
         except ClipTransferError as error:
+            self.may_leave_uploads = True
             log.warning("The multipart upload %s could not be aborted: %s", self._upload_id, error)
 
 
@@ -460,6 +489,13 @@ class Upload:
         self._cutter = PartCutter(limits.part_size // limits.block_size, take=self._take, hand_on=self._send)
         self._hash = hashlib.sha256()
         self._size = 0
+        self._container = Container(limits)
+        self._may_leave_uploads = False
+
+    @property
+    def may_leave_uploads(self) -> bool:
+        """Whether S3 may have open uploads of ours that are nobody's any more."""
+        return self._may_leave_uploads or self._attempt.may_leave_uploads
 
     @property
     def size(self) -> int:
@@ -470,6 +506,16 @@ class Upload:
     def sha256(self) -> str:
         """Of the object's bytes, in hexadecimal."""
         return self._hash.hexdigest()
+
+    @property
+    def media_type(self) -> str:
+        """Of the object, such as ``video/mp4``."""
+        return self._container.media_type or "application/octet-stream"
+
+    @property
+    def facts(self) -> Facts | None:
+        """Of the clip, if its container says them."""
+        return self._container.facts
 
     def __enter__(self) -> Self:
         return self
@@ -490,26 +536,49 @@ class Upload:
         return self._cutter.room()
 
     def filled(self, count: int) -> None:
-        """Take up so many bytes, which lie at the start of the room."""
-        self._cutter.filled(count)
+        """Take up so many bytes, which lie at the start of the room.
+
+        :raises ClipTransferError: they are not those of a video.
+        """
+        self._container.feed(self._cutter.filled(count))
+        if self._container.is_refused:
+            self._refuse()
+
+    def ending(self) -> Ending:
+        """What the container says, if these were all bytes.
+
+        :raises ClipTransferError: there are none, or not those of a video.
+        """
+        if self._container.media_type is None:
+            self._refuse()
+        return self._container.ending()
+
+    def _refuse(self) -> NoReturn:
+        if self._container.is_empty:
+            raise ClipTransferError("The clip's host sent no bytes at all.")
+        raise ClipTransferError(
+            f"What the clip's host sent is not a video: it is {self._container.looks_like}. It was not stored. Retry "
+            "the task: it asks again, for free. If that goes on, ask CodeGateway about this clip."
+        )
 
     def restart(self) -> None:
         """Forget all bytes: the stream begins anew."""
+        self._container = Container(self._limits)
         self._attempt.close()
+        self._may_leave_uploads |= self._attempt.may_leave_uploads
         self._attempt = _Attempt(self._target, self._limits)
         self._blocks.give_back(self._cutter.restart())
         self._hash, self._size = hashlib.sha256(), 0
 
     def finish(self) -> None:
-        """Make the object visible."""
+        """Make the object visible. Whether it is whole was asked for before; see ``ending``."""
         last = self._cutter.rest()
         if self._attempt.is_multipart:
             if last:
                 self._send(last)
             self._attempt.complete()
             return
-        _require_mp4(last[0] if last else memoryview(b""))
-        stored = self._attempt.put(last)
+        stored = self._attempt.put(last, self._object_args(self._container.facts))
         self._count(last)
         stored.result()
 
@@ -519,23 +588,15 @@ class Upload:
         return block
 
     def _send(self, part: list[memoryview]) -> None:
-        if not self._attempt.is_multipart:
-            _require_mp4(part[0])
-        self._attempt.send(part, sent=partial(self._blocks.give_back, part))
+        sent = partial(self._blocks.give_back, part)
+        self._attempt.send(part, object_args=self._object_args(self._container.early_facts), sent=sent)
         # Hashed while it is on its way: only this thread fills blocks, so they stay as they are till then.
         self._count(part)
+
+    def _object_args(self, facts: Facts | None) -> dict[str, Any]:
+        return self._target.object_args(self._container.media_type, facts)
 
     def _count(self, part: list[memoryview]) -> None:
         for block in part:
             self._hash.update(block)
             self._size += len(block)
-
-
-def _require_mp4(head: memoryview) -> None:
-    """Refuse what does not begin as an MP4 does (ISO/IEC 14496-12: a ``ftyp`` box comes first)."""
-    if not head:
-        raise ClipTransferError("The clip's host sent no bytes at all.")
-    if bytes(head[4:8]) != b"ftyp":
-        raise ClipTransferError(
-            "What the clip's host sent is not an MP4: it has no `ftyp` at byte 4. It was not stored."
-        )

@@ -7,6 +7,7 @@ from airflow.providers.common.compat.sdk import DAG
 from airflow.providers.standard.operators.python import PythonOperator
 
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
 from benchmarks.naive import NaiveOperator, quickstart
 from benchmarks.transfer_in_worker import TransferInWorkerOperator
 
@@ -32,6 +33,17 @@ with dag("warm_up"):
 with dag("deferrable"):
     GenerateVideoOperator.partial(task_id="clip", deferrable=True, s3_bucket=BUCKET, **BODY).expand(
         s3_key=keys("deferrable")
+    )
+
+with dag("batch"):
+    GenerateVideosOperator(
+        task_id="clip",
+        requests=[{"s3_key": key} for key in keys("batch")],
+        result_path=f"s3://{BUCKET}/batch-result/",
+        max_active=COUNT,
+        deferrable=True,
+        s3_bucket=BUCKET,
+        **BODY,
     )
 
 with dag("transfer_in_worker"):

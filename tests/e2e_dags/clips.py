@@ -9,6 +9,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
+from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
 from benchmarks.naive import NaiveOperator
 
 COUNT = int(os.environ["CODEGATEWAY_E2E_CLIPS"])
@@ -39,6 +40,19 @@ mapped("blocking", deferrable=False)
 mapped("deferrable", deferrable=True)
 mapped("survivors", deferrable=True, codegateway_conn_id="codegateway_hasty")
 mapped("bought_once", deferrable=True, codegateway_conn_id="codegateway_hasty", max_renders=1)
+
+with DAG(dag_id="batch", schedule=None):
+    GenerateVideosOperator(
+        task_id="clip",
+        requests=[{"id": f"{number:04}"} for number in range(COUNT)],
+        result_path=f"s3://{CLIP['s3_bucket']}/" + "batch-result/{{ run_id }}/",
+        s3_key="batch/{{ run_id }}/{id}.mp4",
+        max_active=COUNT,
+        codegateway_conn_id="codegateway_hasty",
+        deferrable=True,
+        **CLIP,
+    )
+
 single("single", deferrable=True)
 single("impatient", deferrable=True, execution_timeout=timedelta(seconds=30))
 

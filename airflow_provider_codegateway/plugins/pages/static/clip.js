@@ -1,4 +1,4 @@
-import { byId, element, fit, get, moment, paint, reason, seconds, shape, showFailure, size } from "./common.js";
+import { amount, byId, element, fit, get, moment, paint, reason, seconds, shape, showFailure, size } from "./common.js";
 
 const query = new URLSearchParams(location.search);
 const task = Object.fromEntries(
@@ -8,9 +8,9 @@ const task = Object.fromEntries(
 // The form of the state of a task: a word for a person, and what it means for the clip.
 const ABSENT = {
   success: "This task ended well, but left no facts of a clip: its XCom “clip” is missing.",
-  running: "The clip is being made. A render takes about two minutes.",
-  deferred: "The clip is being made, without holding a worker. A render takes about two minutes.",
-  failed: "This task failed, so there is no clip. Its log says why, and what was bought.",
+  running: "Rendering. It usually takes about two minutes.",
+  deferred: "Rendering. No worker slot is used. It usually takes about two minutes.",
+  failed: "This task failed, so there is no clip.",
   upstream_failed: "A task before this one failed, so nothing was rendered.",
   up_for_retry: "The last try failed. Airflow will try again.",
   skipped: "This task was skipped, so nothing was rendered.",
@@ -65,6 +65,11 @@ function showVideo({ clip, request, state }) {
   const screen = byId("screen");
   screen.style.setProperty("--shape", shape(request?.aspect_ratio));
   paint(screen, clip?.fingerprint);
+  if (clip?.poster && !byId("poster")) {
+    const poster = element("img", { id: "poster", class: "poster", src: `api/poster?${new URLSearchParams(task)}`, alt: "" });
+    poster.addEventListener("error", () => poster.remove());
+    byId("play").querySelector(".disc").before(poster);
+  }
   byId("play").hidden = !clip || !byId("video").hidden;
   byId("absent").hidden = Boolean(clip);
   byId("absent").textContent = clip ? "" : (ABSENT[state] ?? WAITING);
@@ -97,7 +102,7 @@ async function copy(text) {
   }
 }
 
-function showFacts({ clip, stored, request }) {
+function showFacts({ clip, stored, request, model, target, error }) {
   byId("prompt").textContent =
     request?.prompt ?? (request ? "No prompt: this clip was made from an image." : "The prompt was not rendered, or Airflow no longer keeps it.");
   byId("prompt").classList.toggle("muted", !request?.prompt);
@@ -106,20 +111,34 @@ function showFacts({ clip, stored, request }) {
   headline.replaceChildren();
   facts.replaceChildren();
   if (!clip) {
-    longFact(facts, "S3 URI", "None: there is no clip.");
+    if (model) fact(headline, "Model", model);
+    if (error) longFact(facts, "Error", element("strong", {}, error.class), " ", error.message);
+    if (error) fact(facts, "Bought", error.bought);
+    longFact(facts, "Target", target ? element("code", {}, target) : "The arguments were not rendered, or Airflow no longer keeps them.");
     return;
   }
   fact(headline, "Model", clip.model);
   fact(headline, "Size", size(clip.bytes));
   fact(headline, "Render time", seconds(clip.render_seconds));
+  fact(headline, "Cost", amount(clip.cost) ?? "not known");
+  if (clip.facts) {
+    const { width, height, duration, fps, audio } = clip.facts;
+    if (duration) fact(headline, "Duration", seconds(duration));
+    if (width && height) fact(facts, "Picture", `${width} × ${height}${fps ? `, ${fps} frames a second` : ""}`);
+    fact(facts, "Sound", audio ? "yes" : "no");
+  }
+  if (clip.mismatches?.length) longFact(facts, "Not as asked for", clip.mismatches.join(" "));
+  if (clip.fallback?.length) longFact(facts, "Fallback", clip.fallback.map(({ model, reason }) => `${model}: ${reason}`).join("; "));
   fact(headline, "Renders bought", clip.reused ? "none: reused" : String(clip.renders_bought));
   longFact(facts, "S3 URI", element("code", {}, clip.uri), " ", copyButton(clip.uri));
   fact(facts, "Stored", moment(stored));
   if (clip.created !== null) fact(facts, "Rendered", moment(new Date(clip.created * 1000).toISOString()));
   fact(facts, "Bytes", clip.bytes.toLocaleString());
   fact(facts, "Reused", clip.reused ? `yes: it was there already, after ${clip.renders_bought} renders` : "no");
-  longFact(facts, "Fingerprint", element("code", {}, clip.fingerprint));
-  if (clip.sha256) longFact(facts, "SHA-256", element("code", {}, clip.sha256));
+  const technical = element("dl", {});
+  fact(technical, "Fingerprint", element("code", {}, clip.fingerprint));
+  if (clip.sha256) fact(technical, "SHA-256", element("code", {}, clip.sha256));
+  facts.append(element("details", { class: "long" }, element("summary", {}, "Technical"), technical));
 }
 
 function showRequest(request) {
@@ -141,8 +160,17 @@ function taskUrl() {
   return new URL(`../dags/${part(task.dag_id)}/runs/${part(task.run_id)}/tasks/${part(task.task_id)}${mapped}`, location).href;
 }
 
-function showTask() {
-  const link = element("a", { href: taskUrl() }, task.task_id);
+function dagUrl() {
+  return new URL(`../dags/${encodeURIComponent(task.dag_id)}`, location).href;
+}
+
+function runUrl() {
+  return `${dagUrl()}/runs/${encodeURIComponent(task.run_id)}`;
+}
+
+/** A link to a page of Airflow's. */
+function airflowLink(href, text) {
+  const link = element("a", { href }, text);
   link.addEventListener("click", (event) => {
     if (window.parent === window) return;
     // In Airflow's own frame, which may not be left: the UI around it goes there itself.
@@ -150,10 +178,18 @@ function showTask() {
     window.parent.history.pushState(null, "", link.href);
     window.parent.dispatchEvent(new PopStateEvent("popstate"));
   });
-  fact(byId("task"), "Task", link);
-  fact(byId("task"), "DAG", task.dag_id);
-  fact(byId("task"), "Run", task.run_id);
-  if (task.map_index !== "-1") fact(byId("task"), "Map index", task.map_index);
+  return link;
+}
+
+function showTask({ label, number }) {
+  const list = byId("task");
+  if (list.contains(document.activeElement)) return; // a refresh takes nobody's focus
+  list.replaceChildren();
+  fact(list, "Task", airflowLink(taskUrl(), task.task_id));
+  if (task.map_index !== "-1") fact(list, "Mapped", label ?? task.map_index);
+  fact(list, "DAG", airflowLink(dagUrl(), task.dag_id));
+  fact(list, "Run", airflowLink(runUrl(), task.run_id));
+  if (number > 0) fact(list, "Log", airflowLink(`${taskUrl()}?try_number=${number}`, "of the latest try"));
 }
 
 function showTries(tries) {
@@ -238,10 +274,13 @@ async function show() {
   showVideo(facts);
   showFacts(facts);
   showRequest(facts.request);
+  showTask(facts);
   showTries(facts.tries);
   byId("clip").hidden = false;
   byId("status").textContent = facts.clip ? "The clip is ready to play." : byId("absent").textContent;
-  document.title = `${task.task_id} · Clip`;
+  const name = (facts.clip?.key ?? facts.target ?? task.task_id).split("/").pop();
+  document.title = `${name} · Clip`;
+  byId("name").textContent = name;
   if (facts.clip) return;
   if (NOT_ENDED.includes(facts.state)) setTimeout(refresh, POLL_MILLISECONDS);
 }
@@ -264,5 +303,4 @@ async function refresh() {
 byId("play").addEventListener("click", play);
 byId("video").addEventListener("loadedmetadata", () => fit(byId("screen"), byId("video")));
 byId("video").addEventListener("error", revive);
-showTask();
 show().catch(showFailure);

@@ -83,6 +83,11 @@ export function size(bytes) {
   return `${value.toFixed(1)} ${units[unit]}`;
 }
 
+/** An amount of money, as it was written down; null if it is not known. */
+export function amount(cost) {
+  return cost?.amount ? `${cost.amount} ${cost.currency}` : null;
+}
+
 export function seconds(value) {
   if (value === null || value === undefined) return "–";
   if (value < 100) return `${value.toFixed(1)} s`;

@@ -1,18 +1,27 @@
-import { ago, byId, clipPage, element, fit, get, paint, shape, showFailure, size } from "./common.js";
+import { ago, amount, byId, clipPage, element, fit, get, paint, seconds, shape, showFailure, size } from "./common.js";
 
 const query = new URLSearchParams(location.search);
-const chosen = Object.fromEntries(["dag_id", "model", "before"].map((name) => [name, query.get(name) ?? ""]));
+const chosen = Object.fromEntries(["dag_id", "model", "state", "words", "before"].map((name) => [name, query.get(name) ?? ""]));
 const stills = query.get("stills") === "true";
 
 function card(clip) {
   const { task } = clip;
   const picture = element("div", { class: "picture" });
-  const screen = element("div", { class: "screen", "aria-hidden": "true" }, element("span", { class: "art" }), element("span", { class: "disc" }));
+  const screen = element("div", { class: "screen", "aria-hidden": "true" }, element("span", { class: "art" }), ...(clip.clip ? [element("span", { class: "disc" })] : []));
+  screen.classList.toggle("without", !clip.clip);
   screen.style.setProperty("--shape", shape(clip.aspect_ratio));
-  paint(screen, clip.fingerprint);
+  paint(screen, clip.clip?.fingerprint);
+  if (clip.clip?.has_poster) {
+    const poster = element("img", { class: "poster", src: `api/poster?${new URLSearchParams(task)}`, alt: "", loading: "lazy" });
+    poster.addEventListener("error", () => poster.remove());
+    screen.querySelector(".disc").before(poster);
+  }
   picture.append(screen);
-  const mapped = task.map_index >= 0 ? ` [${task.map_index}]` : "";
+  const mapped = task.map_index >= 0 ? ` [${clip.label ?? task.map_index}]` : "";
   const title = clip.prompt ?? `${task.task_id}${mapped}`;
+  const about = clip.clip
+    ? [clip.clip.duration && seconds(clip.clip.duration), size(clip.clip.bytes), amount(clip.clip.cost), clip.clip.reused && "reused"]
+    : [];
   const made = element(
     "li",
     {},
@@ -22,16 +31,21 @@ function card(clip) {
       picture,
       element("span", { class: "title" }, title),
       element("span", { class: "meta" }, `${task.dag_id} · ${task.task_id}${mapped}`),
-      element("span", { class: "meta" }, element("span", { class: "chip" }, clip.model)),
       element(
         "span",
         { class: "meta" },
-        element("time", { datetime: clip.stored, title: new Date(clip.stored).toLocaleString() }, ago(clip.stored)),
-        ` · ${size(clip.bytes)}${clip.reused ? " · reused" : ""}`,
+        ...(clip.model ? [element("span", { class: "chip" }, clip.model)] : []),
+        ...(clip.state === "success" ? [] : [" ", element("span", { class: "state", "data-state": clip.state }, clip.state.replaceAll("_", " "))]),
+      ),
+      element(
+        "span",
+        { class: "meta" },
+        element("time", { datetime: clip.when, title: new Date(clip.when).toLocaleString() }, ago(clip.when)),
+        ...about.filter(Boolean).map((words) => ` · ${words}`),
       ),
     ),
   );
-  return { made, screen, task };
+  return { made, screen, task, hasClip: Boolean(clip.clip) };
 }
 
 /** The first frame, fetched when its card comes into view; what S3 does not give stays a painted card. */
@@ -87,17 +101,44 @@ async function showClips() {
   const cards = clips.map(card);
   byId("cards").replaceChildren(...cards.map(({ made }) => made));
   showPages(next);
-  byId("status").textContent = `${clips.length} clips on this page.`;
+  const totals = summary(clips);
+  byId("status").textContent = totals;
+  byId("totals").textContent = totals;
   if (!clips.length) {
     const [title, text] = next
-      ? ["No clips on this page", "What Airflow has here are no clips of this provider. Older clips follow."]
-      : chosen.dag_id || chosen.model || chosen.before
-        ? ["No clips here", "Choose another DAG or model."]
+      ? ["No clips on this page", "None of the newest tasks fits. Older clips follow."]
+      : Object.values(chosen).some(Boolean)
+        ? ["No clips here", "Choose another DAG, model or state, or other words."]
         : ["No clips yet", "When a task of a DAG that you may read has made a clip, it is here."];
     byId("failure").replaceChildren(element("h2", {}, title), element("p", {}, text));
     byId("failure").hidden = false;
   }
-  if (stills) showStillsInView(cards);
+  if (stills) showStillsInView(cards.filter(({ hasClip }) => hasClip));
+}
+
+/** How many clips are shown, and what they cost together: by currency, as far as it is known. */
+function summary(clips) {
+  const costs = new Map();
+  for (const { clip } of clips) {
+    const cost = clip?.reused ? null : clip?.cost;
+    if (cost?.amount) costs.set(cost.currency, plus(costs.get(cost.currency) ?? "0", cost.amount));
+  }
+  const unpriced = clips.filter(({ clip }) => clip && !clip.reused && !clip.cost?.amount).length;
+  const words = [`${clips.length} ${clips.length === 1 ? "task" : "tasks"} on this page`];
+  for (const [currency, total] of costs) words.push(`${total} ${currency}`);
+  if (costs.size && unpriced) words.push(`${unpriced} without a price`);
+  return `${words.join(" · ")}.`;
+}
+
+/** The sum of two amounts, exactly: they are texts of decimal digits. */
+function plus(one, other) {
+  const places = Math.max(...[one, other].map((text) => (text.split(".")[1] ?? "").length));
+  const units = (text) => {
+    const [whole, fraction = ""] = text.split(".");
+    return BigInt(whole + fraction.padEnd(places, "0"));
+  };
+  const digits = String(units(one) + units(other)).padStart(places + 1, "0");
+  return places ? `${digits.slice(0, -places)}.${digits.slice(-places)}` : digits;
 }
 
 /** What is chosen can be chosen, also before there is an answer, or where there is none. */
@@ -119,6 +160,11 @@ async function showFilters() {
 byId("filter").addEventListener("formdata", ({ formData }) => {
   for (const [name, value] of [...formData]) if (!value) formData.delete(name);
 });
+for (const id of ["dag_id", "model", "state", "stills"]) {
+  byId(id).addEventListener("change", () => byId("filter").requestSubmit());
+}
+byId("words").value = chosen.words;
+byId("state").value = chosen.state;
 byId("stills").checked = stills;
 document.addEventListener("securitypolicyviolation", reloadOnce);
 showClips().catch(showFailure);

@@ -1,0 +1,32 @@
+"""Many clips in one task: rows are checked whole, rendered side by side, and listed in a manifest."""
+
+from airflow_provider_codegateway.batch.lines import LineFile
+from airflow_provider_codegateway.batch.result import Summary, Tolerance, manifest_location, rows_location
+from airflow_provider_codegateway.batch.rows import (
+    ROW_FIELDS,
+    Asker,
+    Checked,
+    Row,
+    check_rows,
+    count_missing,
+    read_requests,
+)
+from airflow_provider_codegateway.batch.run import Batch, Means, is_paid
+
+__all__ = [
+    "ROW_FIELDS",
+    "Asker",
+    "Batch",
+    "Checked",
+    "LineFile",
+    "Means",
+    "Row",
+    "Summary",
+    "Tolerance",
+    "check_rows",
+    "count_missing",
+    "is_paid",
+    "manifest_location",
+    "read_requests",
+    "rows_location",
+]

@@ -1,0 +1,579 @@
+"""The rows of a batch: read, completed with defaults, and checked, all of them, before anything is bought."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import re
+import string
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
+from itertools import islice
+from typing import IO, TYPE_CHECKING, Any
+
+from airflow_provider_codegateway.batch.lines import LineFile
+from airflow_provider_codegateway.clip import (
+    DEFAULT_LEDGER_PREFIX,
+    ClipSpec,
+    Member,
+    S3Location,
+    TaskRun,
+    clip_location,
+    split_uri,
+)
+from airflow_provider_codegateway.exceptions import BudgetExceeded, InvalidRequest, InvalidTarget
+from airflow_provider_codegateway.facts import wanted_of
+from airflow_provider_codegateway.gateway import FALLBACK_ON
+from airflow_provider_codegateway.inputs import resolve
+from airflow_provider_codegateway.ledger import Ledger
+from airflow_provider_codegateway.models import (
+    PORTABLE,
+    MediaField,
+    VideoRequest,
+    build_chain,
+    chain_fingerprint,
+)
+from airflow_provider_codegateway.s3 import Problem, problem_of, read_object, storage_error
+from airflow_provider_codegateway.spend import Account
+from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount, show_amount
+from airflow_provider_codegateway.transfer import require_upload_args
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+ROW_FIELDS = (
+    "id",
+    "model",
+    *PORTABLE,
+    "s3_key",
+    "s3_bucket",
+    "if_exists",
+    "max_renders",
+    "max_cost",
+    "fallbacks",
+    "fallback_on",
+    "on_mismatch",
+    "ledger_prefix",
+    "ledger_conn_id",
+    "s3_extra_args",
+)
+"""What a row may set. Everything else, such as the connections, is set for the whole batch."""
+
+_FROM_JSON = ("parameters", "s3_extra_args")
+"""Fields that a CSV cell holds as JSON."""
+
+_TOGETHER = 64
+"""Rows whose media are looked at together."""
+_READERS = 8
+"""Threads for that."""
+_BLOCK = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """Who asks for the clips of a batch.
+
+    :param requester: see ``clip.run_identity``.
+    :param former_requester: the same as the first versions named it.
+    :param task: the task instance, for the journal.
+    """
+
+    requester: str
+    former_requester: str | None = None
+    task: TaskRun = field(default_factory=TaskRun)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row, complete.
+
+    :param index: its place in the list, from 0.
+    :param id: what the author calls it.
+    :param arguments: those of ``ROW_FIELDS`` that are set, the batch's defaults included.
+    :param uri: where the clip goes, if that is known.
+    :param priced_by: what of the request its price depends on; see ``ClipSpec``.
+    :param problems: why nothing can be rendered for it.
+    """
+
+    index: int
+    id: str | None
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    uri: str | None = None
+    priced_by: Mapping[str, Any] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+
+    @property
+    def model(self) -> str | None:
+        """The model, if the row has one."""
+        return self.arguments.get("model")
+
+    @property
+    def on_mismatch(self) -> str:
+        """What to do if the clip is not what was asked for."""
+        return str(self.arguments.get("on_mismatch", "warn"))
+
+    @property
+    def priced_body(self) -> dict[str, Any]:
+        """As much of the request as its price depends on."""
+        return {"model": self.model, **self.priced_by}
+
+    def without_request(self) -> Row:
+        """As much of the row as is needed while it renders: its media may be large."""
+        return replace(self, arguments={"model": self.model, "on_mismatch": self.on_mismatch})
+
+    @property
+    def name(self) -> str:
+        """The row in a message."""
+        return f"Row {self.index + 1}" + ("" if self.id is None else f" (id {self.id!r})")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a line of JSON."""
+        return asdict(self)
+
+    def requests(self) -> tuple[VideoRequest, ...]:
+        """What is to be rendered, and its fallbacks, with their media as they are named.
+
+        :raises InvalidRequest: listing every problem at once.
+        """
+        arguments = {name: self.arguments.get(name) for name in PORTABLE}
+        return build_chain(self.model or "", self.arguments.get("fallbacks"), **arguments)
+
+    def spec(self, requests: Sequence[VideoRequest], asker: Asker) -> ClipSpec:
+        """The clip.
+
+        :param requests: with their media resolved.
+        :raises InvalidRequest: an argument is wrong.
+        """
+        get = self.arguments.get
+        first, *fallbacks = [
+            Member(
+                model=each.model,
+                priced_by=PricedRender.parameters(each.body()),
+                fingerprint=each.fingerprint(),
+                wanted=wanted_of(each.body()),
+            )
+            for each in requests
+        ]
+        return ClipSpec(
+            model=first.model,
+            fingerprint=chain_fingerprint(requests),
+            target=clip_location(get("s3_key", ""), get("s3_bucket")),
+            requester=asker.requester,
+            former_requester=asker.former_requester,
+            if_exists=get("if_exists", "reuse"),
+            max_renders=get("max_renders", 2),
+            ledger_prefix=get("ledger_prefix", DEFAULT_LEDGER_PREFIX),
+            ledger_conn_id=get("ledger_conn_id"),
+            upload_args=get("s3_extra_args", {}),
+            asked_by=asker.task,
+            priced_by=first.priced_by,
+            max_cost=get("max_cost"),
+            wanted=first.wanted,
+            first_fingerprint=first.fingerprint if fallbacks else None,
+            fallbacks=tuple(fallbacks),
+            fallback_on=tuple(get("fallback_on", FALLBACK_ON[:1])) if fallbacks else (),
+        )
+
+
+def with_media(requests: Iterable[VideoRequest], s3: S3Client) -> list[VideoRequest]:
+    """The requests with every image and video read, each once.
+
+    :raises InvalidRequest: listing every one that cannot be used.
+    :raises MediaUnavailable, StorageUnavailable, InvalidTarget: one could not be read.
+    """
+    found: dict[tuple[str, MediaField], str] = {}
+
+    def read(reference: str, field: MediaField) -> str:
+        if (reference, field) not in found:
+            found[reference, field] = resolve(
+                reference,
+                kind=field.kind,
+                accepts_url=field.accepts_url,
+                read_s3=lambda bucket, key, limit: read_object(s3, S3Location(bucket, key), limit),
+            )
+        return found[reference, field]
+
+    return [request.with_media(read) for request in requests]
+
+
+# Reading.
+
+
+def read_requests(requests: object, s3: S3Client) -> Iterator[Any]:
+    """Each row as it was written: a dict, or whatever else it is.
+
+    :param requests: a list of dicts, or the ``s3://`` URI of a ``.jsonl`` or ``.csv`` object.
+    :raises InvalidRequest: it is neither, or cannot be read.
+    """
+    if isinstance(requests, str):
+        yield from _read_object(requests, s3)
+    elif isinstance(requests, Iterable) and not isinstance(requests, Mapping | bytes):
+        yield from requests
+    else:
+        raise InvalidRequest(
+            f"requests must be a list of dicts, or the s3:// URI of a .jsonl or .csv object, not "
+            f"{type(requests).__name__}."
+        )
+
+
+class _Unreadable(str):
+    """Why a line is not a row."""
+
+
+def _read_object(uri: str, s3: S3Client) -> Iterator[Any]:
+    at = split_uri(uri.strip())
+    kind = uri.strip().lower().rpartition(".")[2]
+    if at is None or not at.bucket or not at.key or kind not in ("jsonl", "ndjson", "csv"):
+        raise InvalidRequest(
+            f"requests={uri.strip()[:200]!r} is not the s3:// URI of a .jsonl or .csv object. Use one such as "
+            "'s3://bucket/rows.jsonl', or a list of dicts."
+        )
+    with tempfile.TemporaryFile() as file:
+        _download(s3, at, file)
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        try:
+            yield from _csv_rows(text) if kind == "csv" else _json_rows(text)
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"{at.uri} is not UTF-8 ({error.reason}). Store it as UTF-8.") from None
+        except csv.Error as error:
+            raise InvalidRequest(f"{at.uri} is not CSV ({error}). Correct the file.") from None
+
+
+def _download(s3: S3Client, at: S3Location, file: IO[bytes]) -> None:
+    try:
+        body = s3.get_object(Bucket=at.bucket, Key=at.key)["Body"]
+        while block := body.read(_BLOCK):
+            file.write(block)
+    except Exception as error:
+        if problem_of(error) is Problem.NOT_FOUND:
+            raise InvalidRequest(
+                f"requests={at.uri!r} does not exist. Correct the URI, or upload the file."
+            ) from None
+        raise storage_error(error, doing="read the requests", at=at, permission="s3:GetObject") from error
+    file.seek(0)
+
+
+def _json_rows(lines: Iterable[str]) -> Iterator[Any]:
+    for line in lines:
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                yield _Unreadable(f"it is not JSON ({error}). Write one object a line.")
+
+
+def _csv_rows(text: Iterable[str]) -> Iterator[Any]:
+    for row in csv.DictReader(text):
+        if None in row:
+            yield _Unreadable("it has more cells than the header. Put quotes around cells with commas.")
+        else:
+            yield row
+
+
+# Checking.
+
+
+@dataclass
+class Checked:
+    """All rows, checked.
+
+    :param rows: each as ``Row.as_dict``; close it in the end.
+    :param problems: one sentence or more for each row that is wrong.
+    :param renders: how many clips the others are.
+    :param at_most: what these cost at most; None if one has no price, or there are no prices.
+    """
+
+    rows: LineFile
+    problems: list[str] = field(default_factory=list)
+    invalid: int = 0
+    renders: int = 0
+    at_most: Decimal | None = None
+    unpriced: int = 0
+
+    def priced(self, at_most: Decimal | None) -> None:
+        """Count one render."""
+        self.renders += 1
+        if at_most is None:
+            self.unpriced += 1
+        else:
+            self.at_most = (self.at_most or Decimal(0)) + at_most
+
+
+def check_rows(raw: Iterable[Any], *, defaults: Mapping[str, Any], s3: S3Client, account: Account) -> Checked:
+    """Complete and check every row. Reads their media, and buys nothing.
+
+    :param defaults: arguments for all rows. ``s3_key`` may name fields of the row, as in ``"{id}.mp4"``.
+    :raises MediaUnavailable, StorageUnavailable: an input could not be read now.
+    """
+    checker = _Checker(defaults, s3, account)
+    checked = Checked(LineFile())
+    numbered = enumerate(raw)
+    try:
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="codegateway-media") as pool:
+            while some := list(islice(numbered, _TOGETHER)):
+                begun = [checker.begin(index, values) for index, values in some]
+                for row, cost in pool.map(checker.finish, begun):
+                    checked.rows.append(row.as_dict())
+                    if row.problems:
+                        checked.invalid += 1
+                        checked.problems += [f"{row.name}: {problem}" for problem in row.problems]
+                    else:
+                        checked.priced(cost)
+    except BaseException:
+        checked.rows.close()
+        raise
+    return checked
+
+
+class _Checker:
+    def __init__(self, defaults: Mapping[str, Any], s3: S3Client, account: Account) -> None:
+        self._defaults = {name: value for name, value in defaults.items() if _is_set(value)}
+        self._key_template = self._defaults.pop("s3_key", None)
+        self._key_fields = _template_fields(self._key_template)
+        self._s3 = s3
+        self._account = account
+        self._ids: dict[str, int] = {}
+        self._targets: dict[S3Location, int] = {}
+        self._media: dict[tuple[str, str, bool], str | None] = {}
+
+    def begin(self, index: int, values: Any) -> Row:
+        """The row, with all problems that its values alone have, and what it shares with others."""
+        if isinstance(values, _Unreadable):
+            return Row(index=index, id=None, problems=[str(values)])
+        if not isinstance(values, Mapping):
+            return Row(
+                index=index,
+                id=None,
+                problems=[
+                    f"it is {type(values).__name__}, not an object with fields such as prompt and s3_key."
+                ],
+            )
+        given = {str(name): _plain(value) for name, value in values.items() if _is_set(value)}
+        problems = [
+            self._unknown(name) for name in given if name not in ROW_FIELDS and name not in self._key_fields
+        ]
+        id_ = _as_id(given.get("id"))
+        arguments = {**self._defaults, **{name: given[name] for name in ROW_FIELDS if name in given}}
+        arguments.pop("id", None)
+        for name in _FROM_JSON:
+            _parse_json(name, arguments, problems)
+        _check_terms(arguments, problems)
+        if "s3_key" not in arguments and self._key_template is not None:
+            self._make_key({**given, "id": id_}, arguments, problems)
+        if "id" in given and id_ is None:
+            problems.append(f"id={given['id']!r} is not text or an integer.")
+        if id_ is not None and self._ids.setdefault(id_, index) != index:
+            problems.append(
+                f"id={id_!r} is that of row {self._ids[id_] + 1}, too. Give each row an id of its own."
+            )
+        try:
+            json.dumps(arguments, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            problems.append(
+                f"it has a value that JSON cannot hold ({error}). Use text, numbers and booleans."
+            )
+            arguments = {}
+        uri = self._check_target(index, arguments, problems) if arguments else None
+        return Row(index=index, id=id_, arguments=arguments, uri=uri, problems=problems)
+
+    def finish(self, row: Row) -> tuple[Row, Decimal | None]:
+        """The row with all of its problems, and what its render costs at most."""
+        problems = list(row.problems)
+        priced_by: Mapping[str, Any] = {}
+        cost = None
+        if not row.arguments:
+            return row, None
+        try:
+            requests = row.requests()
+        except InvalidRequest as error:
+            problems += error.problems
+        else:
+            try:
+                priced_by = PricedRender.parameters(requests[0].body())
+                for request in requests:
+                    request.with_media(self._look_at)
+                if not problems:
+                    spec = row.spec(requests, Asker(requester=""))
+                    Ledger.of_clip(self._s3, spec)
+                    require_upload_args(self._s3, spec.upload_args)
+                    cost = self._worst_cost(requests, spec)
+            except InvalidRequest as error:
+                problems += error.problems
+            except BudgetExceeded as error:
+                problems.append(error.args[0])
+        return replace(row, priced_by=priced_by, problems=problems), cost
+
+    def _worst_cost(self, requests: Sequence[VideoRequest], spec: ClipSpec) -> Decimal | None:
+        """What the render costs at most, by whichever model of the chain; None if one has no price."""
+        max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
+        costs = [self._account.check(request.body(), max_cost=max_cost) for request in requests]
+        amounts = [None if cost is None else cost.at_most for cost in costs]
+        known = [amount for amount in amounts if amount is not None]
+        return max(known) if len(known) == len(amounts) else None
+
+    def _unknown(self, name: str) -> str:
+        close = difflib.get_close_matches(name, ROW_FIELDS, n=1)
+        if close:
+            return f"{name!r} is not a field of a row. Did you mean {close[0]!r}?"
+        return (
+            f"{name!r} is not a field of a row. Use {', '.join(ROW_FIELDS)}; put anything else that the model has into "
+            "parameters."
+        )
+
+    def _make_key(self, given: Mapping[str, Any], arguments: dict[str, Any], problems: list[str]) -> None:
+        values = {name: _as_id(given.get(name, arguments.get(name))) for name in self._key_fields}
+        if missing := [name for name, value in values.items() if value is None]:
+            problems.append(
+                f"s3_key={self._key_template!r} uses {{{missing[0]}}}, and the row has no {missing[0]}. Set it to text "
+                "or an integer, or give the row an s3_key."
+            )
+            return
+        arguments["s3_key"] = str(self._key_template).format_map(values)
+
+    def _check_target(self, index: int, arguments: Mapping[str, Any], problems: list[str]) -> str | None:
+        if any("s3_key=" in problem for problem in problems):
+            return None  # its template was named already
+        try:
+            target = clip_location(arguments.get("s3_key", ""), arguments.get("s3_bucket"))
+        except InvalidRequest as error:
+            problems += error.problems
+            return None
+        if self._targets.setdefault(target, index) != index:
+            problems.append(
+                f"s3_key: {target.uri} is the key of row {self._targets[target] + 1}, too. Give each row a key of its "
+                "own."
+            )
+        return target.uri
+
+    def _look_at(self, reference: str, field: MediaField) -> str:
+        """Read an image or a video once for all rows, to see that it can be used."""
+        known = (reference, field.kind, field.accepts_url)
+        scheme = reference.strip().lower().partition("://")[0]
+        if scheme == "file":
+            raise ValueError(
+                f"{reference.strip()[:200]} is on one machine, and a batch may render on another; put it in S3 and "
+                "give its s3:// key"
+            )
+        if scheme not in ("s3", "http", "https"):
+            return reference  # inline, and looked at already
+        if known not in self._media:
+            self._media[known] = self._problem_of(reference, field)
+        if problem := self._media[known]:
+            raise ValueError(problem)
+        return reference
+
+    def _problem_of(self, reference: str, field: MediaField) -> str | None:
+        try:
+            resolve(
+                reference,
+                kind=field.kind,
+                accepts_url=field.accepts_url,
+                read_s3=lambda bucket, key, limit: read_object(self._s3, S3Location(bucket, key), limit),
+            )
+        except ValueError as error:
+            return str(error)
+        except InvalidTarget as error:
+            return str(error.args[0]).rstrip(".")
+        return None
+
+
+def _is_set(value: object) -> bool:
+    """Whether a cell has a value. The gap of a data frame is NaN, which differs from itself."""
+    is_gap = isinstance(value, float) and value != value
+    return value is not None and value != "" and not is_gap
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or pandas as Python's own."""
+    return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
+
+
+def _as_id(value: object) -> str | None:
+    """Text or an integer as text; None for anything else."""
+    if isinstance(value, str) and value.strip():
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _template_fields(template: object) -> list[str]:
+    """The fields that a key's template names.
+
+    :raises InvalidRequest: it has more than plain names in braces.
+    """
+    if not isinstance(template, str):
+        return []
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InvalidRequest(
+            f"s3_key={template!r} is not a template ({error}). Use one such as '{{id}}.mp4'."
+        ) from None
+    names = [name for _, name, _, _ in parts if name is not None]
+    plain = all(re.fullmatch(r"[A-Za-z_]\w*", name) for name in names)
+    if not plain or any(spec or conversion for _, _, spec, conversion in parts):
+        raise InvalidRequest(
+            f"s3_key={template!r} is not supported. Use plain field names in braces, such as '{{id}}.mp4'."
+        )
+    return list(dict.fromkeys(names))
+
+
+def _parse_json(name: str, arguments: dict[str, Any], problems: list[str]) -> None:
+    value = arguments.get(name)
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = json.loads(value)
+        arguments[name] = value
+    if value is not None and not isinstance(value, Mapping):
+        problems.append(f"{name} must be an object of names and values, not {type(value).__name__}.")
+        del arguments[name]
+
+
+def _check_terms(arguments: dict[str, Any], problems: list[str]) -> None:
+    renders, exists, cost = (arguments.get(name) for name in ("max_renders", "if_exists", "max_cost"))
+    if isinstance(renders, str) and re.fullmatch(r"\d{1,4}", renders.strip()):
+        arguments["max_renders"] = renders = int(renders)
+    if renders is not None and (not isinstance(renders, int) or isinstance(renders, bool) or renders < 1):
+        problems.append(f"max_renders must be an integer of 1 or more, not {renders!r}.")
+    if exists is not None and exists not in ("reuse", "replace", "fail"):
+        problems.append(f"if_exists={exists!r} is not supported. Use 'reuse', 'replace' or 'fail'.")
+    mismatch = arguments.get("on_mismatch")
+    if mismatch is not None and mismatch not in ("warn", "fail"):
+        problems.append(f"on_mismatch={mismatch!r} is not supported. Use 'warn' or 'fail'.")
+    if (given := arguments.get("fallback_on")) is not None:
+        reasons = given.split(",") if isinstance(given, str) else given
+        reasons = [each.strip() if isinstance(each, str) else each for each in reasons]
+        if not reasons or any(each not in FALLBACK_ON for each in reasons):
+            problems.append(f"fallback_on={given!r} is not supported. Use 'unavailable', 'rejected' or both.")
+        arguments["fallback_on"] = reasons
+    if cost is not None:
+        try:
+            arguments["max_cost"] = show_amount(parse_amount(cost))
+        except ValueError as error:
+            problems.append(f"max_cost {error}.")
+
+
+def count_missing(
+    rows: Iterable[Row], *, is_paid: Callable[[Row], bool], account: Account
+) -> tuple[int, Decimal | None]:
+    """How many renders are still to be bought, and what they cost at most.
+
+    :param is_paid: whether the clip of a row is in place, or bought already.
+    """
+    renders, at_most = 0, Decimal(0)
+    unpriced = False
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="codegateway-look") as pool:
+        valid = (row for row in rows if not row.problems)
+        while some := list(islice(valid, _TOGETHER)):
+            for row, paid in zip(some, pool.map(is_paid, some), strict=True):
+                if not paid:
+                    renders += 1
+                    cost = account.cost(row.priced_body)
+                    unpriced |= cost is None or cost.at_most is None
+                    at_most += Decimal(0) if cost is None else cost.at_most or Decimal(0)
+    return renders, None if unpriced else at_most

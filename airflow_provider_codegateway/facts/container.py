@@ -1,0 +1,387 @@
+"""Whether a clip is whole, by its container: read as the bytes pass by, without keeping them.
+
+Each container is a row of elements that say how long they are. A walker reads their heads and skips the rest; only
+the index of an MP4, a few KiB, is kept for its facts.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from airflow_provider_codegateway.clip import Facts
+from airflow_provider_codegateway.facts.tracks import Index
+from airflow_provider_codegateway.limits import LIMITS, Limits
+
+
+class Verdict(Enum):
+    """What a container says of its end."""
+
+    WHOLE = auto()
+    CUT = auto()
+    """Something is missing."""
+    SILENT = auto()
+    """It does not say. Whoever brought the bytes must know that these were all."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a container says of its end, and in words what is missing."""
+
+    verdict: Verdict
+    words: str = ""
+
+
+class Walker(Protocol):
+    """Reads one kind of container."""
+
+    def feed(self, data: memoryview) -> None:
+        """Take up the next bytes."""
+
+    def ending(self) -> Ending:
+        """What the container says, if the bytes end here. More may follow."""
+
+
+_SNIFFED = 512
+"""Bytes that show what a container is."""
+
+
+class Container:
+    """A clip's bytes, in order and in pieces of any size.
+
+    :param limits: ``max_index_bytes``: a longer index of an MP4 is not kept, and has no facts.
+    """
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self._limits = limits
+        self._head = bytearray()
+        self._index = Index()
+        self._walker: Walker | None = None
+        self._media_type: str | None = None
+        self._is_known = False
+
+    def feed(self, data: memoryview) -> None:
+        """Take up the next bytes."""
+        if not self._is_known:
+            missing = _SNIFFED - len(self._head)
+            self._head += data[:missing]
+            data = data[missing:]
+            if len(self._head) < _SNIFFED:
+                return
+            self._recognise()
+        if self._walker is not None:
+            self._walker.feed(data)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the first bytes are those of something else than a video."""
+        return self._is_known and self._media_type is None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there were no bytes."""
+        return not self._head
+
+    @property
+    def media_type(self) -> str | None:
+        """What it is, such as ``video/mp4``; None if it is not a video. Asked for before the end of the first bytes,
+        it goes by what is there.
+        """
+        return self._media_type if self._is_known else _recognised(bytes(self._head))
+
+    @property
+    def has_index(self) -> bool:
+        """Whether it is of the kinds that have facts."""
+        return self.media_type in ("video/mp4", "video/quicktime")
+
+    @property
+    def looks_like(self) -> str:
+        """In words, what it is if it is not a video."""
+        return _described(bytes(self._head))
+
+    @property
+    def facts(self) -> Facts | None:
+        """What its index says, if these were all bytes; None where it says nothing."""
+        if not self._is_known:
+            self._walk_head()
+        return self._index.facts()
+
+    @property
+    def early_facts(self) -> Facts | None:
+        """The facts, where no byte that is still to come can change them."""
+        return None if self._index.is_fragmented else self.facts
+
+    def skip(self) -> int:
+        """Leave out the rest of an element that is open and not needed for the facts. How many bytes that is."""
+        return self._walker.skip() if isinstance(self._walker, _Boxes) else 0
+
+    def ending(self) -> Ending:
+        """What the container says, if the bytes end here. More may follow."""
+        walker = self._walker if self._is_known else self._walk_head()
+        return Ending(Verdict.SILENT) if walker is None else walker.ending()
+
+    def _recognise(self) -> None:
+        self._media_type = _recognised(bytes(self._head))
+        self._walker = self._walk_head()
+        self._is_known = True
+
+    def _walk_head(self) -> Walker | None:
+        """A walker over the first bytes: those that there are yet, if the clip is shorter than what shows its kind."""
+        self._index = Index()
+        walker = self._walker_for(_recognised(bytes(self._head)))
+        if walker is not None:
+            walker.feed(memoryview(bytes(self._head)))
+        return walker
+
+    def _walker_for(self, media_type: str | None) -> Walker | None:
+        match media_type:
+            case "video/mp4" | "video/quicktime":
+                return _Boxes(self._index, self._limits.max_index_bytes)
+            case "video/webm" | "video/x-matroska":
+                return _Ebml()
+            case "video/x-msvideo":
+                return _Riff()
+        return None
+
+
+# What it is.
+
+_FIRST_BOXES = (
+    rb"ftyp|styp|moov|moof|mdat|free|skip|wide|pnot|uuid|sidx|ssix|pdin|emsg|prft|mfra|meta|udta|junk"
+)
+_MAGIC: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
+    (re.compile(pattern, re.DOTALL), media_type)
+    for pattern, media_type in (
+        (rb"....ftypqt  ", "video/quicktime"),
+        (rb"....(?:" + _FIRST_BOXES + rb")", "video/mp4"),
+        (rb"\x1a\x45\xdf\xa3.{0,60}?\x42\x82.{1,8}?webm", "video/webm"),
+        (rb"\x1a\x45\xdf\xa3", "video/x-matroska"),
+        (rb"RIFF....AVI ", "video/x-msvideo"),
+        (rb"\x47.{187}\x47.{187}\x47", "video/mp2t"),
+        (rb"\0\0\x01\xba", "video/mpeg"),
+        (rb"OggS", "video/ogg"),
+        (rb"FLV\x01", "video/x-flv"),
+        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
+    )
+)
+_OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
+    (re.compile(pattern, re.DOTALL | re.IGNORECASE), words)
+    for pattern, words in (
+        (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|head|body|!--)", "an HTML page"),
+        (rb"(?:\xef\xbb\xbf)?\s*<", "XML"),
+        (rb"(?:\xef\xbb\xbf)?\s*[{\[]", "JSON"),
+        (rb"\x1f\x8b", "compressed by gzip"),
+    )
+)
+
+
+def _recognised(head: bytes) -> str | None:
+    return next((media_type for magic, media_type in _MAGIC if magic.match(head)), None)
+
+
+def _described(head: bytes) -> str:
+    return next((words for magic, words in _OTHERS if magic.match(head)), "of a kind that is not known")
+
+
+# How each is walked.
+
+
+class _Elements:
+    """Walks a row of elements: a head of a few bytes, then so many bytes to skip or to keep.
+
+    A container tells by ``_open`` what a head means.
+    """
+
+    def __init__(self, head_size: int) -> None:
+        self._at = 0
+        self._head = bytearray()
+        self._head_size = head_size
+        self._left = 0
+        """Bytes of the element that is open."""
+        self._rest_is_anything = False
+        """The rest of the bytes, however many, belong to the element that is open, or to none."""
+
+    def feed(self, data: memoryview) -> None:
+        """Take up the next bytes."""
+        while data:
+            if self._rest_is_anything or self._left:
+                count = len(data) if self._rest_is_anything else min(self._left, len(data))
+                self._pass(data[:count])
+                self._left = max(0, self._left - count)
+                if not self._left and not self._rest_is_anything:
+                    self._close()
+            else:
+                count = min(self._head_size - len(self._head), len(data))
+                self._head += data[:count]
+                if len(self._head) == self._head_size:
+                    self._open(bytes(self._head))
+            self._at += count
+            data = data[count:]
+
+    def _begin(self, size: int) -> None:
+        """An element's head is read; so many bytes of it follow."""
+        self._head.clear()
+        self._left = size
+        if not size:
+            self._close()
+
+    def _open(self, head: bytes) -> None:
+        raise NotImplementedError
+
+    def _pass(self, data: memoryview) -> None:
+        """Bytes of the element that is open."""
+
+    def _close(self) -> None:
+        """The element that is open has ended."""
+
+    def _is_between(self) -> bool:
+        return not self._left and not self._head
+
+
+class _Boxes(_Elements):
+    """MP4 and QuickTime (ISO/IEC 14496-12): a size in 4 bytes, a type, perhaps a size in 8 bytes."""
+
+    _KEPT = frozenset({b"moov", b"moof"})
+
+    def __init__(self, index: Index, max_index_bytes: int) -> None:
+        super().__init__(8)
+        self._index = index
+        self._max_index_bytes = max_index_bytes
+        self._type = b""
+        self._last = b""
+        self._ended: set[bytes] = set()
+        self._kept: bytearray | None = None
+
+    def _open(self, head: bytes) -> None:
+        size, self._type = struct.unpack(">I4s", head[:8])
+        if size == 1 and len(head) == 8:
+            self._head_size = 16
+            return
+        if size == 1:
+            (size,) = struct.unpack(">Q", head[8:])
+        self._head_size = 8
+        if not _is_type(self._type) or (size and size < len(head)):
+            self._type, self._rest_is_anything = b"", True
+            self._head.clear()
+            return
+        if not size:
+            self._rest_is_anything = True
+        self._kept = bytearray() if self._type in self._KEPT and size <= self._max_index_bytes else None
+        if self._rest_is_anything:
+            self._head.clear()
+        else:
+            self._begin(size - len(head))
+
+    def _pass(self, data: memoryview) -> None:
+        if self._kept is None:
+            return
+        if len(self._kept) + len(data) > self._max_index_bytes:
+            self._kept = None
+        else:
+            self._kept += data
+
+    def skip(self) -> int:
+        """Leave out the rest of a box, if it is not kept. How many bytes that is."""
+        count = 0 if self._kept is not None else self._left
+        if count:
+            self._at += count
+            self._left = 0
+            self._close()
+        return count
+
+    def _close(self) -> None:
+        self._ended.add(self._type)
+        self._last = self._type
+        if self._kept is not None:
+            self._index.add(self._type, bytes(self._kept))
+            self._kept = None
+
+    def ending(self) -> Ending:
+        """Whole: all boxes have ended, and the index and the media are there."""
+        if self._left:
+            name = self._type.decode("latin-1").strip()
+            return self._cut(f"its {name} box goes on to byte {self._at + self._left:,}")
+        there = self._ended | ({self._type} if self._rest_is_anything else set())
+        if b"moov" not in there:
+            return self._cut("its index (the moov box) is missing")
+        is_fragmented = self._index.is_fragmented
+        if b"mdat" not in there and not is_fragmented:
+            return self._cut("its media (the mdat box) are missing")
+        if is_fragmented:
+            if self._head or b"moof" not in there:
+                return self._cut("its last fragment is missing")
+            # Any of its fragments could be the last one, but for the index that some muxers write at the end.
+            return Ending(Verdict.WHOLE if self._last == b"mfra" else Verdict.SILENT)
+        return Ending(Verdict.SILENT if self._rest_is_anything or self._head else Verdict.WHOLE)
+
+    def _cut(self, why: str) -> Ending:
+        return Ending(Verdict.CUT, why)
+
+
+def _is_type(name: bytes) -> bool:
+    return all(0x20 <= byte <= 0x7E or byte == 0xA9 for byte in name)
+
+
+class _Ebml(_Elements):
+    """WebM and Matroska (RFC 8794): an id of 1 to 4 bytes, a size of 1 to 8, each saying how long it is."""
+
+    _SEGMENT = b"\x18\x53\x80\x67"
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._has_segment = False
+
+    def _open(self, head: bytes) -> None:
+        id_length = _vint_length(head[0])
+        if len(head) < id_length + 1:
+            self._head_size = id_length + 1
+            return
+        size_length = _vint_length(head[id_length])
+        if len(head) < id_length + size_length:
+            self._head_size = id_length + size_length
+            return
+        self._head_size = 1
+        self._has_segment |= head[:id_length] == self._SEGMENT
+        bits = 7 * size_length
+        size = int.from_bytes(head[id_length:], "big") & ((1 << bits) - 1)
+        if id_length > 4 or size_length > 8 or size == (1 << bits) - 1:
+            self._head.clear()
+            self._rest_is_anything = True  # a size that is not known, or what is no element
+        else:
+            self._begin(size)
+
+    def ending(self) -> Ending:
+        """Whole: the segment, which is the media, has ended. Many live recordings do not say where."""
+        if not self._has_segment:
+            return Ending(Verdict.CUT, "its media (the Segment) are missing")
+        if self._left:
+            return Ending(Verdict.CUT, f"its Segment goes on to byte {self._at + self._left:,}")
+        return Ending(Verdict.WHOLE if self._is_between() and not self._rest_is_anything else Verdict.SILENT)
+
+
+def _vint_length(first: int) -> int:
+    return 9 - first.bit_length()
+
+
+class _Riff(_Elements):
+    """AVI: chunks of a name and a size in 4 bytes, padded to an even size."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+
+    def _open(self, head: bytes) -> None:
+        name, size = struct.unpack("<4sI", head)
+        if name != b"RIFF" or size in (0, 0xFFFFFFFF):
+            self._head.clear()
+            self._rest_is_anything = True
+        else:
+            self._begin(size + size % 2)
+
+    def ending(self) -> Ending:
+        """Whole: all chunks have ended. One that was written to a pipe does not say where."""
+        if self._left > 1:  # the padding of the last one is often left out
+            return Ending(Verdict.CUT, f"its RIFF chunk goes on to byte {self._at + self._left:,}")
+        return Ending(Verdict.SILENT if self._rest_is_anything or self._head else Verdict.WHOLE)

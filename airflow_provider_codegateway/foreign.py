@@ -1,0 +1,54 @@
+"""Text and numbers of others: the gateway, a clip's host, an image's host, S3.
+
+What comes from outside passes through here before it reaches a message, an event, a log or a database. PostgreSQL's
+JSONB has no NUL, UTF-8 has no lone surrogate, JSON has no NaN, a terminal obeys control characters, and a pattern takes
+its time with 100 KB.
+"""
+
+from __future__ import annotations
+
+import math
+
+LONGEST_TEXT = 4096
+"""Characters. Cut to this before any pattern is applied."""
+
+
+def safe_text(value: object, limit: int = LONGEST_TEXT) -> str:
+    """One line of printable text, at most ``limit`` characters and an ellipsis.
+
+    :param value: bytes count as UTF-8; of anything else its ``str`` counts.
+    """
+    if isinstance(value, bytes | bytearray):
+        text = bytes(value[: 4 * limit + 4]).decode("utf-8", "replace")
+    else:
+        try:
+            text = str(value)
+        except Exception:  # an integer of 5,000 digits, for one
+            text = f"<{type(value).__name__}>"
+    shown = "".join(map(_printable, text[:limit]))
+    return f"{shown}…" if len(text) > limit else shown
+
+
+def safe_lines(text: str, limit: int) -> str:
+    """The same for a message of several lines."""
+    if len(text) <= limit and all(line.isprintable() for line in text.split("\n")):
+        return text
+    shown = "\n".join("".join(map(_printable, line)) for line in text[:limit].split("\n"))
+    return f"{shown}…" if len(text) > limit else shown
+
+
+def finite(value: object) -> float | None:
+    """A number of JSON that a float can hold; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"

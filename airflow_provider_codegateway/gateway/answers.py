@@ -1,0 +1,259 @@
+"""The gateway's answer to a paid render: kept as it came, read leniently, and read again by every later run.
+
+Whatever is odd about an answer, the render is paid for. So nothing of it is made use of before it is in the ledger, and
+what this version cannot read, a later one, or a person, still can.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import httpx
+
+from airflow_provider_codegateway.exceptions import Bought, RenderOutcomeUnknown
+from airflow_provider_codegateway.foreign import finite, safe_text
+from airflow_provider_codegateway.gateway.words import words_of
+from airflow_provider_codegateway.limits import MIB
+
+LONGEST_LINK = 8192
+"""Characters. A presigned link has about 1,500."""
+
+_LONGEST_LIFE = 366 * 86_400.0
+"""Seconds from the answer to ``expires_at``. S3's links live for a week at most; what is later is another unit."""
+
+_LATEST = 253_402_300_799.0
+"""Unix seconds: the end of the year 9999."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A success of the gateway, as it came.
+
+    :param body: all bytes, at most a MiB. Secret: there is a link in it.
+    :param render_seconds: how long the POST took.
+    :param received_at: Unix seconds.
+    :param is_secure: whether the gateway was reached by https.
+    """
+
+    status: int = 200
+    body: bytes = field(repr=False)
+    render_seconds: float
+    received_at: float | None = None
+    is_secure: bool = False
+
+    @property
+    def text(self) -> str:
+        """The body as text, decoded and bounded."""
+        return _text_of(self.body)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the ledger."""
+        try:
+            body = {"text": self.body.decode()}
+        except UnicodeDecodeError:
+            body = {"base64": base64.b64encode(self.body).decode()}
+        return {
+            "status": self.status,
+            **body,
+            "render_seconds": self.render_seconds,
+            "received_at": self.received_at,
+            "is_secure": self.is_secure,
+        }
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> Self:
+        """The inverse of ``as_dict``. A later version may have added fields.
+
+        :raises ValueError: it is not an answer.
+        """
+        try:
+            body = binascii.a2b_base64(kept["base64"]) if "base64" in kept else kept["text"].encode()
+            return cls(
+                status=int(kept.get("status", 200)),
+                body=body,
+                render_seconds=finite(kept.get("render_seconds")) or 0.0,
+                received_at=finite(kept.get("received_at")),
+                is_secure=kept.get("is_secure") is True,
+            )
+        except (KeyError, TypeError, AttributeError, OverflowError):
+            raise ValueError("it has no answer") from None
+
+    @classmethod
+    def of_receipt(cls, receipt: Mapping[str, Any]) -> Self:
+        """What the first versions kept: not the answer, but what they had read in it.
+
+        :raises ValueError: it is not a receipt.
+        """
+        if not isinstance(receipt, Mapping) or not isinstance(receipt.get("url"), str):
+            raise ValueError("it has no answer")
+        named = {name: receipt.get(name) for name in ("created", "model", "serving", "expires_at")}
+        body = json.dumps({**named, "data": [{"url": receipt["url"]}]}).encode()
+        return cls(body=body, render_seconds=finite(receipt.get("render_seconds")) or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What an answer says of its clip.
+
+    :param url: where the clip is, for a while. A secret: whoever has it has the clip.
+    :param expires_at: Unix seconds until which the link is good, if it expires.
+    :param created: Unix seconds at which the gateway produced the clip.
+    :param render_seconds: how long the POST took, in seconds.
+    """
+
+    url: str = field(repr=False)
+    model: str
+    render_seconds: float
+    created: float | None = None
+    serving: str | None = None
+    expires_at: float | None = None
+
+
+def read_receipt(answer: Answer) -> Receipt:
+    """What an answer says of its clip. Where it is odd, as much as can be understood.
+
+    :raises RenderOutcomeUnknown: it has no link that can be used. One render was bought.
+    """
+    text = answer.text
+    content = _first_object(text)
+    url = _usable(_url_in(content)) or _usable(_url_in_text(text))
+    if url is None:
+        # Of what this failed on, nothing is to be shown by whoever reports local variables.
+        del text, content
+        raise _unusable(answer)
+    return Receipt(
+        url=url,
+        model=safe_text(content.get("model") or "", 200),
+        created=_timestamp(content.get("created")),
+        serving=safe_text(content["serving"], 200) if isinstance(content.get("serving"), str) else None,
+        expires_at=_expiry(
+            content.get("expires_at"), answer.received_at or _timestamp(content.get("created"))
+        ),
+        render_seconds=answer.render_seconds,
+    )
+
+
+def link_over_https(url: str) -> str:
+    """The same link, less its explicit port 80, over https."""
+    parsed = httpx.URL(url)
+    return str(parsed.copy_with(scheme="https", port=None if parsed.port == 80 else parsed.port))
+
+
+def _unusable(answer: Answer) -> RenderOutcomeUnknown:
+    said = words_of(answer.text.encode("utf-8", "replace"))
+    return RenderOutcomeUnknown(
+        f"The gateway answered {answer.status} without a usable clip URL: {said}.", bought=Bought.YES
+    )
+
+
+# Text.
+
+
+def _text_of(body: bytes) -> str:
+    """At most a MiB of text, in whatever encoding and coding it came; compressed once or twice, too."""
+    for _ in range(2):
+        if not body.startswith(b"\x1f\x8b"):
+            break
+        try:
+            body = zlib.decompressobj(wbits=31).decompress(body, MIB)
+        except zlib.error:
+            break
+    return body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff")
+
+
+def _first_object(text: str) -> dict[str, Any]:
+    """The JSON object that a text begins with; empty if there is none."""
+    decoder = json.JSONDecoder(parse_int=_integer, parse_constant=lambda name: None, strict=False)
+    try:
+        content, _ = decoder.raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= 32 else None
+
+
+# The link.
+
+
+def _url_in(content: Mapping[str, Any]) -> object:
+    match content:
+        case {"data": [{"url": url}, *_]}:
+            return url
+    return None
+
+
+# Bounded repetitions, and none that another can take over from: a MiB takes time in proportion to its length.
+_LINK = re.compile(
+    r'"data"\s{0,99}:\s{0,99}\[\s{0,99}\{[^{}\[\]]{0,4096}?"url"\s{0,99}:\s{0,99}("(?:[^"\\]|\\.){1,8192}")'
+)
+
+
+def _url_in_text(text: str) -> object:
+    """The link in an answer whose end is missing, or which is no JSON for another reason."""
+    for match in _LINK.finditer(text):
+        try:
+            return json.loads(match[1], strict=False)
+        except ValueError:
+            continue
+    return None
+
+
+def _usable(url: object) -> str | None:
+    if not isinstance(url, str) or len(url) > LONGEST_LINK:
+        return None
+    # As browsers do: white space around is cut, line breaks and tabs inside are left out.
+    url = re.sub(r"[\r\n\t]", "", url.strip())
+    try:
+        parsed = httpx.URL(url)
+        usable = parsed.scheme in ("https", "http") and bool(parsed.host) and url.isprintable()
+    except (httpx.InvalidURL, ValueError):
+        return None
+    return url if usable else None
+
+
+# Times.
+
+
+def _timestamp(value: object) -> float | None:
+    """Unix seconds, from seconds, milli- or microseconds, or text; None for what is none of these."""
+    if isinstance(value, str):
+        return _timestamp_in(value.strip()[:64])
+    number = finite(value)
+    if number is None or number <= 0:
+        return None
+    for unit in (1.0, 1e3, 1e6):
+        if number / unit < 1e11:  # the year 5138
+            return number / unit
+    return None
+
+
+def _timestamp_in(text: str) -> float | None:
+    try:
+        return _timestamp(float(text))
+    except ValueError:
+        pass
+    try:
+        at = datetime.fromisoformat(text)
+        seconds = at.replace(tzinfo=at.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return seconds if 0 < seconds <= _LATEST else None
+
+
+def _expiry(value: object, since: float | None) -> float | None:
+    """When the link runs out, if that is in reach of the answer: a link that came just now has not run out."""
+    at = _timestamp(value)
+    if at is None or since is None:
+        return at
+    return at if since < at <= since + _LONGEST_LIFE else None

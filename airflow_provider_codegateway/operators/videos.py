@@ -1,0 +1,538 @@
+"""The operator for many clips in one task: a list in, a manifest out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperator,
+    conf,
+)
+
+from airflow_provider_codegateway import lineage, metrics
+from airflow_provider_codegateway.batch import (
+    ROW_FIELDS,
+    Asker,
+    Batch,
+    Checked,
+    LineFile,
+    Means,
+    Row,
+    Summary,
+    Tolerance,
+    check_rows,
+    count_missing,
+    is_paid,
+    manifest_location,
+    read_requests,
+    rows_location,
+)
+from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, IfExists, OnMismatch, split_uri
+from airflow_provider_codegateway.exceptions import (
+    BatchIncomplete,
+    BatchRefused,
+    Bought,
+    BudgetExceeded,
+    CodeGatewayError,
+    InvalidRequest,
+    RenderOutcomeUnknown,
+    from_dict,
+)
+from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
+from airflow_provider_codegateway.inputs import hide, reveal
+from airflow_provider_codegateway.ledger.store import ENCRYPTION
+from airflow_provider_codegateway.limits import LIMITS
+from airflow_provider_codegateway.models import Fallbacks
+from airflow_provider_codegateway.operators.video import (
+    FAILED_DEFERRAL,
+    HidesMedia,
+    asked_by,
+    default_retry_policy,
+    requesters,
+)
+from airflow_provider_codegateway.spend.prices import show_amount
+
+if TYPE_CHECKING:
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    from airflow.providers.common.compat.sdk import Context
+    from mypy_boto3_s3.client import S3Client
+
+    from airflow_provider_codegateway.gateway import BlockingCall
+    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+
+DEFAULT_FIELDS = tuple(name for name in ROW_FIELDS if name != "id")
+"""Arguments that are defaults for the rows."""
+
+
+class GenerateVideosOperator(BaseOperator):
+    """Renders many clips with CodeGateway in one task, and stores them and a manifest in S3.
+
+    Every row is checked before anything is bought. Each goes through the same purchase as a clip of
+    ``GenerateVideoOperator``: no crash, retry or clear buys a render again, and a task that is cleared renders what is
+    missing. Pushes the manifest's URI as ``return_value``, and counts and cost as XCom ``batch``; see
+    ``batch.Summary``.
+
+    :param requests: a list of dicts, or the ``s3://`` URI of a ``.jsonl`` or ``.csv`` object. A row may set ``id`` and
+        every argument below that is a default for rows. What rows hold is data, and never a template.
+    :param result_path: a folder in S3, for ``manifest.jsonl`` (one row a request) and ``requests.jsonl``.
+    :param max_active: how many clips may be under way at a time.
+    :param tolerated_failures: how many rows may end without a clip: a number, or a share such as ``"10%"`` or ``0.1``.
+    :param skip_invalid: leave out rows that are invalid, and name them in the manifest, instead of refusing the batch.
+    :param asset_events: ``"batch"``: one event for each outlet, an ``AssetAlias`` becomes the manifest's URI.
+        ``"clip"``: an ``AssetAlias`` becomes each clip's URI.
+    :param model: default for rows, as are all of the following up to ``s3_extra_args``; see ``GenerateVideoOperator``.
+    :param s3_key: may name fields of the row in braces, as in ``"spring/{id}.mp4"``.
+    :param codegateway_conn_id: connection to the gateway.
+    :param aws_conn_id: connection to S3.
+    :param dry_run: make all checks, push what the batch would cost as XCom ``estimate``, and skip the task. Nothing is
+        bought.
+    :param deferrable: wait in the triggerer, and hold no worker slot for the renders.
+    """
+
+    template_fields: Sequence[str] = (
+        "requests",
+        "result_path",
+        *DEFAULT_FIELDS,
+        "max_active",
+        "tolerated_failures",
+        "codegateway_conn_id",
+        "aws_conn_id",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "requests": "json",
+        "parameters": "json",
+        "fallbacks": "json",
+    }
+    ui_color = "#e8e4f3"
+
+    requests = HidesMedia()
+    image = HidesMedia()
+    parameters = HidesMedia()
+    fallbacks = HidesMedia()
+
+    def __init__(
+        self,
+        *,
+        requests: Any,
+        result_path: str,
+        max_active: int = 32,
+        tolerated_failures: float | str = 0,
+        skip_invalid: bool = False,
+        asset_events: Literal["batch", "clip"] = "batch",
+        model: str | None = None,
+        prompt: str | None = None,
+        image: str | None = None,
+        aspect_ratio: str | None = None,
+        duration: float | str | None = None,
+        resolution: str | None = None,
+        generate_audio: bool | str | None = None,
+        seed: float | str | None = None,
+        parameters: dict[str, Any] | None = None,
+        s3_key: str | None = None,
+        s3_bucket: str | None = None,
+        if_exists: IfExists = "reuse",
+        max_renders: int = 2,
+        max_cost: str | Decimal | None = None,
+        fallbacks: Fallbacks = None,
+        fallback_on: Sequence[str] | str = ("unavailable",),
+        on_mismatch: OnMismatch = "warn",
+        ledger_prefix: str = DEFAULT_LEDGER_PREFIX,
+        ledger_conn_id: str | None = None,
+        s3_extra_args: dict[str, Any] | None = None,
+        codegateway_conn_id: str = DEFAULT_CONNECTION_ID,
+        aws_conn_id: str | None = "aws_default",
+        dry_run: bool = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # Hidden here, as what is in rows is never rendered: a brace in it is no reason to wait.
+        self.requests = requests if isinstance(requests, str) else hide(requests)
+        self.result_path = result_path
+        self.max_active = max_active
+        self.tolerated_failures = tolerated_failures
+        self.skip_invalid = skip_invalid
+        self.asset_events = asset_events
+        self.model = model
+        self.prompt = prompt
+        self.image = image
+        self.aspect_ratio = aspect_ratio
+        self.duration = duration
+        self.resolution = resolution
+        self.generate_audio = generate_audio
+        self.seed = seed
+        self.parameters = parameters
+        self.s3_key = s3_key
+        self.s3_bucket = s3_bucket
+        self.if_exists = if_exists
+        self.max_renders = max_renders
+        self.max_cost = max_cost
+        self.fallbacks = fallbacks
+        self.fallback_on = fallback_on
+        self.on_mismatch = on_mismatch
+        self.ledger_prefix = ledger_prefix
+        self.ledger_conn_id = ledger_conn_id
+        self.s3_extra_args = s3_extra_args
+        self.codegateway_conn_id = codegateway_conn_id
+        self.aws_conn_id = aws_conn_id
+        self.dry_run_only = dry_run
+        self.deferrable = deferrable
+        if asset_events not in ("batch", "clip"):
+            raise InvalidRequest(f"asset_events={asset_events!r} is not supported. Use 'batch' or 'clip'.")
+        refuse_multiple_outputs(getattr(self, "multiple_outputs", False))
+        self._call: BlockingCall | None = None
+        self._is_killed = False
+        if getattr(self, "retry_policy", None) is None:
+            self.retry_policy = default_retry_policy()
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: Any,
+        seen_oids: set[int],
+    ) -> None:
+        if isinstance(parent, GenerateVideosOperator) and isinstance(parent.requests, list | tuple):
+            # Rows are data: outputs of other tasks are put in, and nothing is rendered.
+            parent.requests = _resolved(parent.requests, context)
+            template_fields = [name for name in template_fields if name != "requests"]
+        # What came of mapping is data, too: see `GenerateVideoOperator`.
+        for name in template_fields:
+            if isinstance(hides := getattr(type(parent), name, None), HidesMedia):
+                copies = hides.copies(parent)
+                seen_oids |= {copy for copy, original in copies.items() if original in seen_oids}
+        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
+
+    @cached_property
+    def hook(self) -> CodeGatewayVideoHook:
+        """The hook for ``codegateway_conn_id``."""
+        from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+
+        return CodeGatewayVideoHook(self.codegateway_conn_id)
+
+    @cached_property
+    def s3_hook(self) -> S3Hook:
+        """The hook for ``aws_conn_id``."""
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        return S3Hook(aws_conn_id=self.aws_conn_id)
+
+    def execute(self, context: Context) -> str:
+        """Render what is missing, and return the manifest's URI.
+
+        :param context: Airflow's. Without a task instance in it, nothing is deferred, and no XCom is pushed.
+        """
+        try:
+            return self._run(context or {})
+        except CodeGatewayError as error:
+            self._report(error)
+            raise
+
+    def _report(self, error: CodeGatewayError) -> None:
+        """Count and log what a failure cost. The rest of it Airflow logs, with a traceback."""
+        metrics.failed(error, self.model)
+        self.log.error("%s", error.money if isinstance(error, BatchIncomplete) else error.bought.value)
+        if isinstance(error, AirflowFailException):
+            # The author has something to change. The message says what, and our frames would only hide it.
+            error.__suppress_context__ = True
+            error.__traceback__ = None
+            if error.__cause__ is not None:
+                error.__cause__.__traceback__ = None
+
+    def _run(self, context: Context) -> str:
+        from airflow_provider_codegateway.gateway import BlockingCall
+
+        manifest = manifest_location(self.result_path)
+        Tolerance.parse(self.tolerated_failures)
+        max_active = self._checked_max_active()
+        means = self.hook.means(s3=self._s3, max_active=max_active)
+        lineage.require_assets(self.outlets, manifest)
+        asker = self._asker(context)
+        checked = self._checked(means)
+        with checked.rows as rows:
+            self._require_room(checked, means, asker)
+            if self.dry_run_only:
+                self._estimate(checked, means, context)
+            # The first write below result_path, before anything is bought: the manifest goes there, too.
+            rows.upload(self._s3, rows_location(self.result_path), put_args=self._put_args)
+            self.log.info(
+                "Rendering %s rows, at most %d at a time. The manifest will be at %s.",
+                f"{len(rows):,}",
+                max_active,
+                manifest.uri,
+            )
+            self._require_not_killed()
+            if self.deferrable and self._can_resume(context):
+                self._defer(max_active, asker)
+            if self.deferrable:
+                self.log.info(
+                    "Rendering in this process: only a task of its own in a DAG run can be deferred."
+                )
+            batch = Batch(
+                rows,
+                means,
+                asker=asker,
+                manifest=manifest,
+                max_active=max_active,
+                put_args=self._put_args,
+                limits=self.hook.limits,
+            )
+            self._call = BlockingCall()
+            self._require_not_killed()
+            try:
+                summary = self._call.run(batch.run())
+            except asyncio.CancelledError:
+                raise self._incomplete(batch.summary, "The task was stopped from outside.") from None
+        return self._hand_over(summary, context)
+
+    def _checked(self, means: Means) -> Checked:
+        """All rows, checked.
+
+        :raises InvalidRequest: rows are wrong; all of them are named.
+        """
+        defaults = {name: reveal(getattr(self, name)) for name in DEFAULT_FIELDS}
+        raw = read_requests(reveal(self.requests), self._s3)
+        checked = check_rows(raw, defaults=defaults, s3=self._s3, account=means.account)
+        try:
+            self._refuse_invalid(checked)
+            if self.asset_events == "clip":
+                for values in checked.rows:
+                    if location := split_uri(values["uri"] or ""):
+                        lineage.require_assets(self.outlets, location)
+        except BaseException:
+            checked.rows.close()
+            raise
+        return checked
+
+    def _refuse_invalid(self, checked: Checked) -> None:
+        if not checked.problems:
+            return
+        for problem in checked.problems:
+            self.log.error("%s", problem)
+        shown = checked.problems[: LIMITS.problems_shown]
+        if more := len(checked.problems) - len(shown):
+            shown.append(f"… and {more:,} more, which the log above names.")
+        if not self.skip_invalid or checked.invalid == len(checked.rows):
+            raise InvalidRequest(shown)
+        self.log.warning(
+            "skip_invalid=True: %d of %d rows are left out. The manifest names them.",
+            checked.invalid,
+            len(checked.rows),
+        )
+
+    def _require_room(self, checked: Checked, means: Means, asker: Asker) -> None:
+        """Refuse what the budgets have no room for. Clips that are in place or paid for cost nothing."""
+        account = means.account
+        at_most = None if checked.unpriced else checked.at_most
+        try:
+            account.require_room_for(checked.renders, at_most, asked_by=asker.task)
+        except BudgetExceeded:
+            missing, cost = count_missing(
+                (Row(**values) for values in checked.rows),
+                is_paid=lambda row: is_paid(row, means, asker),
+                account=account,
+            )
+            account.require_room_for(missing, cost, asked_by=asker.task)
+        if checked.at_most is not None:
+            unpriced = f", and {checked.unpriced:,} rows have no price" if checked.unpriced else ""
+            self.log.info(
+                "%s renders cost at most %s %s%s.",
+                f"{checked.renders:,}",
+                show_amount(checked.at_most),
+                account.settings.currency,
+                unpriced,
+            )
+
+    def _estimate(self, checked: Checked, means: Means, context: Context) -> NoReturn:
+        at_most = None if checked.unpriced else show_amount(checked.at_most)
+        currency = means.account.settings.currency
+        estimate = {"renders": checked.renders, "at_most": at_most, "currency": currency}
+        if "ti" in context:
+            context["ti"].xcom_push(key="estimate", value=estimate)
+        words = (
+            "an amount that the price list does not tell"
+            if at_most is None
+            else f"at most {at_most} {currency}"
+        )
+        raise AirflowSkipException(
+            f"dry_run=True: {checked.renders:,} renders would cost {words}. Nothing was bought."
+        )
+
+    def _checked_max_active(self) -> int:
+        value: Any = self.max_active
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidRequest(f"max_active must be an integer of 1 or more, not {self.max_active!r}.")
+        return value
+
+    def _asker(self, context: Context) -> Asker:
+        requester, former_requester = requesters(context)
+        return Asker(requester=requester, former_requester=former_requester, task=asked_by(context))
+
+    @property
+    def _put_args(self) -> dict[str, Any]:
+        given = self.s3_extra_args or {}
+        return {name: given[name] for name in ENCRYPTION if name in given}
+
+    @property
+    def _s3(self) -> S3Client:
+        client: S3Client = self.s3_hook.get_conn()
+        return client
+
+    def _can_resume(self, context: Context) -> bool:
+        """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""
+        instance: Any = context.get("ti")
+        if instance is None:
+            return False
+        running = getattr(instance, "task", self)
+        is_ours = isinstance(running, GenerateVideosOperator) or getattr(running, "is_mapped", False)
+        return is_ours and running.task_id == self.task_id
+
+    def _defer(self, max_active: int, asker: Asker) -> NoReturn:
+        from airflow_provider_codegateway.triggers.videos import BatchTrigger
+
+        trigger = BatchTrigger(
+            result_path=self.result_path,
+            codegateway_conn_id=self.codegateway_conn_id,
+            aws_conn_id=self.aws_conn_id,
+            max_active=max_active,
+            requester=asker.requester,
+            former_requester=asker.former_requester,
+            asked_by=asdict(asker.task),
+            put_args=self._put_args,
+        )
+        self.defer(
+            trigger=trigger,
+            method_name="execute_complete",
+            kwargs={"deferred": {"result_path": self.result_path}},
+            timeout=self.execution_timeout,
+        )
+        raise AssertionError("defer does not return")
+
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], deferred: dict[str, Any] | None = None
+    ) -> str:
+        """Take over what the trigger brought.
+
+        :param deferred: what this task knew when it deferred.
+        :raises CodeGatewayError: the very error that the trigger met, or that too many rows failed.
+        """
+        self.result_path = (deferred or {}).get("result_path", self.result_path)
+        try:
+            match event:
+                case {"status": "ended", "summary": dict(summary)}:
+                    return self._hand_over(Summary.from_dict(summary), context)
+                case {"status": "failed", "error": dict(error)}:
+                    raise from_dict(error)
+            raise self._unknown_outcome(
+                "The trigger is of another version, and what it reported is not understood."
+            )
+        except CodeGatewayError as error:
+            self._report(error)
+            raise
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume after a deferral; of one that failed, say where to look.
+
+        :raises RenderOutcomeUnknown: the deferral took longer than ``execution_timeout``, or its trigger broke.
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowException as error:
+            if next_method != FAILED_DEFERRAL:
+                raise
+            unknown = self._unknown_outcome(
+                f"The deferral ended without a result ({type(error).__name__}: {error})."
+            )
+            self._report(unknown)
+            raise unknown from error
+
+    def _unknown_outcome(self, reason: str) -> RenderOutcomeUnknown:
+        return RenderOutcomeUnknown(
+            f"{reason} What was stored until then is in {manifest_location(self.result_path).uri}. Run the task again: "
+            "it fetches what was bought, and renders what is missing."
+        )
+
+    def _require_not_killed(self) -> None:
+        # Airflow 3 calls `on_kill` in a signal handler and goes on, also while there is nothing to cancel.
+        if self._is_killed:
+            raise RenderOutcomeUnknown(
+                "The task was stopped from outside before the batch was begun.", bought=Bought.NO
+            )
+
+    def on_kill(self) -> None:
+        """Close the connections of running renders. They may be billed all the same; their ledgers say so."""
+        self._is_killed = True
+        if self._call is not None and self._call.cancel():
+            self.log.warning(
+                "Stopped. Renders that were under way may still be billed: the gateway cannot cancel them."
+            )
+
+    def _hand_over(self, summary: Summary, context: Context) -> str:
+        self.log.info(
+            "%s rows: %s. The manifest is at %s.", f"{summary.requests:,}", summary, summary.manifest
+        )
+        if self.do_xcom_push and "ti" in context:
+            context["ti"].xcom_push(key="batch", value=summary.as_dict())
+        tolerance = Tolerance.parse(self.tolerated_failures)
+        if not tolerance.allows(summary.without_clip, summary.requests):
+            raise self._incomplete(summary, f"tolerated_failures={self.tolerated_failures} allows fewer.")
+        self._add_asset_events(summary, context)
+        return summary.manifest
+
+    def _incomplete(self, summary: Summary, reason: str) -> BatchIncomplete:
+        error_class = BatchIncomplete if summary.may_help_to_retry else BatchRefused
+        lines = [
+            f"{summary.without_clip:,} of {summary.requests:,} rows have no clip ({summary}). {reason}",
+            *([f"No more rows were begun: {summary.stopped}"] if summary.stopped else []),
+            *summary.errors,
+            f"The manifest at {summary.manifest} names every row. Run the task again to render what is missing.",
+        ]
+        return error_class("\n".join(lines), renders=summary.renders_bought, perhaps=summary.renders_unknown)
+
+    def _add_asset_events(self, summary: Summary, context: Context) -> None:
+        location = split_uri(summary.manifest)
+        assert location is not None
+        if self.asset_events == "batch" or not self.outlets:
+            lineage.add_batch_events(self.outlets, context, [(location, summary.as_dict())])
+            return
+        with LineFile.download(self._s3, location) as rows:
+            events = (
+                (clip, row)
+                for row in rows
+                if row["status"] in ("stored", "reused") and (clip := split_uri(row["uri"]))
+            )
+            lineage.add_batch_events(self.outlets, context, events, summary=summary.as_dict())
+
+
+def refuse_multiple_outputs(value: object) -> None:
+    """Airflow would fail the task after the purchase, on every attempt.
+
+    :raises InvalidRequest: it is wanted.
+    """
+    if value:
+        raise InvalidRequest(
+            "multiple_outputs=True needs a task that returns a dict, and this one returns the manifest's URI. Leave it "
+            "out; the counts are in the XCom 'batch'."
+        )
+
+
+def _resolved(value: Any, context: Context) -> Any:
+    """The rows with outputs of other tasks put in, at any depth."""
+    if callable(resolve := getattr(value, "resolve", None)):
+        return resolve(context)
+    if isinstance(value, Mapping):
+        return {name: _resolved(each, context) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolved(each, context) for each in value]
+    return value

@@ -1,0 +1,162 @@
+"""The trigger of a batch: renders all rows in the triggerer, and writes the manifest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_codegateway.batch import (
+    Asker,
+    Batch,
+    LineFile,
+    Summary,
+    manifest_location,
+    rows_location,
+)
+from airflow_provider_codegateway.clip import TaskRun
+from airflow_provider_codegateway.exceptions import (
+    Bought,
+    CodeGatewayError,
+    InvalidConnection,
+    RenderOutcomeUnknown,
+)
+from airflow_provider_codegateway.hooks.storage import as3_client
+from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+from airflow_provider_codegateway.threads import to_the_end
+
+log = logging.getLogger(__name__)
+
+
+class BatchTrigger(BaseTrigger):
+    """Renders the rows that the operator has checked and stored below ``result_path``.
+
+    Its arguments are references only, whatever the number of rows: Airflow stores and shows them.
+
+    It may run again at any time, in this triggerer or another: each row goes on where its ledger says. If its task is
+    cleared, marked or out of time, no more rows are begun; renders that are under way go on to their end.
+
+    :param result_path: the folder of rows and manifest.
+    :param codegateway_conn_id: connection to the gateway.
+    :param aws_conn_id: connection to S3.
+    :param max_active: how many rows may be under way at a time.
+    :param requester: see ``Asker``.
+    :param put_args: boto3's further arguments for the manifest.
+    """
+
+    def __init__(
+        self,
+        *,
+        result_path: str,
+        codegateway_conn_id: str,
+        aws_conn_id: str | None,
+        max_active: int,
+        requester: str,
+        former_requester: str | None = None,
+        asked_by: Mapping[str, Any] | None = None,
+        put_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.result_path = result_path
+        self.codegateway_conn_id = codegateway_conn_id
+        self.aws_conn_id = aws_conn_id
+        self.max_active = max_active
+        self.asker = Asker(
+            requester=requester, former_requester=former_requester, task=TaskRun(**asked_by or {})
+        )
+        self.put_args = dict(put_args or {})
+        self._batch: Batch | None = None
+        self._moved_on = False
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Path and arguments, for Airflow's database."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "result_path": self.result_path,
+                "codegateway_conn_id": self.codegateway_conn_id,
+                "aws_conn_id": self.aws_conn_id,
+                "max_active": self.max_active,
+                "requester": self.asker.requester,
+                "former_requester": self.asker.former_requester,
+                "asked_by": asdict(self.asker.task),
+                "put_args": self.put_args,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield one event: the summary of the batch, or an error of ours."""
+        begun = time.monotonic()
+        rendering = asyncio.create_task(self._render_rows())
+        try:
+            summary = await asyncio.shield(rendering)
+        except asyncio.CancelledError:
+            if not rendering.cancelling():  # a triggerer that stops cancels both
+                await self._leave_unattended(rendering)
+            raise
+        except CodeGatewayError as error:
+            event: dict[str, Any] = {"status": "failed", "error": error.as_dict()}
+        else:
+            event = {"status": "ended", "summary": summary.as_dict()}
+        if self.trigger_id is not None:  # of a triggerer: `dags test` has no scheduler to be ahead of
+            earliest = CodeGatewayVideoHook.limits.earliest_event
+            await asyncio.sleep(earliest - (time.monotonic() - begun))
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+
+    async def _render_rows(self) -> Summary:
+        s3 = await as3_client(self.aws_conn_id)
+        hook = CodeGatewayVideoHook(self.codegateway_conn_id)
+        try:
+            means = await hook.ameans(s3=s3, max_active=self.max_active)
+        except InvalidConnection as error:  # deleted or changed since the task deferred
+            error.bought = Bought.PERHAPS  # by a triggerer that ran the batch before
+            raise
+        with await to_the_end("inputs", LineFile.download, s3, rows_location(self.result_path)) as rows:
+            batch = Batch(
+                rows,
+                means,
+                asker=self.asker,
+                manifest=manifest_location(self.result_path),
+                max_active=self.max_active,
+                put_args=self.put_args,
+                limits=CodeGatewayVideoHook.limits,
+            )
+            self._batch = batch
+            if self._moved_on:
+                batch.stop(_moved_on())
+            return await batch.run()
+
+    async def _leave_unattended(self, rendering: asyncio.Task[Summary]) -> None:
+        self._moved_on = True
+        unattended.add(rendering)
+        rendering.add_done_callback(_log_unattended)
+        if self._batch is not None:
+            self._batch.stop(_moved_on())
+            await self._batch.write_manifest_so_far()
+
+
+unattended: set[asyncio.Task[Summary]] = set()
+"""Batches that no task waits for; asyncio itself keeps no task alive."""
+
+
+def _moved_on() -> CodeGatewayError:
+    return RenderOutcomeUnknown(
+        "The task was cleared, marked or out of time. Renders that are under way are brought to their end: they cannot "
+        "be cancelled, and the task's next attempt will find their clips.",
+        bought=Bought.NO,
+    )
+
+
+def _log_unattended(rendering: asyncio.Task[Summary]) -> None:
+    unattended.discard(rendering)
+    if rendering.cancelled():
+        return
+    if error := rendering.exception():
+        log.error("A batch that no task waited for failed: %s", error)
+    else:
+        log.info("A batch that no task waited for has ended: %s.", rendering.result())
