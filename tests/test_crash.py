@@ -172,7 +172,8 @@ def test_a_task_of_airflow_that_is_killed_is_resumed_by_its_retry(
     reached, killed = threading.Event(), threading.Event()
 
     def stop_there(request: S3Request) -> Verdict:
-        if request.operation == point and not killed.is_set():
+        is_proof = point == "DeleteObjects" and not gateway.ledger  # made before the purchase
+        if request.operation == point and not is_proof and not killed.is_set():
             reached.set()
             killed.wait(60)
             # What was on its way to S3 when the process died: it arrives late, or never.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import crash_runner
 import pytest
 from botocore.config import Config
 from crash_runner import HASTY, KEY, MODEL, Job
+from media_samples import mp4, mp4_of
 from s3_proxy import Answer, Rule, S3Proxy, S3Request, Verdict, answer, says
 
 from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location, checked_target, clip_location
@@ -31,8 +33,8 @@ from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(1000)
-OTHER_MP4 = MP4 + bytes(500)
+MP4 = mp4()
+OTHER_MP4 = mp4_of(200_000)
 LEDGER = f"_codegateway/{KEY}/"
 BODY = {"model": MODEL, "prompt": "p"}
 
@@ -231,6 +233,8 @@ def test_what_a_policy_demands_of_every_object_goes_to_the_ledger_too(
     name: str, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
 ) -> None:
     """As buckets of another account demand an ACL."""
+    if name in ("ServerSideEncryption", "GrantFullControl") and "CODEGATEWAY_TEST_S3_ENDPOINT" in os.environ:
+        pytest.skip("That server may have no encryption of its own, and does not know this grantee.")
     header, value = DEMANDED[name]
 
     def policy(request: S3Request) -> Verdict:

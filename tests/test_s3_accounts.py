@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from media_samples import mp4_of
 from moto.server import ThreadedMotoServer
 from s3_proxy import Answer, S3Proxy, S3Request, Verdict, down, says
 
@@ -163,7 +164,7 @@ EXPIRED = [
 
 
 @pytest.mark.parametrize("refusal", EXPIRED)
-@pytest.mark.parametrize("size", [1000, 9 * 1024 * 1024])
+@pytest.mark.parametrize("size", [100_000, 9 * 1024 * 1024])
 def test_a_token_that_rotates_during_the_render_costs_nothing(
     refusal: Answer,
     size: int,
@@ -175,7 +176,7 @@ def test_a_token_that_rotates_during_the_render_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The connection is read anew for the receipt, and for the transfer's requests after it."""
-    gateway.serve_clip(b"\0\0\0\x18ftypmp42" + bytes(size))
+    gateway.serve_clip(mp4_of(size))
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws(proxy.url, aws_session_token="first"))
 
     def rule(request: S3Request) -> Verdict | Answer:
