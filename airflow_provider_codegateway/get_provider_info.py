@@ -108,6 +108,7 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": CONNECTION_BEHAVIOUR,
             }
         ],
+        "cli": ["airflow_provider_codegateway.cli.get_commands"],
         "extra-links": ["airflow_provider_codegateway.links.ClipLink"],
         "config": {
             "codegateway": {

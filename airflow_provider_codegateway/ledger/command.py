@@ -35,8 +35,12 @@ Connect = Callable[[str], "S3Client"]
 
 def main(arguments: Sequence[str] | None, connect: Connect) -> int:
     """Run the command; the exit status."""
+    return run(parser().parse_args(arguments), connect)
+
+
+def run(options: argparse.Namespace, connect: Connect) -> int:
+    """Do what was parsed; the exit status."""
     logging.disable(logging.INFO)  # boto3 and Airflow have things to say that nobody asked for
-    options = parser().parse_args(arguments)
     location = split_uri(options.location)
     if location is None or not location.bucket:
         print(f"{options.location!r} is not s3://bucket or s3://bucket/prefix.", file=sys.stderr)
@@ -224,19 +228,19 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--endpoint-url", help="of an S3 server, with boto3's own credentials")
     parser.add_argument("--profile", help="of the AWS configuration, in place of Airflow's connection")
     commands = parser.add_subparsers(required=True)
-    for name, run, location, words in (
+    for name, does, location, words in (
         ("list", list_entries, "s3://bucket or s3://bucket/ledger-prefix", "list every entry"),
         ("show", show_entry, "s3://bucket/ledger-prefix/clip-key", "show one entry"),
         ("forget", forget_entry, "s3://bucket/ledger-prefix/clip-key", "delete one entry"),
     ):
-        command = commands.add_parser(name, help=words, description=run.__doc__)
+        command = commands.add_parser(name, help=words, description=does.__doc__)
         command.add_argument("location", help=location)
-        if run is forget_entry:
+        if does is forget_entry:
             command.add_argument("--yes", action="store_true", help="do not only say what would be deleted")
             command.add_argument("--force", action="store_true", help="even if a render is under way")
         else:
             command.add_argument("--json", action="store_true", help="for machines")
-        if run is show_entry:
+        if does is show_entry:
             command.add_argument("--answer", action="store_true", help="show the gateway's answers whole")
-        command.set_defaults(run=run)
+        command.set_defaults(run=does)
     return parser

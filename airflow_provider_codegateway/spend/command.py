@@ -107,8 +107,12 @@ class Place:
 
 def main(arguments: Sequence[str] | None, connect: Connect) -> int:
     """Run the command; the exit status."""
+    return run(parser().parse_args(arguments), connect)
+
+
+def run(options: argparse.Namespace, connect: Connect) -> int:
+    """Do what was parsed; the exit status."""
     logging.disable(logging.INFO)
-    options = parser().parse_args(arguments)
     import botocore.exceptions
 
     try:
@@ -302,10 +306,10 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(required=True, metavar="command")
 
     def command(
-        name: str, run: Callable[[Place, argparse.Namespace], int], words: str
+        name: str, does: Callable[[Place, argparse.Namespace], int], words: str
     ) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=words, description=run.__doc__)
-        added.set_defaults(run=run)
+        added = commands.add_parser(name, help=words, description=does.__doc__)
+        added.set_defaults(run=does)
         return added
 
     shown = command("report", report, "what was bought")
