@@ -14,7 +14,7 @@ LONGEST_TEXT = 4096
 
 
 def safe_text(value: object, limit: int = LONGEST_TEXT) -> str:
-    """One line of printable text, at most ``limit`` characters and an ellipsis.
+    """One line of printable text, at most ``limit`` characters and an ellipsis. Control characters become escapes.
 
     :param value: bytes count as UTF-8; of anything else its ``str`` counts.
     """
@@ -25,8 +25,7 @@ def safe_text(value: object, limit: int = LONGEST_TEXT) -> str:
             text = str(value)
         except Exception:  # an integer of 5,000 digits, for one
             text = f"<{type(value).__name__}>"
-    shown = "".join(map(_printable, text[:limit]))
-    return f"{shown}…" if len(text) > limit else shown
+    return _cut("".join(map(_printable, text[:limit])), limit, is_cut=len(text) > limit)
 
 
 def safe_lines(text: str, limit: int) -> str:
@@ -34,7 +33,7 @@ def safe_lines(text: str, limit: int) -> str:
     if len(text) <= limit and all(line.isprintable() for line in text.split("\n")):
         return text
     shown = "\n".join("".join(map(_printable, line)) for line in text[:limit].split("\n"))
-    return f"{shown}…" if len(text) > limit else shown
+    return _cut(shown, limit, is_cut=len(text) > limit)
 
 
 def finite(value: object) -> float | None:
@@ -48,7 +47,11 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _cut(shown: str, limit: int, *, is_cut: bool) -> str:
+    return f"{shown[:limit]}…" if is_cut or len(shown) > limit else shown
+
+
 def _printable(character: str) -> str:
     if character.isprintable():
         return character
-    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+    return " " if character.isspace() else character.encode("unicode_escape").decode()

@@ -401,11 +401,11 @@ def test_an_event_that_is_not_understood_is_no_loss(
     ("error", "known", "bought"),
     [
         (
-            {"class": "ContentRefused", "bases": ["RequestRejected"], "bought": "NO"},
+            {"class": "RequestPostponed", "bases": ["RequestRejected"], "bought": "NO"},
             RequestRejected,
             Bought.NO,
         ),
-        ({"class": "ClipMismatch", "bought": "YES", "facts": {}}, CodeGatewayError, Bought.YES),
+        ({"class": "ClipTooLoud", "bought": "YES", "facts": {}}, CodeGatewayError, Bought.YES),
         ({"class": "ClipTransferError", "bought": "YES", "host": "x"}, ClipTransferError, Bought.YES),
         ({"class": "RequestRejected", "bought": "NO", "status": 400}, RequestRejected, Bought.NO),
         ({"class": "InvalidRequest", "bought": "MAYBE", "problems": []}, InvalidRequest, Bought.PERHAPS),
@@ -427,7 +427,7 @@ def test_an_error_of_another_version_keeps_its_words_and_its_money(
 def test_every_error_survives_the_way_through_the_database() -> None:
     """With its class, words, money and facts; one of a class to come says which class it is derived from."""
 
-    class ContentRefused(RequestRejected):
+    class RequestPostponed(RequestRejected):
         pass
 
     for error in (RequestRejected("a", status=403), InvalidRequest(["a", "b"]), ClipTransferError("a")):
@@ -435,7 +435,7 @@ def test_every_error_survives_the_way_through_the_database() -> None:
         assert (type(again), str(again), again.bought) == (type(error), str(error), error.bought)
     assert "bases" not in RequestRejected("a").as_dict()
     assert (
-        from_dict(ContentRefused("a", status=400).as_dict()).as_dict()
+        from_dict(RequestPostponed("a", status=400).as_dict()).as_dict()
         == RequestRejected("a", status=400).as_dict()
     )
 

@@ -271,6 +271,7 @@ def test_every_argument_of_the_request_can_be_returned() -> None:
         "codegateway_conn_id",
         "aws_conn_id",
         "ledger_prefix",
+        "ledger_conn_id",
         "s3_extra_args",
         "max_cost",
         "fallback_on",

@@ -33,7 +33,6 @@ from airflow_provider_codegateway.exceptions import (
     ClipExpired,
     ClipTransferError,
     CodeGatewayError,
-    ContentRefused,
     GatewayUnavailable,
     InvalidRequest,
     InvalidTarget,
@@ -204,13 +203,9 @@ def test_only_the_rows_of_the_table_reach_the_next_model(fallback_on: tuple[str,
     unavailable: dict[Any, str] = {
         (GatewayUnavailable, 429, Bought.NO): "unavailable (429)",
         (GatewayUnavailable, 503, Bought.NO): "unavailable (503)",
-        **{(refusal, 404, Bought.NO): "unknown model (404)" for refusal in (RequestRejected, ContentRefused)},
+        (RequestRejected, 404, Bought.NO): "unknown model (404)",
     }
-    rejected = {
-        (refusal, status, Bought.NO): f"rejected ({status})"
-        for status in (400, 413, 422)
-        for refusal in (RequestRejected, ContentRefused)
-    }
+    rejected = {(RequestRejected, status, Bought.NO): f"rejected ({status})" for status in (400, 413, 422)}
     assert reasons == (unavailable if "unavailable" in fallback_on else {}) | (
         rejected if "rejected" in fallback_on else {}
     )

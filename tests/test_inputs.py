@@ -149,10 +149,10 @@ def test_the_preview_in_a_photo_does_not_end_it() -> None:
         ("iVBORw0KGgo=A", "base64"),
         ("data:image/png,iVBORw0KGgo", "must be base64"),
         ("data:video/mp4;base64," + b64(PNG), "media type"),
-        ("data:image/png;base64,!!!!", "no base64"),
+        ("data:image/png;base64,!!!!", "not base64"),
         ("data:image/png;base64,", "empty"),
         (b64(MP4), "video/mp4; an image is needed"),
-        (b64(b"<html>not found</html>"), "no base64 of an image"),
+        (b64(b"<html>not found</html>"), "not base64 of an image"),
     ],
 )
 def test_refused(reference: str, why: str) -> None:

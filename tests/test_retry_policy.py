@@ -19,6 +19,7 @@ from airflow.sdk.definitions.retry_policy import (
     RetryAction,
     RetryRule,
 )
+from media_samples import mp4
 
 from airflow_provider_codegateway import exceptions
 from airflow_provider_codegateway.emulator import Emulator, Fault
@@ -59,6 +60,10 @@ def test_what_a_retry_cannot_help_fails_the_task_on_every_version() -> None:
         and issubclass(item, AirflowFailException)
     }
     assert failing == {
+        "BudgetExceeded",
+        "BatchRefused",
+        "ClipMismatch",
+        "ContentRefused",
         "InvalidRequest",
         "InvalidConnection",
         "InvalidTarget",
@@ -83,7 +88,7 @@ def test_airflow_retries_a_mapped_task_when_the_gateway_asked_for_it(
     gateway: Emulator, bucket: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Through Airflow's task runner: after the gateway's second, and not after the task's hour."""
-    gateway.serve_clip(b"\0\0\0\x18ftypmp42")
+    gateway.serve_clip(mp4())
     connection = json.loads(os.environ["AIRFLOW_CONN_CODEGATEWAY_DEFAULT"])
     monkeypatch.setenv(
         "AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps({**connection, "extra": {"retries": 0}})

@@ -32,6 +32,7 @@ from airflow_provider_codegateway.s3 import (
     problem_of,
     storage_error,
 )
+from airflow_provider_codegateway.transfer.leftovers import abort_uploads, open_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ def prove_upload(
 def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
     target = UploadTarget(s3, at, lambda _: {}, upload_args)
     try:
-        upload_id = target.create(target.object_args("video/mp4", None)).id
+        begun = target.create(target.object_args("video/mp4", None))
     except ClipTransferError as error:
         cause = error.__cause__
         problem: CodeGatewayError = InvalidTarget(error.args[0])
@@ -95,7 +96,9 @@ def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) 
             problem = storage_error(cause, doing="begin an upload", at=at, permission="s3:PutObject")
         raise problem from cause
     try:
-        target.abort(upload_id)
+        target.abort(begun.id)
+        if not begun.is_alone:  # S3 was asked twice, and nobody else has begun anything here
+            abort_uploads(s3, at, open_uploads(s3, at, upload_args), upload_args)
     except ClipTransferError as error:
         cause = error.__cause__
         if isinstance(cause, Exception) and problem_of(cause) is Problem.DENIED:
