@@ -162,6 +162,8 @@ class Purchase:
         # Once something was bought, its transfer will show what S3 allows.
         self._is_fresh = self.ledger.open(*bodies)
         if self._is_fresh:
+            if not self.ledger.is_ours:  # whoever began the entry may have died in its proof
+                self._abort_uploads(self._open_uploads())
             try:
                 self._prove_access()
             except CodeGatewayError:

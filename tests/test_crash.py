@@ -227,6 +227,19 @@ def test_a_lost_answer_of_s3_leaves_no_open_upload(
     assert Bucket.of(s3, bucket) == only(LARGE)
 
 
+def test_the_proof_of_a_run_that_died_is_cleared_up(
+    job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """It left an upload that was begun to test a permission, and an entry for which nothing was begun."""
+    gateway.serve_clip(SMALL)
+    one = replace(job, key="clips/proof.mp4")
+    one.purchase(s3).ledger.open(one.requests()[0].body())
+    s3.create_multipart_upload(Bucket=bucket, Key=one.key)
+    ended = crash_runner.run(one)
+    assert ended.clip, ended.message
+    assert Bucket.of(s3, bucket).uploads == []
+
+
 # 8 at once.
 
 

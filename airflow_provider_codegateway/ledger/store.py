@@ -116,6 +116,8 @@ class Ledger:
         self._owner = ""  # of the last claim
         self._kept_at: float | None = None
         self._failed: S3Client | None = None  # which could not write a receipt
+        self.is_ours = False
+        """Whether ``open`` began the entry, rather than found it open."""
 
     @classmethod
     def of_clip(cls, s3: S3Client, spec: ClipSpec, limits: Limits = LIMITS) -> Self:
@@ -148,7 +150,8 @@ class Ledger:
         marker = {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
         if fallbacks:
             marker["fallbacks"] = [dict(each) for each in fallbacks]
-        if self._create("request.json", marker):
+        self.is_ours = self._create("request.json", marker)
+        if self.is_ours:
             return True
         entry = self.read()
         if entry.open and not entry.attempts and entry.fingerprint != self.fingerprint:

@@ -105,9 +105,10 @@ def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) 
             raise storage_error(
                 cause, doing="abort an upload", at=at, permission="s3:AbortMultipartUpload"
             ) from cause
-        log.warning(
-            "An upload was begun to test the permissions, and could not be aborted: %s", error.args[0]
-        )
+        if not isinstance(cause, Exception) or problem_of(cause) is not Problem.NOT_FOUND:
+            log.warning(
+                "An upload was begun to test the permissions, and could not be aborted: %s", error.args[0]
+            )
     try:
         s3.list_multipart_uploads(
             Bucket=at.bucket,
