@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import pytest
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow_run import AIRFLOW, load_dags, run_dag
 from media_samples import mp4
 
@@ -27,7 +30,8 @@ from demo.clips import (
 from demo.run import CATALOGUE, CLIPS, DAGS
 
 # A run of these needs a scheduler or a person: they are in `make up`, and not in `make demo`.
-WAITING = ("codegateway_approval", "codegateway_publish_new_clips")
+APPROVALS = ("codegateway_approval", "codegateway_approval_above")
+WAITING = (*APPROVALS, "codegateway_publish_new_clips")
 
 if TYPE_CHECKING:
     from airflow.dag_processing.dagbag import DagBag
@@ -55,7 +59,7 @@ def put_input(s3: S3Client, bucket: str) -> None:
 def test_every_file_is_a_dag_of_the_demo(bag: DagBag) -> None:
     """Each file imports without error and holds one DAG, and the demo runs each that can run alone."""
     assert bag.import_errors == {}
-    without = () if AIRFLOW >= (3, 1) else ("codegateway_approval",)
+    without = () if AIRFLOW >= (3, 1) else APPROVALS
     assert len(bag.dags) == len(list((PROJECT / "example_dags").glob("*.py"))) - len(without)
     assert sorted((*bag.dags, *without)) == sorted((*DAGS, *WAITING))
 
@@ -200,6 +204,68 @@ def test_approval_comes_before_the_render(bag: DagBag) -> None:
     assert render.upstream_task_ids == {"approve"}
     assert approve.body == render.prompt  # type: ignore[union-attr]
     assert not approve.fail_on_reject  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("connections")
+@pytest.mark.skipif(AIRFLOW < (3, 1), reason="Approvals came with Airflow 3.1.")
+def test_what_costs_little_is_rendered_at_once(
+    bag: DagBag, gateway: Emulator, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The estimate is skipped, nobody is asked, and the clip is there."""
+    connection = json.loads(os.environ["AIRFLOW_CONN_CODEGATEWAY_DEFAULT"])
+    spend = {"currency": "USD", "prices": [{"model": "google/veo-3.1-fast", "per_second": "0.10"}]}
+    extra = {**(connection.get("extra") or {}), "spend": spend}
+    monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps({**connection, "extra": extra}))
+    run = run_dag(bag.dags["codegateway_approval_above"], run_conf={"bucket": bucket})
+    states = {name: run[name].state for name in ("estimate", "ask_or_render", "approve", "render")}
+    assert states == {
+        "estimate": "skipped",
+        "ask_or_render": "success",
+        "approve": "skipped",
+        "render": "success",
+    }
+    assert gateway.billed == 1
+
+
+@pytest.mark.usefixtures("connections")
+@pytest.mark.skipif(AIRFLOW < (3, 1), reason="Approvals came with Airflow 3.1.")
+@pytest.mark.parametrize(
+    ("price", "goes_to"), [("0.10", "render"), ("0.20", "approve"), (None, "approve")], ids=str
+)
+def test_what_costs_much_waits_for_an_approval(
+    bag: DagBag,
+    gateway: Emulator,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    price: str | None,
+    goes_to: str,
+) -> None:
+    """8 s for 0.80 are rendered at once; for 1.60, or without a price, somebody is asked, with the amount."""
+    prices = [{"model": "google/veo-3.1-fast", "per_second": price}] if price else []
+    connection = json.loads(os.environ["AIRFLOW_CONN_CODEGATEWAY_DEFAULT"])
+    spend = {"currency": "USD", "prices": prices}
+    extra = {**(connection.get("extra") or {}), "spend": spend}
+    monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps({**connection, "extra": extra}))
+    dag: Any = bag.dags["codegateway_approval_above"]
+    pushed: dict[str, Any] = {}
+    instance = SimpleNamespace(
+        dag_id="d",
+        task_id="estimate",
+        run_id="r",
+        map_index=-1,
+        xcom_push=lambda key, value: pushed.__setitem__(key, value),
+        xcom_pull=lambda task_ids, key: pushed[key],
+    )
+    estimate = copy.copy(dag.get_task("estimate"))
+    estimate.render_template_fields({"params": {"bucket": bucket, "prompt": "p"}})
+    with pytest.raises(AirflowSkipException, match="Nothing was bought"):
+        estimate.execute({"ti": instance})
+    assert dag.get_task("ask_or_render").python_callable(ti=instance) == goes_to
+    approve = dag.get_task("approve")
+    subject = approve.render_template(approve.subject, {"ti": instance})
+    amount = {"0.10": "0.80", "0.20": "1.60", None: "an unknown amount"}[price]
+    assert subject == f"Spend {amount} on a clip?"
+    assert gateway.billed == 0
 
 
 def test_demo_knows_how_many_clips_there_are() -> None:
