@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
@@ -18,7 +19,9 @@ from crash_runner import KEY, MULTIPART, ONE_PART, POINTS, UNKNOWN, Ended, Job
 from media_samples import mp4_of
 from s3_proxy import S3Proxy, S3Request, Verdict
 
+from airflow_provider_codegateway.clip import Clip
 from airflow_provider_codegateway.emulator import ClipFault, Emulator
+from airflow_provider_codegateway.exceptions import ClipTransferError, CodeGatewayError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -238,6 +241,34 @@ def test_the_proof_of_a_run_that_died_is_cleared_up(
     ended = crash_runner.run(one)
     assert ended.clip, ended.message
     assert Bucket.of(s3, bucket).uploads == []
+
+
+def test_three_hosts_that_trickle_do_not_starve_the_other_clips(
+    job: Job, gateway: Emulator, s3: S3Client
+) -> None:
+    """One byte a second is given up; five clips beside them, on the same transfer threads, are stored meanwhile."""
+    gateway.serve_clip(SMALL)
+    gateway.link_lifetime = 60
+    hasty = replace(job, limits=replace(job.limits, speed_window=1.0))
+
+    async def one(number: int) -> Clip | CodeGatewayError:
+        clip = replace(hasty, key=f"clips/{number}.mp4")
+        try:
+            return await clip.purchase(s3).complete(*clip.requests())
+        except CodeGatewayError as error:
+            return error
+
+    async def all_of_them() -> list[Clip | CodeGatewayError]:
+        slow = [asyncio.create_task(one(number)) for number in range(3)]
+        while len(gateway.clip_requests) < 3:  # noqa: ASYNC110 - the emulator has no event for it
+            await asyncio.sleep(0.01)
+        return await asyncio.gather(*slow, *map(one, range(3, 8)))
+
+    gateway.fail_next(ClipFault.slow(1), times=3)
+    *slow, one_more, two, three, four, five = asyncio.run(all_of_them())
+    assert [type(each) for each in slow] == [ClipTransferError] * 3
+    assert all(isinstance(each, Clip) for each in (one_more, two, three, four, five))
+    assert gateway.billed == 8
 
 
 # 8 at once.
