@@ -5,6 +5,7 @@ Nothing here holds the query of a URL, a user in it, or inline media.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,10 @@ def add_asset_events(outlets: Collection[Any], context: Context, clip: Clip) -> 
     for outlet in outlets:
         if isinstance(outlet, AssetAlias):
             uri = asset_uri(S3Location(clip.bucket, clip.key))
-            context["outlet_events"][outlet].add(Asset(uri), extra=clip.as_dict())
+            context["outlet_events"][outlet].add(Asset(uri), extra=_extra(clip.as_dict()))
         elif isinstance(outlet, (Asset, *_asset_references())):
             extra = context["outlet_events"][outlet].extra  # type: ignore[index]
-            extra.update({**clip.as_dict(), **extra})
+            extra.update({**_extra(clip.as_dict()), **extra})
 
 
 def add_batch_events(
@@ -103,11 +104,23 @@ def add_batch_events(
     for location, extra in events:
         summary = extra if summary is None else summary
         for alias in aliases:
-            context["outlet_events"][alias].add(Asset(asset_uri(location)), extra=dict(extra))
+            context["outlet_events"][alias].add(Asset(asset_uri(location)), extra=_extra(extra))
     for outlet in outlets:
         if isinstance(outlet, (Asset, *_asset_references())):
             own = context["outlet_events"][outlet].extra  # type: ignore[index]
-            own.update({**(summary or {}), **own})
+            own.update({**_extra(summary or {}), **own})
+
+
+def _extra(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The extra of an event. Airflow 2 fails a task that gives an alias lists or objects: there, they are JSON."""
+    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+
+    if AIRFLOW_V_3_0_PLUS:
+        return dict(values)
+    return {
+        name: json.dumps(value) if isinstance(value, Mapping | list | tuple) else value
+        for name, value in values.items()
+    }
 
 
 def _asset_references() -> tuple[type, ...]:

@@ -93,7 +93,12 @@ def no_events(airflow_database: None) -> None:
 
 def facts_of(task: TaskResult) -> dict[str, Any]:
     """The facts of the clip itself: the XCom has its connection, too."""
-    return {name: value for name, value in task.xcoms["clip"].items() if name != "aws_conn_id"}
+    facts = {name: value for name, value in task.xcoms["clip"].items() if name != "aws_conn_id"}
+    if AIRFLOW >= (3, 0):
+        return facts
+    return {
+        name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in facts.items()
+    }
 
 
 def test_every_outlet_learns_which_clip_updated_it(bucket: str, deferrable: bool) -> None:
