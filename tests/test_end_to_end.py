@@ -428,7 +428,10 @@ def test_a_deferred_task_that_is_cleared_waits_for_the_render_of_its_first_try(c
 
         def second_try_waits() -> bool:
             task = cluster.task("single", run_id)
-            return (task["state"], task["try_number"]) == ("deferred", 2) and "by a run that is still at work, or was restarted or killed" in (
+            return (task["state"], task["try_number"]) == (
+                "deferred",
+                2,
+            ) and "by a run that is still at work, or was restarted or killed" in (
                 cluster.log("single", run_id, try_number=2)
             )
 
