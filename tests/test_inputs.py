@@ -29,7 +29,8 @@ from media_samples import image, png
 
 from airflow_provider_codegateway import inputs
 from airflow_provider_codegateway.exceptions import MediaUnavailable
-from airflow_provider_codegateway.inputs import Fetcher, HiddenMedia
+from airflow_provider_codegateway.inputs import HiddenMedia
+from airflow_provider_codegateway.inputs.fetch import Fetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.emulator import Emulator
 from airflow_provider_codegateway.exceptions import InvalidConnection
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings, read_receipt
-from airflow_provider_codegateway.inputs import Fetcher
+from airflow_provider_codegateway.inputs.fetch import Fetcher
 from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.models import build_request
 from airflow_provider_codegateway.net import proxy_for, tls_context

@@ -7,14 +7,12 @@ gateway, :func:`describe` and :func:`hide` keep bytes and presigned queries out 
 
 from __future__ import annotations
 
-from airflow_provider_codegateway.inputs.fetch import Fetcher
 from airflow_provider_codegateway.inputs.formats import MAX_BYTES, Kind
 from airflow_provider_codegateway.inputs.resolve import check_reference, content_digest, resolve
 from airflow_provider_codegateway.inputs.words import HiddenMedia, describe, hide, reveal, show
 
 __all__ = [
     "MAX_BYTES",
-    "Fetcher",
     "HiddenMedia",
     "Kind",
     "check_reference",

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_provider_codegateway.inputs.fetch import Fetcher
 from airflow_provider_codegateway.inputs.formats import MAX_BYTES, Kind, is_whole
 from airflow_provider_codegateway.inputs.inline import encode
 from airflow_provider_codegateway.inputs.reference import (
@@ -23,6 +22,8 @@ from airflow_provider_codegateway.inputs.words import SCHEME, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from airflow_provider_codegateway.inputs.fetch import Fetcher
 
 
 def check_reference(reference: str, *, kind: Kind, max_bytes: int = MAX_BYTES) -> None:
@@ -58,7 +59,7 @@ def resolve(
         case WebAddress() if accepts_url:
             return reference
         case WebAddress(url):
-            data = (fetcher or Fetcher()).fetch(url, kind=kind, max_bytes=max_bytes)
+            data = (fetcher or _public_fetcher()).fetch(url, kind=kind, max_bytes=max_bytes)
         case S3Object(bucket, key):
             data = read_s3(bucket, key, max_bytes)
         case WorkerFile(path):
@@ -114,3 +115,9 @@ def _read_file(path: Path, shown: str, max_bytes: int) -> bytes:
             return file.read(max_bytes + 1)
     except OSError as error:
         raise ValueError(f"{shown} cannot be read: {error.strerror}") from None
+
+
+def _public_fetcher() -> Fetcher:
+    from airflow_provider_codegateway.inputs.fetch import Fetcher  # a DAG file needs no HTTP client
+
+    return Fetcher()

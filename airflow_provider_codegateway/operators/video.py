@@ -40,7 +40,6 @@ from airflow_provider_codegateway.exceptions import (
     RenderOutcomeUnknown,
     from_dict,
 )
-from airflow_provider_codegateway.facts import Beside, put_beside, wanted_of
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, resolve, reveal
 from airflow_provider_codegateway.links import ClipLink
@@ -52,7 +51,6 @@ from airflow_provider_codegateway.models import (
     placeholder,
 )
 from airflow_provider_codegateway.s3 import read_object
-from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount, show_amount
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
@@ -61,6 +59,7 @@ if TYPE_CHECKING:
     from airflow.sdk.definitions.retry_policy import RetryPolicy
     from mypy_boto3_s3.client import S3Client
 
+    from airflow_provider_codegateway.facts import Beside
     from airflow_provider_codegateway.gateway import BlockingCall
     from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
     from airflow_provider_codegateway.models import MediaField, VideoRequest
@@ -343,6 +342,8 @@ class GenerateVideoOperator(BaseOperator):
 
     def _estimate(self, preview: Preview, spec: ClipSpec, context: Context) -> NoReturn:
         """Push the estimate and skip: what comes after needs a clip, and an asset event would announce one."""
+        from airflow_provider_codegateway.spend.prices import show_amount
+
         cheapest, dearest = preview.cheapest, preview.dearest
         estimate: dict[str, Any] = {
             "uri": spec.target.uri,
@@ -515,6 +516,9 @@ class GenerateVideoOperator(BaseOperator):
         return self._with_media(requests)
 
     def _spec(self, requests: tuple[VideoRequest, ...], context: Context) -> ClipSpec:
+        from airflow_provider_codegateway.facts import wanted_of
+        from airflow_provider_codegateway.spend.prices import PricedRender
+
         requester, former_requester = requesters(context)
         first, *fallbacks = [
             Member(
@@ -557,6 +561,8 @@ class GenerateVideoOperator(BaseOperator):
         return reasons
 
     def _checked_max_cost(self) -> str | None:
+        from airflow_provider_codegateway.spend.prices import parse_amount, show_amount
+
         if self.max_cost is None or self.max_cost == "":
             return None
         try:
@@ -612,6 +618,8 @@ class GenerateVideoOperator(BaseOperator):
 
         :raises InvalidRequest: it cannot be had.
         """
+        from airflow_provider_codegateway.facts import Beside
+
         return Beside.of(
             clip_location(self.s3_key, self.s3_bucket),
             poster_key=self.poster_key,
@@ -622,6 +630,8 @@ class GenerateVideoOperator(BaseOperator):
         )
 
     def _put_beside(self, clip: Clip, context: Context) -> Clip:
+        from airflow_provider_codegateway.facts import put_beside
+
         try:
             beside = self._beside()
         except InvalidRequest as error:  # resumed on a worker where it cannot be had
