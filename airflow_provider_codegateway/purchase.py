@@ -3,17 +3,18 @@
 ``Purchase.complete`` is the whole of it. In deferrable mode its two halves run in different processes: ``begin`` in
 the worker, ``resume`` in the triggerer.
 
-Why no crash buys a clip twice:
+Why a crash never repeats a render, and costs at most the render that it interrupts:
 
 1. Only whoever created the claim ``n.started`` may POST render ``n``, and S3 lets one run create it.
 2. A claim is taken back only if its render provably bought nothing. A run that dies leaves its claim, and the claim
-   counts as a render from then on, against ``max_renders``.
+   counts as a render from then on, against ``max_renders``: also one that dies between the gateway's answer and
+   the receipt, so the next one may be bought then.
 3. The gateway's answer is written to the ledger whole before it is read. From then on every run fetches
-   that clip, for free.
+   that clip, for free, while its link lives.
 4. The receipt is deleted only once the clip is at its key, and a run that has a claim looks at the key before it
    POSTs.
-5. Another model is asked only by a run whose claim was the first of its entry and provably bought nothing: that claim
-   is gone by then. Whoever finds a render that was begun stays with its model.
+5. Another model is asked only where no other render was begun, and ours provably sold nothing: its claim is deleted
+   first. Whoever finds a render that was begun stays with its model.
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ class Purchase:
         self._turned_down: list[CodeGatewayError] = []  # what they said
         self._turn = Turn(0, spec.model)
         self._is_fresh = False  # nothing was begun when the entry was opened here
+        self._is_kept = False  # the answer to the render that was bought here
 
     async def complete(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip:
         """The clip: found, or bought and stored.
@@ -280,7 +282,8 @@ class Purchase:
             for attempt in entry.attempts:
                 # A run with if_exists="replace" may be buying the clip anew: its receipt is another, or none.
                 answer = self.ledger.answer(attempt.number) if attempt.rendered else None
-                if answer and _created(answer) == clip.created:
+                # Without a time, two clips of one request cannot be told apart.
+                if answer and clip.created is not None and _created(answer) == clip.created:
                     self._abort_uploads(self._open_uploads())
                     self.ledger.settle(attempt.number, answer)
                     return
@@ -489,6 +492,10 @@ class Purchase:
             # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
             await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
             raise
+        except CodeGatewayError:
+            if not self._is_kept:  # S3 may answer by now, and the clip is paid for
+                await to_the_end("ledger", _note, self.ledger.keep, number, answer)
+            raise
 
     def _claim(self, number: int) -> _Claimed | None:
         """Create the claim, then look at the key: what we knew of it is older than the claim.
@@ -592,12 +599,13 @@ class Purchase:
         return json.dumps(body).encode()
 
     def _keep(self, number: int, answer: Answer) -> None:
-        """Write the receipt; again and again, while S3 fails and a claim keeps others away."""
+        """Write the receipt; again and again, while S3 fails, for as long as the claim keeps others away."""
         give_up_at = time.monotonic() + self._limits.receipt_patience
         pause = 0.5
         while True:
             try:
                 self.ledger.keep(number, answer)
+                self._is_kept = True
                 log.info(
                     "Render %d finished in %.1f s and is paid for; retries will not buy it again.",
                     number,
