@@ -242,3 +242,12 @@ def test_a_mebibyte_on_the_wire_makes_an_event_that_can_be_stored(kind: str, whe
         with pytest.raises(CodeGatewayError) as outcome:
             BlockingCall().run(gateway.generate(load))
     require_storable(event_of(outcome.value))
+
+
+@pytest.mark.parametrize("before", range(4060, 4100, 3))
+def test_a_key_that_is_echoed_across_a_cut_is_hidden_whole(before: int) -> None:
+    """Wherever it stands in the answer, and whatever shrinks before it."""
+    key = "sk-cg-SecretOfTheTests0123456789"
+    answer = b"<p>" * 20 + b"A" * (before - 60) + key.encode()
+    assert "SecretOf" not in words_of(answer, key)
+    assert "sk-cg-S" not in words_of(answer, key)

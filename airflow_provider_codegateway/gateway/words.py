@@ -15,6 +15,8 @@ def words_of(answer: bytes, api_key: str = "") -> str:
 
     The video endpoint's error is a plain string, elsewhere it is an object, and a proxy answers HTML.
     """
+    if api_key:
+        answer = answer.replace(api_key.encode(), b"***")  # before any cut, which could leave a part of it
     try:
         content: Any = json.loads(answer)
     except (ValueError, RecursionError):
