@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -157,8 +156,8 @@ class Purchase:
         """
         require_upload_args(self._s3, self.spec.upload_args)
         if clip := self.find():
-            self._clear_what_a_crash_left(clip)
-            return clip
+            # Until the run that stored it must be done with its entry, `resume` waits for that.
+            return None if self._is_being_settled(clip) else clip
         bodies = [each.body() for each in (request, *fallbacks)]
         self._require_affordable(bodies)
         # Once something was bought, its transfer will show what S3 allows.
@@ -272,26 +271,33 @@ class Purchase:
                 error, doing="look for the clip", at=target, permission="s3:GetObject and s3:ListBucket"
             ) from error
 
-    def _clear_what_a_crash_left(self, clip: Clip) -> None:
-        """Settle the entry of a clip that was stored by a run which died before it could."""
+    def _is_being_settled(self, clip: Clip) -> bool:
+        """Whether the run that stored this clip may still be about to settle its entry.
+
+        The entry of a run that died before it could is deleted here. Of one that lives it is not: that run deletes the
+        entry without a further look, so nobody may begin another in between.
+        """
         log.info("%s already holds the clip of this request: reusing it.", clip.uri)
         try:
             entry = self.ledger.read()
             if not entry or entry.fingerprint != self.spec.fingerprint:
-                return
-            for attempt in entry.attempts:
-                # A run with if_exists="replace" may be buying the clip anew: its receipt is another, or none.
-                answer = self.ledger.answer(attempt.number) if attempt.rendered else None
-                # Without a time, two clips of one request cannot be told apart.
-                if answer and clip.created is not None and _created(answer) == clip.created:
-                    self._abort_uploads(self._open_uploads())
-                    self.ledger.settle(attempt.number, answer)
-                    return
-            if not entry.attempts:
+                return False
+            if delivered := self._delivered(entry):
+                if left_to_its_owner(delivered, entry.now, self._limits) > 0:
+                    return entry.open
+                self._clear_quietly(delivered)
+            elif not entry.attempts:
                 # Another run may be about to claim: that claim is not ours to delete.
                 self.ledger.withdraw()
         except CodeGatewayError as error:
-            log.warning("The clip is stored, but its ledger entry remains: %s", error)
+            log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
+        return False
+
+    def _clear_quietly(self, delivered: Attempt) -> None:
+        try:
+            self._clear(delivered)
+        except CodeGatewayError as error:
+            log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
 
     # 2. Ask the ledger what to do, until there is a clip.
 
@@ -364,12 +370,28 @@ class Purchase:
         A run that stored its clip and could not delete the entry, or died before it could, leaves such a one.
         """
         head = self._head()
-        claim = None if head is None else Marks.from_metadata(head["Metadata"]).claim
-        paid = (attempt for attempt in entry.attempts if attempt.rendered and attempt.owner)
-        return next((attempt for attempt in paid if attempt.owner == claim), None)
+        if head is None:
+            return None
+        marks = Marks.from_metadata(head["Metadata"])
+        paid = [attempt for attempt in entry.attempts if attempt.rendered and attempt.owner]
+        if marks.claim:
+            return next((attempt for attempt in paid if attempt.owner == marks.claim), None)
+        # Earlier versions did not write the claim. Without a time, two clips of one request cannot be told apart.
+        if marks.created is None or {marks.fingerprint, entry.fingerprint} != {self.spec.fingerprint}:
+            return None
+        return next((attempt for attempt in paid if self._created(attempt.number) == marks.created), None)
+
+    def _created(self, number: int) -> float | None:
+        answer = self.ledger.answer(number)
+        try:
+            return None if answer is None else read_receipt(answer).created
+        except RenderOutcomeUnknown:
+            return None
 
     def _clear(self, delivered: Attempt) -> None:
+        """Delete the entry of a clip that was stored by a run which died before it could."""
         log.info("The clip of render %d is stored: clearing its ledger entry.", delivered.number)
+        self._abort_uploads(self._open_uploads())
         self.ledger.clear_delivered(delivered.number, delivered.owner)
 
     def stop_buying(self) -> None:
@@ -411,12 +433,14 @@ class Purchase:
         return None
 
     async def _fetch(self, entry: Entry, number: int) -> Clip | None:
-        """The clip of a render that is paid for; None if it was settled meanwhile, or cannot be had any more."""
-        if found := await to_the_end("ledger", self._find_quietly):
-            await to_the_end("ledger", self._clear_what_a_crash_left, found)
-            return found
+        """The clip of a render that is paid for; None if it was settled meanwhile, or is lost."""
         try:
-            if delivered := await to_the_end("ledger", self._delivered, entry):
+            delivered = await to_the_end("ledger", self._delivered, entry)
+            if found := await to_the_end("ledger", self._find_quietly):
+                if delivered:
+                    await to_the_end("ledger", self._clear_quietly, delivered)
+                return found
+            if delivered:
                 await to_the_end("ledger", self._clear, delivered)
                 return None
         except CodeGatewayError as error:
@@ -492,9 +516,9 @@ class Purchase:
             # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
             await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
             raise
-        except CodeGatewayError:
+        except BaseException:  # also stopped
             if not self._is_kept:  # S3 may answer by now, and the clip is paid for
-                await to_the_end("ledger", _note, self.ledger.keep, number, answer)
+                await to_the_end("ledger", _note, self.ledger.keep_late, number, answer)
             raise
 
     def _claim(self, number: int) -> _Claimed | None:
@@ -877,13 +901,6 @@ class _Claimed:
 
 def _is_plain(url: str) -> bool:
     return url[:5].lower() == "http:"
-
-
-def _created(answer: Answer) -> float | None:
-    try:
-        return read_receipt(answer).created
-    except RenderOutcomeUnknown:
-        return math.nan  # no clip is of this answer
 
 
 def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
@@ -27,12 +28,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from media_samples import mp4
 
 from airflow_provider_codegateway.emulator import Emulator
-from airflow_provider_codegateway.limits import Limits
+from airflow_provider_codegateway.limits import LIMITS, Limits
 from demo.s3_server import s3_server
 
 if TYPE_CHECKING:
+    from crash_runner import Job
     from mypy_boto3_s3.client import S3Client
 
 API_KEY = "sk-cg-SecretOfTheTests0123456789"
@@ -83,6 +86,22 @@ def gateway(shared_gateway: Emulator) -> Emulator:
     """An emulator without a past."""
     shared_gateway.reset()
     return shared_gateway
+
+
+@pytest.fixture
+def job(gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], bucket: str) -> Job:
+    """One clip, on terms that let successors wait for fractions of a second."""
+    from crash_runner import HASTY, Job
+
+    gateway.serve_clip(mp4())
+    return Job(
+        gateway_url=gateway.url,
+        api_key=gateway.api_key,
+        s3_endpoint=s3_endpoint,
+        s3_credentials=s3_credentials,
+        bucket=bucket,
+        limits=replace(HASTY, beat_interval=LIMITS.beat_interval),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -273,19 +273,10 @@ def no_connection(conn_id: str) -> S3Client:
 
 
 @pytest.fixture
-def job(gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], bucket: str) -> Job:
+def job(job: Job) -> Job:
     """A purchase with a chain of three; the gateway is asked once in each call."""
-    gateway.serve_clip(CLIP)
-    return Job(
-        gateway_url=gateway.url,
-        api_key=gateway.api_key,
-        s3_endpoint=s3_endpoint,
-        s3_credentials=s3_credentials,
-        bucket=bucket,
-        fallbacks=(SEEDANCE, HAILUO),
-        retries=0,
-        limits=replace(crash_runner.HASTY, first_backoff=0, max_backoff=0),
-    )
+    limits = replace(crash_runner.HASTY, first_backoff=0, max_backoff=0)
+    return replace(job, fallbacks=(SEEDANCE, HAILUO), retries=0, limits=limits)
 
 
 def attempt(job: Job, s3: S3Client) -> Clip | CodeGatewayError:

@@ -17,7 +17,7 @@ import boto3
 import crash_runner
 import pytest
 from botocore.config import Config
-from crash_runner import HASTY, KEY, Job
+from crash_runner import KEY, Job
 from media_samples import mp4
 from moto.server import ThreadedMotoServer
 from s3_proxy import Rule, S3Proxy, S3Request, Verdict, deny, down, once
@@ -371,20 +371,6 @@ def s3_client(url: str, credentials: dict[str, str], attempts: int = 1) -> S3Cli
     return session.client("s3", endpoint_url=url, config=Config(retries={"total_max_attempts": attempts}))
 
 
-@pytest.fixture
-def job(gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], bucket: str) -> Job:
-    """One clip, on terms that let successors wait for fractions of a second."""
-    gateway.serve_clip(MP4)
-    return Job(
-        gateway_url=gateway.url,
-        api_key=gateway.api_key,
-        s3_endpoint=s3_endpoint,
-        s3_credentials=s3_credentials,
-        bucket=bucket,
-        limits=replace(HASTY, beat_interval=LIMITS.beat_interval),
-    )
-
-
 def render(job: Job, s3: S3Client, **terms: Any) -> Clip:
     return crash_runner.render_blocking(replace(job, **terms), s3)
 
@@ -647,6 +633,71 @@ def test_a_receipt_that_can_never_be_written_does_not_lose_the_clip(
     assert gateway.billed == 1
 
 
+def drop_receipts(gateway: Emulator, then: Callable[[], object] = lambda: None) -> Rule:
+    """S3 fails for the receipt until the clip is asked for, and answers afterwards."""
+    late = writes("1.rendered")
+
+    def rule(request: S3Request) -> Verdict:
+        if not late(request):
+            return Verdict.PASS
+        if not gateway.clip_requests:
+            return Verdict.DROP
+        then()
+        return Verdict.PASS
+
+    return rule
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["failed", "stopped"])
+def test_a_receipt_is_kept_late_when_its_transfer_does_not_end_well(
+    stopped: bool, job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """S3 failed for the receipt's whole patience: once it answers again, the next attempt is free."""
+    job = replace(job, limits=replace(job.limits, receipt_patience=0.6))
+    gateway.fail_next(ClipFault.hang() if stopped else ClipFault.html())
+
+    async def stop_in_the_transfer() -> None:
+        task = asyncio.ensure_future(job.purchase(client).complete(job.request()))
+        await asyncio.to_thread(gateway.wait_for, clip_requests=1)
+        task.cancel()
+        await task
+
+    with proxy.ruled(drop_receipts(gateway)):
+        if stopped:
+            with pytest.raises(asyncio.CancelledError):
+                asyncio.run(stop_in_the_transfer())
+        else:
+            with pytest.raises(ClipTransferError):
+                render(job, client)
+    assert "1.rendered" in names(s3, bucket)
+    assert render(job, client, max_renders=1).renders_bought == 1
+    assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
+def test_a_late_receipt_does_not_come_back_to_an_entry_that_is_gone(
+    moment: str, job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """Somebody deleted or settled it, before the late receipt is written or just then: nothing of it remains."""
+    job = replace(job, limits=replace(job.limits, receipt_patience=0.6))
+    gateway.fail_next(ClipFault.html())
+    forget = job.purchase(s3).ledger.forget
+    rule = drop_receipts(gateway, forget)
+
+    def rule_of_moment(request: S3Request) -> Verdict:
+        if moment == "before" and gateway.clip_requests and names(s3, bucket):
+            forget()
+        verdict = rule(request)
+        assert isinstance(verdict, Verdict)
+        return verdict
+
+    with proxy.ruled(rule_of_moment), pytest.raises(ClipTransferError):
+        render(job, client)
+    assert names(s3, bucket) == set()
+    assert gateway.billed == 1
+
+
 def test_s3_down_when_the_outcome_is_unknown(
     job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
 ) -> None:
@@ -690,6 +741,34 @@ def test_s3_down_when_all_is_done(
     assert len(names(s3, bucket)) == 4
     assert render(job, client, requester="another").reused
     assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+def test_the_entry_of_a_stored_clip_is_left_to_its_run_while_that_may_live(
+    job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """That run deletes the entry without a further look: an entry that another began meanwhile would go with it."""
+    assert crash_runner.run(replace(job, kill_at="before settling")).killed
+    patient = replace(job, requester="another", limits=replace(job.limits, settle_grace=300, beat_interval=9))
+    assert patient.purchase(s3).begin(job.request()) is None
+    assert "request.json" in names(s3, bucket)
+    clip = render(replace(job, requester="another"), s3)
+    assert (clip.reused, gateway.billed) == (True, 1)
+    assert names(s3, bucket) == {KEY}
+
+
+@pytest.mark.parametrize("name", ["codegateway-claim", "codegateway-created"])
+def test_the_entry_of_a_clip_of_an_earlier_version_is_known_by_its_time(
+    name: str, job: Job, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """Those have no claim in their metadata; without a time either, nobody can tell, and the entry stays."""
+    assert crash_runner.run(replace(job, kill_at="before settling")).killed
+    metadata = s3.head_object(Bucket=bucket, Key=KEY)["Metadata"]
+    del metadata["codegateway-claim"]
+    metadata.pop(name, None)
+    s3.put_object(Bucket=bucket, Key=KEY, Body=MP4, ContentType="video/mp4", Metadata=metadata)
+    assert render(job, s3, requester="another").reused
+    assert (names(s3, bucket) == {KEY}) is (name == "codegateway-claim")
     assert gateway.billed == 1
 
 

@@ -12,7 +12,7 @@ import boto3
 import crash_runner
 import pytest
 from botocore.config import Config
-from crash_runner import HASTY, KEY, MODEL, Job
+from crash_runner import KEY, MODEL, Job
 from media_samples import mp4, mp4_of
 from s3_proxy import Answer, Rule, S3Proxy, S3Request, Verdict, answer, says
 
@@ -27,7 +27,6 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.gateway import BlockingCall
 from airflow_provider_codegateway.hooks.storage import s3_client
 from airflow_provider_codegateway.ledger import Ledger
-from airflow_provider_codegateway.limits import LIMITS
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
 if TYPE_CHECKING:
@@ -55,20 +54,6 @@ def client_of(url: str, credentials: dict[str, str]) -> S3Client:
         credentials["aws_access_key_id"], credentials["aws_secret_access_key"], region_name="us-east-1"
     )
     return session.client("s3", endpoint_url=url, config=Config(retries={"total_max_attempts": 1}))
-
-
-@pytest.fixture
-def job(gateway: Emulator, s3_endpoint: str, s3_credentials: dict[str, str], bucket: str) -> Job:
-    """One clip, on terms that let successors wait for fractions of a second."""
-    gateway.serve_clip(MP4)
-    return Job(
-        gateway_url=gateway.url,
-        api_key=gateway.api_key,
-        s3_endpoint=s3_endpoint,
-        s3_credentials=s3_credentials,
-        bucket=bucket,
-        limits=replace(HASTY, beat_interval=LIMITS.beat_interval),
-    )
 
 
 def render(job: Job, s3: S3Client, **terms: Any) -> Clip:

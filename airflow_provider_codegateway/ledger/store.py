@@ -241,6 +241,13 @@ class Ledger:
             raise error.with_traceback(None) from None
         self._kept_at = begun  # an answer that was slow to come makes the receipt no younger
 
+    def keep_late(self, number: int, answer: Answer) -> None:
+        """As ``keep``, once our claim may have run out: nothing is left in an entry that is another's by now."""
+        if self._owns(number):
+            self.keep(number, answer)
+            if not self._owns(number):  # settled by another run since the look before
+                self._delete([f"{number}.rendered"])
+
     def show_life(self, number: int) -> None:
         """Write ``number.delivering``: a run is storing the clip of this render."""
         name = f"{number}.delivering"
@@ -521,7 +528,7 @@ class Ledger:
                 if problem_of(error) is not Problem.NOT_FOUND:
                     raise
         self._delete(["proof"])
-        quick_client(self.s3)  # made now: after the purchase, the receipt waits for nothing
+        quick_client(self.s3)  # made before the purchase, so that the receipt does not wait for it
         _access.add(self.s3, place)
 
     def _require_conditional_writes(self, name: str, content: Mapping[str, Any]) -> None:
