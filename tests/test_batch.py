@@ -22,6 +22,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset
 from airflow_run import run_dag
 from batch_runner import HASTY
 from media_samples import mp4, png
+from s3_proxy import S3Proxy, S3Request, Verdict
 
 from airflow_provider_codegateway.decorators.videos import generate_videos_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
@@ -498,6 +499,62 @@ def test_a_paid_clip_is_fetched_again_within_the_batch(run: Run, gateway: Emulat
     run.execute(rows(2), max_active=1)
     assert run.counts == {"stored": 2}
     assert gateway.billed == 2
+
+
+def test_links_over_http_are_allowed_by_the_connection(
+    run: Run, gateway: Emulator, s3: S3Client, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway behind https that links to http, allowed as for a single clip."""
+    gateway.fail_next(ClipFault.html(), times=None)
+    with pytest.raises(BatchIncomplete):
+        run.execute(rows(1))
+    gateway.clear_faults()
+    at = {"Bucket": bucket, "Key": "_codegateway/clips/sku-0.mp4/1.rendered"}
+    marker = json.loads(s3.get_object(**at)["Body"].read())  # type: ignore[arg-type]
+    marker["answer"]["is_secure"] = True
+    s3.put_object(**at, Body=json.dumps(marker).encode())  # type: ignore[arg-type]
+    with pytest.raises(BatchIncomplete, match=r'set \{"http_links": "allow"\}'):
+        run.execute(rows(1))
+    set_extra(monkeypatch, gateway, http_links="allow")
+    run.execute(rows(1))
+    assert run.counts == {"stored": 1}
+    assert gateway.billed == 1
+
+
+def test_a_requester_pays_for_everything_that_a_batch_reads_and_writes(
+    run: Run,
+    s3: S3Client,
+    bucket: str,
+    s3_endpoint: str,
+    s3_credentials: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    deferrable: bool,
+) -> None:
+    """Rows, images, clips and manifest: a requester-pays bucket refuses each request that does not say so."""
+    s3.put_object(Bucket=bucket, Key="in/frame.png", Body=png())
+    listed = "".join(json.dumps({**each, "image": f"s3://{bucket}/in/frame.png"}) + "\n" for each in rows(2))
+    s3.put_object(Bucket=bucket, Key="in/rows.jsonl", Body=listed.encode())
+    with S3Proxy(s3_endpoint) as proxy:
+        aws = {
+            "conn_type": "aws",
+            "login": s3_credentials["aws_access_key_id"],
+            "password": s3_credentials["aws_secret_access_key"],
+            "extra": {"endpoint_url": proxy.url, "region_name": "us-east-1"},
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_PAYING", json.dumps(aws))
+
+        def policy(request: S3Request) -> Verdict:
+            pays = request.headers.get("x-amz-request-payer") == "requester"
+            return Verdict.PASS if pays else Verdict.DENY
+
+        with proxy.ruled(policy):
+            run.execute(
+                f"s3://{bucket}/in/rows.jsonl",
+                aws_conn_id="paying",
+                s3_extra_args={"RequestPayer": "requester"},
+                deferrable=deferrable,
+            )
+    assert run.counts == {"stored": 2}
 
 
 @pytest.mark.parametrize("status", [401, 403])

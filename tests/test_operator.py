@@ -292,7 +292,9 @@ def test_what_can_be_refused_for_free_is_refused_before_any_call(
     assert keys(s3, bucket) == ["no-image.txt"]
 
 
-@pytest.mark.parametrize("arguments", [{"if_exists": "overwrite"}, {"max_renders": 0}, {"max_renders": "2"}])
+@pytest.mark.parametrize(
+    "arguments", [{"if_exists": "overwrite"}, {"max_renders": 0}, {"max_renders": "two"}]
+)
 def test_a_mistake_in_the_terms_is_seen_when_the_dag_is_parsed(arguments: dict[str, Any]) -> None:
     """These are no templates: an import error beats a failed run."""
     with pytest.raises(InvalidRequest):

@@ -37,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"s3", "net"}),
     frozenset({"models", "inputs", "gateway", "ledger", "transfer", "facts", "spend"}),
-    frozenset({"purchase"}),
+    frozenset({"spec", "purchase"}),
     frozenset({"batch"}),
     frozenset({"metrics", "hooks"}),
     frozenset({"triggers"}),

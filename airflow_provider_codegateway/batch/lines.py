@@ -7,11 +7,12 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.exceptions import InvalidTarget
-from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.s3 import Problem, access_args, problem_of, storage_error
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -81,15 +82,20 @@ class LineFile:
             raise storage_error(error, doing="write the batch", at=at, permission="s3:PutObject") from error
 
     @classmethod
-    def download(cls, s3: S3Client, at: S3Location) -> Self:
+    def download(
+        cls, s3: S3Client, at: S3Location, upload_args: Mapping[str, Any] = MappingProxyType({})
+    ) -> Self:
         """The inverse of ``upload``.
 
+        :param upload_args: what the object was uploaded with.
         :raises InvalidTarget: there is no such object, or it is closed to us.
         :raises StorageUnavailable: S3 did not answer.
         """
         lines = cls()
         try:
-            body = s3.get_object(Bucket=at.bucket, Key=at.key)["Body"]
+            body = s3.get_object(Bucket=at.bucket, Key=at.key, **access_args(s3, "GetObject", upload_args))[
+                "Body"
+            ]
             while block := body.read(_BLOCK):
                 lines._take(block)
         except Exception as error:

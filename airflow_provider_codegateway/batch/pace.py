@@ -43,7 +43,7 @@ class Pace:
     async def begin(self) -> None:
         """Wait for a turn, which ``end`` gives back.
 
-        :raises Stopped: there is none any more.
+        :raises Stopped: no more rows may begin.
         """
         if self._is_stopped:
             raise Stopped
@@ -55,7 +55,7 @@ class Pace:
         await turn
 
     def end(self) -> None:
-        """The row is not under way any more."""
+        """The row has ended."""
         self._active -= 1
         self._admit()
 
@@ -87,7 +87,7 @@ class Pace:
         return True
 
     def stop(self) -> None:
-        """Give nobody a turn any more."""
+        """Let no more rows begin."""
         self._is_stopped = True
         while self._waiting:
             turn = self._waiting.popleft()

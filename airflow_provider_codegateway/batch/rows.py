@@ -14,55 +14,47 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.clip import (
-    DEFAULT_LEDGER_PREFIX,
     ClipSpec,
-    Member,
     S3Location,
     TaskRun,
     clip_location,
     split_uri,
 )
 from airflow_provider_codegateway.exceptions import BudgetExceeded, InvalidRequest, InvalidTarget
-from airflow_provider_codegateway.facts import wanted_of
-from airflow_provider_codegateway.gateway import FALLBACK_ON
-from airflow_provider_codegateway.inputs import resolve
 from airflow_provider_codegateway.ledger import Ledger
 from airflow_provider_codegateway.models import (
     PORTABLE,
     MediaField,
     VideoRequest,
     build_chain,
-    chain_fingerprint,
 )
-from airflow_provider_codegateway.s3 import Problem, problem_of, read_object, storage_error
+from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.spec import (
+    TERMS,
+    checked_fallback_on,
+    checked_if_exists,
+    checked_max_cost,
+    checked_max_renders,
+    checked_on_mismatch,
+    clip_spec,
+    paying_for,
+    read_media,
+)
 from airflow_provider_codegateway.spend import Account
-from airflow_provider_codegateway.spend.prices import PricedRender, parse_amount, show_amount
+from airflow_provider_codegateway.spend.prices import PricedRender
 from airflow_provider_codegateway.transfer import require_upload_args
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-ROW_FIELDS = (
-    "id",
-    "model",
-    *PORTABLE,
-    "s3_key",
-    "s3_bucket",
-    "if_exists",
-    "max_renders",
-    "max_cost",
-    "fallbacks",
-    "fallback_on",
-    "on_mismatch",
-    "ledger_prefix",
-    "ledger_conn_id",
-    "s3_extra_args",
-)
+ROW_FIELDS = ("id", "model", *PORTABLE, *TERMS)
 """What a row may set. Everything else, such as the connections, is set for the whole batch."""
 
 _FROM_JSON = ("parameters", "s3_extra_args")
@@ -136,6 +128,12 @@ class Row:
         """Plain values, for a line of JSON."""
         return asdict(self)
 
+    @property
+    def upload_args(self) -> Mapping[str, Any]:
+        """boto3's further arguments for the clip."""
+        args: Mapping[str, Any] = self.arguments.get("s3_extra_args", {})
+        return args
+
     def requests(self) -> tuple[VideoRequest, ...]:
         """What is to be rendered, and its fallbacks, with their media as they are named.
 
@@ -150,69 +148,29 @@ class Row:
         :param requests: with their media resolved.
         :raises InvalidRequest: an argument is wrong.
         """
-        get = self.arguments.get
-        first, *fallbacks = [
-            Member(
-                model=each.model,
-                priced_by=PricedRender.parameters(each.body()),
-                fingerprint=each.fingerprint(),
-                wanted=wanted_of(each.body()),
-            )
-            for each in requests
-        ]
-        return ClipSpec(
-            model=first.model,
-            fingerprint=chain_fingerprint(requests),
-            target=clip_location(get("s3_key", ""), get("s3_bucket")),
+        return clip_spec(
+            requests,
+            self.arguments,
             requester=asker.requester,
             former_requester=asker.former_requester,
-            if_exists=get("if_exists", "reuse"),
-            max_renders=get("max_renders", 2),
-            ledger_prefix=get("ledger_prefix", DEFAULT_LEDGER_PREFIX),
-            ledger_conn_id=get("ledger_conn_id"),
-            upload_args=get("s3_extra_args", {}),
             asked_by=asker.task,
-            priced_by=first.priced_by,
-            max_cost=get("max_cost"),
-            wanted=first.wanted,
-            first_fingerprint=first.fingerprint if fallbacks else None,
-            fallbacks=tuple(fallbacks),
-            fallback_on=tuple(get("fallback_on", FALLBACK_ON[:1])) if fallbacks else (),
         )
-
-
-def with_media(requests: Iterable[VideoRequest], s3: S3Client) -> list[VideoRequest]:
-    """The requests with every image and video read, each once.
-
-    :raises InvalidRequest: listing every one that cannot be used.
-    :raises MediaUnavailable, StorageUnavailable, InvalidTarget: one could not be read.
-    """
-    found: dict[tuple[str, MediaField], str] = {}
-
-    def read(reference: str, field: MediaField) -> str:
-        if (reference, field) not in found:
-            found[reference, field] = resolve(
-                reference,
-                kind=field.kind,
-                accepts_url=field.accepts_url,
-                read_s3=lambda bucket, key, limit: read_object(s3, S3Location(bucket, key), limit),
-            )
-        return found[reference, field]
-
-    return [request.with_media(read) for request in requests]
 
 
 # Reading.
 
 
-def read_requests(requests: object, s3: S3Client) -> Iterator[Any]:
+def read_requests(
+    requests: object, s3: S3Client, upload_args: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Any]:
     """Each row as it was written: a dict, or whatever else it is.
 
     :param requests: a list of dicts, or the ``s3://`` URI of a ``.jsonl`` or ``.csv`` object.
+    :param upload_args: the clips' ``s3_extra_args``: who pays for them pays for the object, too.
     :raises InvalidRequest: it is neither, or cannot be read.
     """
     if isinstance(requests, str):
-        yield from _read_object(requests, s3)
+        yield from _read_object(requests, s3, upload_args)
     elif isinstance(requests, Iterable) and not isinstance(requests, Mapping | bytes):
         yield from requests
     else:
@@ -226,7 +184,7 @@ class _Unreadable(str):
     """Why a line is not a row."""
 
 
-def _read_object(uri: str, s3: S3Client) -> Iterator[Any]:
+def _read_object(uri: str, s3: S3Client, upload_args: Mapping[str, Any]) -> Iterator[Any]:
     at = split_uri(uri.strip())
     kind = uri.strip().lower().rpartition(".")[2]
     if at is None or not at.bucket or not at.key or kind not in ("jsonl", "ndjson", "csv"):
@@ -235,7 +193,7 @@ def _read_object(uri: str, s3: S3Client) -> Iterator[Any]:
             "'s3://bucket/rows.jsonl', or a list of dicts."
         )
     with tempfile.TemporaryFile() as file:
-        _download(s3, at, file)
+        _download(s3, at, file, paying_for(upload_args))
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:
             yield from _csv_rows(text) if kind == "csv" else _json_rows(text)
@@ -245,9 +203,9 @@ def _read_object(uri: str, s3: S3Client) -> Iterator[Any]:
             raise InvalidRequest(f"{at.uri} is not CSV ({error}). Correct the file.") from None
 
 
-def _download(s3: S3Client, at: S3Location, file: IO[bytes]) -> None:
+def _download(s3: S3Client, at: S3Location, file: IO[bytes], args: dict[str, Any]) -> None:
     try:
-        body = s3.get_object(Bucket=at.bucket, Key=at.key)["Body"]
+        body = s3.get_object(Bucket=at.bucket, Key=at.key, **args)["Body"]
         while block := body.read(_BLOCK):
             file.write(block)
     except Exception as error:
@@ -306,7 +264,7 @@ class Checked:
 
 
 def check_rows(raw: Iterable[Any], *, defaults: Mapping[str, Any], s3: S3Client, account: Account) -> Checked:
-    """Complete and check every row. Reads their media, and buys nothing.
+    """Complete and check every row, media included. Nothing is bought.
 
     :param defaults: arguments for all rows. ``s3_key`` may name fields of the row, as in ``"{id}.mp4"``.
     :raises MediaUnavailable, StorageUnavailable: an input could not be read now.
@@ -340,7 +298,7 @@ class _Checker:
         self._account = account
         self._ids: dict[str, int] = {}
         self._targets: dict[S3Location, int] = {}
-        self._media: dict[tuple[str, str, bool], str | None] = {}
+        self._media: dict[tuple[Any, ...], str | None] = {}
 
     def begin(self, index: int, values: Any) -> Row:
         """The row, with all problems that its values alone have, and what it shares with others."""
@@ -397,7 +355,7 @@ class _Checker:
             try:
                 priced_by = PricedRender.parameters(requests[0].body())
                 for request in requests:
-                    request.with_media(self._look_at)
+                    request.with_media(partial(self._look_at, row.upload_args))
                 if not problems:
                     spec = row.spec(requests, Asker(requester=""))
                     Ledger.of_clip(self._s3, spec)
@@ -451,9 +409,9 @@ class _Checker:
             )
         return target.uri
 
-    def _look_at(self, reference: str, field: MediaField) -> str:
+    def _look_at(self, upload_args: Mapping[str, Any], reference: str, field: MediaField) -> str:
         """Read an image or a video once for all rows, to see that it can be used."""
-        known = (reference, field.kind, field.accepts_url)
+        known = (reference, field.kind, field.accepts_url, upload_args.get("RequestPayer"))
         scheme = reference.strip().lower().partition("://")[0]
         if scheme == "file":
             raise ValueError(
@@ -463,19 +421,14 @@ class _Checker:
         if scheme not in ("s3", "http", "https"):
             return reference  # inline, and looked at already
         if known not in self._media:
-            self._media[known] = self._problem_of(reference, field)
+            self._media[known] = self._problem_of(reference, field, upload_args)
         if problem := self._media[known]:
             raise ValueError(problem)
         return reference
 
-    def _problem_of(self, reference: str, field: MediaField) -> str | None:
+    def _problem_of(self, reference: str, field: MediaField, upload_args: Mapping[str, Any]) -> str | None:
         try:
-            resolve(
-                reference,
-                kind=field.kind,
-                accepts_url=field.accepts_url,
-                read_s3=lambda bucket, key, limit: read_object(self._s3, S3Location(bucket, key), limit),
-            )
+            read_media(reference, field, self._s3, upload_args)
         except ValueError as error:
             return str(error)
         except InvalidTarget as error:
@@ -534,28 +487,22 @@ def _parse_json(name: str, arguments: dict[str, Any], problems: list[str]) -> No
         del arguments[name]
 
 
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "if_exists": checked_if_exists,
+    "max_renders": checked_max_renders,
+    "max_cost": checked_max_cost,
+    "fallback_on": checked_fallback_on,
+    "on_mismatch": checked_on_mismatch,
+}
+
+
 def _check_terms(arguments: dict[str, Any], problems: list[str]) -> None:
-    renders, exists, cost = (arguments.get(name) for name in ("max_renders", "if_exists", "max_cost"))
-    if isinstance(renders, str) and re.fullmatch(r"\d{1,4}", renders.strip()):
-        arguments["max_renders"] = renders = int(renders)
-    if renders is not None and (not isinstance(renders, int) or isinstance(renders, bool) or renders < 1):
-        problems.append(f"max_renders must be an integer of 1 or more, not {renders!r}.")
-    if exists is not None and exists not in ("reuse", "replace", "fail"):
-        problems.append(f"if_exists={exists!r} is not supported. Use 'reuse', 'replace' or 'fail'.")
-    mismatch = arguments.get("on_mismatch")
-    if mismatch is not None and mismatch not in ("warn", "fail"):
-        problems.append(f"on_mismatch={mismatch!r} is not supported. Use 'warn' or 'fail'.")
-    if (given := arguments.get("fallback_on")) is not None:
-        reasons = given.split(",") if isinstance(given, str) else given
-        reasons = [each.strip() if isinstance(each, str) else each for each in reasons]
-        if not reasons or any(each not in FALLBACK_ON for each in reasons):
-            problems.append(f"fallback_on={given!r} is not supported. Use 'unavailable', 'rejected' or both.")
-        arguments["fallback_on"] = reasons
-    if cost is not None:
+    for name, checked in _CHECKS.items():
         try:
-            arguments["max_cost"] = show_amount(parse_amount(cost))
-        except ValueError as error:
-            problems.append(f"max_cost {error}.")
+            if name in arguments:
+                arguments[name] = checked(arguments[name])
+        except InvalidRequest as error:
+            problems += error.problems
 
 
 def count_missing(

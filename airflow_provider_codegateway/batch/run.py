@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.batch.pace import Pace, Stopped
 from airflow_provider_codegateway.batch.result import Status, Summary, status_of
-from airflow_provider_codegateway.batch.rows import Asker, Row, with_media
+from airflow_provider_codegateway.batch.rows import Asker, Row
 from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
-    ClipMismatch,
     ClipTransferError,
     CodeGatewayError,
     GatewayUnavailable,
@@ -40,7 +39,8 @@ from airflow_provider_codegateway.exceptions import (
 )
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.purchase import Purchase
-from airflow_provider_codegateway.s3 import storage_error
+from airflow_provider_codegateway.s3 import access_args, head_object, storage_error
+from airflow_provider_codegateway.spec import clip_mismatch, with_media
 from airflow_provider_codegateway.spend import Account, Cost
 from airflow_provider_codegateway.spend.prices import show_amount
 from airflow_provider_codegateway.threads import to_the_end
@@ -258,7 +258,7 @@ class Batch:
                 raise Stopped
 
     async def _attempt(self, row: Row) -> Clip | None:
-        """The clip; None if another run settled its entry, or nothing may be bought any more."""
+        """The clip; None if another run settled its entry, or nothing more may be bought."""
         try:
             purchase, clip = await to_the_end("inputs", self._open, row)
             if clip is not None:
@@ -286,7 +286,7 @@ class Batch:
     def _open(self, row: Row) -> tuple[Purchase, Clip | None]:
         """Refuse for free, and open the ledger entry. The request, with its media, is not kept after that."""
         whole = self._row(row.index)
-        requests = with_media(whole.requests(), self._means.s3)
+        requests = with_media(whole.requests(), self._means.s3, whole.upload_args)
         purchase = self._means.purchase(whole.spec(requests, self._asker))
         return purchase, purchase.begin(*requests)
 
@@ -307,17 +307,9 @@ class Batch:
         status: Status = "stored" if clip.renders_bought_here else "reused"
         error = None
         if clip.mismatches:
-            words = " ".join(clip.mismatches)
-            log.warning("The clip at %s is not what was asked for. %s", clip.uri, words)
+            log.warning("The clip at %s is not what was asked for. %s", clip.uri, " ".join(clip.mismatches))
             if row.on_mismatch == "fail":
-                status, error = (
-                    "failed",
-                    ClipMismatch(
-                        f"The clip at {clip.uri} is not what was asked for. {words} It is kept, and will not be bought "
-                        "again. To take it as it is, set on_mismatch='warn'; to render anew, delete it.",
-                        bought=Bought.YES if clip.renders_bought_here else Bought.NO,
-                    ),
-                )
+                status, error = "failed", clip_mismatch(clip)
         self._keep(row, status, clip=clip, error=error)
         self._means.on_clip(clip)
 
@@ -417,7 +409,9 @@ class Batch:
     def _is_ours(self) -> bool:
         at = self._manifest
         try:
-            head = self._means.s3.head_object(Bucket=at.bucket, Key=at.key)
+            head = head_object(
+                self._means.s3, at, **access_args(self._means.s3, "HeadObject", self._put_args)
+            )
         except Exception as error:
             raise storage_error(
                 error, doing="look at the manifest", at=at, permission="s3:GetObject"
@@ -544,7 +538,8 @@ def _interrupted() -> RenderOutcomeUnknown:
 
 def is_paid(row: Row, means: Means, asker: Asker) -> bool:
     """Whether nothing would be bought for a row: its clip is in place or paid for, or its key is taken."""
-    purchase = means.purchase(row.spec(with_media(row.requests(), means.s3), asker))
+    requests = with_media(row.requests(), means.s3, row.upload_args)
+    purchase = means.purchase(row.spec(requests, asker))
     try:
         is_there = purchase.find() is not None
     except InvalidTarget:

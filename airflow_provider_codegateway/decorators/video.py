@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,20 +10,16 @@ from airflow.providers.common.compat.sdk import (
     SET_DURING_EXECUTION,
     DecoratedOperator,
     TaskDeferred,
-    context_merge,
-    determine_kwargs,
     task_decorator_factory,
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_1_PLUS
 
+from airflow_provider_codegateway.decorators.function import call, require_plain, type_name
 from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown
-from airflow_provider_codegateway.inputs import describe, hide, reveal, show
+from airflow_provider_codegateway.inputs import describe, hide, show
 from airflow_provider_codegateway.models import PORTABLE
-from airflow_provider_codegateway.operators.video import (
-    GenerateVideoOperator,
-    HidesMedia,
-    refuse_multiple_outputs,
-)
+from airflow_provider_codegateway.operators.base import HidesMedia, refuse_multiple_outputs
+from airflow_provider_codegateway.operators.video import RETURNS, GenerateVideoOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -77,10 +72,7 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
         op_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if inspect.iscoroutinefunction(python_callable):
-            raise TypeError(
-                f"@task.generate_video takes a plain function, and {python_callable.__name__} is an async one."
-            )
+        require_plain(python_callable, decorator="@task.generate_video")
         for name in _SET_BY_FUNCTION:
             if name not in (kwargs.get("default_args") or {}):
                 kwargs.setdefault(name, SET_DURING_EXECUTION)
@@ -141,9 +133,7 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
 
         :raises InvalidRequest: it returned something else than a prompt or arguments.
         """
-        args, kwargs = reveal(self.op_args), reveal(self.op_kwargs)
-        context_merge(context, kwargs)
-        returned = self.python_callable(*args, **determine_kwargs(self.python_callable, args, context))
+        returned = call(self.python_callable, self.op_args, self.op_kwargs, context)
         function = f"{self.python_callable.__name__}()"
         if isinstance(returned, str):
             if not returned.strip():
@@ -151,8 +141,7 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
             return {"prompt": returned}
         if not isinstance(returned, Mapping):
             raise InvalidRequest(
-                f"{function} returned {'nothing' if returned is None else type(returned).__name__}. "
-                "Return a prompt (str), or a dict of arguments."
+                f"{function} returned {type_name(returned)}. Return a prompt (str), or a dict of arguments."
             )
         if unknown := [name for name in returned if name not in RETURNABLE]:
             raise InvalidRequest(
@@ -180,7 +169,7 @@ def generate_video_task(python_callable: Callable[..., Any] | None = None, **kwa
     :param python_callable: the function. It runs in the worker, once for each try, before anything is bought.
     :param kwargs: arguments of ``GenerateVideoOperator`` and of Airflow's ``BaseOperator``.
     """
-    refuse_multiple_outputs(kwargs.pop("multiple_outputs", False))
+    refuse_multiple_outputs(kwargs.pop("multiple_outputs", False), returns=RETURNS)
     return task_decorator_factory(
         python_callable=python_callable,
         # A function annotated as returning a dict would else make Airflow expect a dict of the task.

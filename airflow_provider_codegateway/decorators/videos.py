@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     SET_DURING_EXECUTION,
     DecoratedOperator,
-    context_merge,
-    determine_kwargs,
     task_decorator_factory,
 )
 
+from airflow_provider_codegateway.decorators.function import call, require_plain, type_name
 from airflow_provider_codegateway.exceptions import InvalidRequest
-from airflow_provider_codegateway.inputs import hide, reveal
-from airflow_provider_codegateway.operators.video import HidesMedia
-from airflow_provider_codegateway.operators.videos import GenerateVideosOperator, refuse_multiple_outputs
+from airflow_provider_codegateway.inputs import hide
+from airflow_provider_codegateway.operators.base import HidesMedia, refuse_multiple_outputs
+from airflow_provider_codegateway.operators.videos import RETURNS, GenerateVideosOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -56,10 +54,7 @@ class _GenerateVideosDecoratedOperator(DecoratedOperator, GenerateVideosOperator
         op_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if inspect.iscoroutinefunction(python_callable):
-            raise TypeError(
-                f"@task.generate_videos takes a plain function, and {python_callable.__name__} is an async one."
-            )
+        require_plain(python_callable, decorator="@task.generate_videos")
         if "requests" in kwargs:
             raise TypeError("@task.generate_videos takes no requests: the function returns them.")
         super().__init__(
@@ -79,15 +74,13 @@ class _GenerateVideosDecoratedOperator(DecoratedOperator, GenerateVideosOperator
 
         :raises InvalidRequest: the function returned something else.
         """
-        args, kwargs = reveal(self.op_args), reveal(self.op_kwargs)
-        context_merge(context, kwargs)
-        returned = self.python_callable(*args, **determine_kwargs(self.python_callable, args, context))
+        returned = call(self.python_callable, self.op_args, self.op_kwargs, context)
         if isinstance(returned, str):
             return returned
         if not isinstance(returned, Iterable) or isinstance(returned, Mapping | bytes):
             raise InvalidRequest(
                 f"{self.python_callable.__name__}() returned "
-                f"{'nothing' if returned is None else type(returned).__name__}. Return a list of dicts, or the s3:// "
+                f"{type_name(returned)}. Return a list of dicts, or the s3:// "
                 "URI of a .jsonl or .csv object."
             )
         # Hidden here already: what a function returned is data and no template, whatever it looks like.
@@ -103,7 +96,7 @@ def generate_videos_task(python_callable: Callable[..., Any] | None = None, **kw
     :param python_callable: the function. It runs in the worker, once for each attempt, before anything is bought.
     :param kwargs: arguments of ``GenerateVideosOperator`` and of Airflow's ``BaseOperator``.
     """
-    refuse_multiple_outputs(kwargs.pop("multiple_outputs", False))
+    refuse_multiple_outputs(kwargs.pop("multiple_outputs", False), returns=RETURNS)
     return task_decorator_factory(
         python_callable=python_callable,
         # A function annotated as returning a dict would else make Airflow expect a dict of the task.

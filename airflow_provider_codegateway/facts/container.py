@@ -349,7 +349,7 @@ class _Ebml(_Elements):
         size = int.from_bytes(head[id_length:], "big") & ((1 << bits) - 1)
         if id_length > 4 or size_length > 8 or size == (1 << bits) - 1:
             self._head.clear()
-            self._rest_is_anything = True  # a size that is not known, or what is no element
+            self._rest_is_anything = True  # an unknown size, or not an element
         else:
             self._begin(size)
 

@@ -200,7 +200,7 @@ _LINK = re.compile(
 
 
 def _url_in_text(text: str) -> object:
-    """The link in an answer whose end is missing, or which is no JSON for another reason."""
+    """The link in an answer that is cut off, or is not JSON for another reason."""
     for match in _LINK.finditer(text):
         try:
             return json.loads(match[1], strict=False)

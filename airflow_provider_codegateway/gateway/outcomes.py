@@ -141,7 +141,7 @@ def root_cause(error: BaseException) -> BaseException:
     """What lies below httpx's "All connection attempts failed"."""
     below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None
     below = below or error.__cause__ or error.__context__
-    # A handshake that waits for bytes is no failure of its own.
+    # A handshake that waits for bytes has not failed by itself.
     return error if below is None or isinstance(below, ssl.SSLWantReadError) else root_cause(below)
 
 

@@ -123,18 +123,8 @@ class CodeGatewayVideoHook(BaseHook):
 
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
-        account = self._account(connection)
-        buyer, *fallback_buyers = _buyers(spec, gateway, account)
-        return Purchase(
-            spec,
-            s3=s3,
-            ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
-            buyer=buyer,
-            fallback_buyers=fallback_buyers,
-            claim_seconds=gateway.settings.deadline,
-            account=account,
-            allows_http_links=connection.extra_dejson.get("http_links") == "allow",
-            limits=self.limits,
+        return _purchase(
+            spec, s3, gateway, self._account(connection), _allows_http_links(connection), self.limits
         )
 
     def means(self, *, s3: S3Client, max_active: int) -> Means:
@@ -165,21 +155,12 @@ class CodeGatewayVideoHook(BaseHook):
         # The batch repeats what was refused for now: its rows meet one rate limit. Fallbacks come after retries.
         gateway = Gateway(replace(settings, retries=0), limits=limits)
         account = self._account(connection)
-
+        allows_http_links = _allows_http_links(connection)
         patient = Gateway(settings, limits=limits)
 
         def purchase(spec: ClipSpec) -> Purchase:
-            buyers = _buyers(spec, patient if spec.fallbacks else gateway, account)
-            return Purchase(
-                spec,
-                s3=s3,
-                ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
-                buyer=buyers[0],
-                fallback_buyers=buyers[1:],
-                claim_seconds=settings.deadline,
-                account=account,
-                limits=limits,
-            )
+            buys = patient if spec.fallbacks else gateway
+            return _purchase(spec, s3, buys, account, allows_http_links, limits)
 
         return Means(
             s3=s3,
@@ -259,6 +240,32 @@ class CodeGatewayVideoHook(BaseHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Which standard fields the form shows, and under which names."""
         return {name.replace("-", "_"): value for name, value in CONNECTION_BEHAVIOUR.items()}
+
+
+def _purchase(
+    spec: ClipSpec,
+    s3: S3Client,
+    gateway: Gateway,
+    account: Account,
+    allows_http_links: bool,
+    limits: Limits,
+) -> Purchase:
+    buyer, *fallback_buyers = _buyers(spec, gateway, account)
+    return Purchase(
+        spec,
+        s3=s3,
+        ledger_s3=None if spec.ledger_conn_id is None else s3_client(spec.ledger_conn_id),
+        buyer=buyer,
+        fallback_buyers=fallback_buyers,
+        claim_seconds=gateway.settings.deadline,
+        account=account,
+        allows_http_links=allows_http_links,
+        limits=limits,
+    )
+
+
+def _allows_http_links(connection: Connection) -> bool:
+    return bool(connection.extra_dejson.get("http_links") == "allow")
 
 
 def _buyers(spec: ClipSpec, gateway: Gateway, account: Account) -> list[MeteredBuyer]:

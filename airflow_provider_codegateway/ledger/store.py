@@ -66,8 +66,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
-_DEMANDED = (*ENCRYPTION, "Tagging", "RequestPayer", "ExpectedBucketOwner")
+_ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
+_DEMANDED = (*_ENCRYPTION, "Tagging", "RequestPayer", "ExpectedBucketOwner")
 """What a bucket's policy may demand of every object in it."""
 _CLOSED_ACLS = ("private", "bucket-owner-read", "bucket-owner-full-control")
 _GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWriteACP")
@@ -299,7 +299,7 @@ class Ledger:
                 )
             time.sleep(0.1)
         found = [match for name in content if (match := MARKER_NAME.fullmatch(name))]
-        # A sign of life that came late, after its entry was settled, is no render.
+        # A sign of life that was written after its entry was settled is not a render.
         numbers = sorted({int(match[1]) for match in found if match[2] != "delivering"})
         attempts = []
         for number in numbers:
@@ -339,7 +339,7 @@ class Ledger:
     def clear_delivered(self, number: int, owner: str) -> None:
         """Delete an entry whose render ``number``, claimed by ``owner``, is the clip at its key.
 
-        Only when nobody can be storing that clip any more; see ``entry.left_to_its_owner``.
+        Only when no run can still be storing that clip; see ``entry.left_to_its_owner``.
         """
         if (self._get(f"{number}.started") or {}).get("owner") == owner:
             self._delete(_names_up_to(number))
@@ -587,10 +587,15 @@ _NO_BATCH = frozenset(
 
 
 def _put_args(spec: ClipSpec, location: S3Location) -> dict[str, Any]:
-    """What a bucket's policy may demand of every object also goes to the markers, but nothing that publishes them."""
+    """Of the clip's own; encryption alone, where the ledger is in another bucket."""
     given = spec.upload_args
     if location.bucket != spec.target.bucket:
-        return {name: given[name] for name in ENCRYPTION if name in given}
+        return {name: given[name] for name in _ENCRYPTION if name in given}
+    return demanded_args(given)
+
+
+def demanded_args(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``s3_extra_args`` that a bucket's policy may demand of every object, less those that publish it."""
     args = {name: given[name] for name in _DEMANDED if name in given}
     if given.get("ACL") in _CLOSED_ACLS:
         args["ACL"] = given["ACL"]

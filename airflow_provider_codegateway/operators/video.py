@@ -3,97 +3,76 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from decimal import Decimal
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
-    AirflowFailException,
     AirflowSkipException,
-    BaseOperator,
     conf,
 )
 
 from airflow_provider_codegateway import lineage, metrics
 from airflow_provider_codegateway.clip import (
     DEFAULT_LEDGER_PREFIX,
-    NO_RUN,
     Clip,
     ClipSpec,
     IfExists,
-    Member,
     OnMismatch,
-    S3Location,
-    TaskRun,
     checked_target,
     clip_location,
-    identities,
 )
 from airflow_provider_codegateway.exceptions import (
-    Bought,
-    ClipMismatch,
     CodeGatewayError,
     InvalidRequest,
     RenderOutcomeUnknown,
     from_dict,
 )
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
-from airflow_provider_codegateway.inputs import hide, resolve, reveal
+from airflow_provider_codegateway.inputs import reveal
 from airflow_provider_codegateway.links import ClipLink
 from airflow_provider_codegateway.models import (
     PORTABLE,
     Fallbacks,
     build_chain,
-    chain_fingerprint,
     placeholder,
 )
-from airflow_provider_codegateway.s3 import read_object
+from airflow_provider_codegateway.operators.base import (
+    FAILED_DEFERRAL,
+    HidesMedia,
+    RenderingOperator,
+    asked_by,
+    default_retry_policy,
+    hide_frames,
+    refuse_multiple_outputs,
+    requesters,
+)
+from airflow_provider_codegateway.spec import (
+    TERMS,
+    checked_if_exists,
+    checked_max_cost,
+    checked_max_renders,
+    checked_on_mismatch,
+    clip_mismatch,
+    clip_spec,
+    with_media,
+)
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from airflow.sdk.definitions.retry_policy import RetryPolicy
-    from mypy_boto3_s3.client import S3Client
 
     from airflow_provider_codegateway.facts import Beside
-    from airflow_provider_codegateway.gateway import BlockingCall
-    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
-    from airflow_provider_codegateway.models import MediaField, VideoRequest
+    from airflow_provider_codegateway.models import VideoRequest
     from airflow_provider_codegateway.purchase import Preview
 
-FAILED_DEFERRAL = "__fail__"
-"""What Airflow names as the method to resume with, when the trigger timed out or broke."""
+RETURNS = "a key; the clip's facts are in the XCom 'clip'"
 
 
-class HidesMedia:
-    """An attribute that shows no image bytes and no presigned query, also after Airflow rendered it.
-
-    Airflow assigns what it rendered and then stores the attribute for its UI; mapped tasks too.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = f"_{name}"
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        # Read on the class, by Airflow's checks of template fields.
-        return self if instance is None else getattr(instance, self.name)
-
-    def __set__(self, instance: object, value: Any) -> None:
-        copies: dict[int, int] = {}
-        setattr(instance, self.name, hide(value, keep_templates=True, copies=copies))
-        setattr(instance, f"{self.name}_copies", copies)
-
-    def copies(self, instance: object) -> dict[int, int]:
-        """The ``id`` of each container in the attribute, with that of the one that was assigned."""
-        copies: dict[int, int] = getattr(instance, f"{self.name}_copies", {})
-        return copies
-
-
-class GenerateVideoOperator(BaseOperator):
+class GenerateVideoOperator(RenderingOperator):
     """Renders one clip with CodeGateway and stores it in S3.
 
     Pushes the clip's S3 key as ``return_value`` and the clip's facts as XCom ``clip``: a dict of ``bucket,
@@ -221,7 +200,7 @@ class GenerateVideoOperator(BaseOperator):
         self.s3_key = s3_key
         self.s3_bucket = s3_bucket
         self.if_exists = if_exists
-        self.max_renders = max_renders
+        self.max_renders = checked_max_renders(max_renders)
         self.codegateway_conn_id = codegateway_conn_id
         self.aws_conn_id = aws_conn_id
         self.ledger_prefix = ledger_prefix
@@ -237,48 +216,18 @@ class GenerateVideoOperator(BaseOperator):
         self.sidecar_key = sidecar_key
         self.check_content = check_content
         self.deferrable = deferrable
-        if if_exists not in ("reuse", "replace", "fail"):
-            raise InvalidRequest(
-                f"if_exists={if_exists!r} is not supported. Use 'reuse', 'replace' or 'fail'."
-            )
-        if on_mismatch not in ("warn", "fail"):
-            raise InvalidRequest(f"on_mismatch={on_mismatch!r} is not supported. Use 'warn' or 'fail'.")
-        if not isinstance(max_renders, int) or max_renders < 1:
-            raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {max_renders!r}.")
+        checked_if_exists(if_exists)
+        checked_on_mismatch(on_mismatch)
         if not isinstance(max_cost, str):
-            self._checked_max_cost()
-        refuse_multiple_outputs(getattr(self, "multiple_outputs", False))
+            checked_max_cost(max_cost)
+        refuse_multiple_outputs(getattr(self, "multiple_outputs", False), returns=RETURNS)
         self._prompt_is_given = prompt is not None and prompt != ""
-        self._call: BlockingCall | None = None
         self._inputs: list[str] = []
         self._shown_requests: dict[str, Any] = {}
         self._clip: Clip | None = None
-        self._is_killed = False
         # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
         if getattr(self, "retry_policy", None) is None:
             self.retry_policy = default_retry_policy()
-
-    def _do_render_template_fields(
-        self,
-        parent: Any,
-        template_fields: Iterable[str],
-        context: Context,
-        jinja_env: Any,
-        seen_oids: set[int],
-    ) -> None:
-        # Airflow knows by its id what came of mapping: data, whose braces are no template. So are our copies of it.
-        for name in template_fields:
-            if isinstance(hides := getattr(type(parent), name, None), HidesMedia):
-                copies = hides.copies(parent)
-                seen_oids |= {copy for copy, original in copies.items() if original in seen_oids}
-        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
-
-    @cached_property
-    def hook(self) -> CodeGatewayVideoHook:
-        """The hook for ``codegateway_conn_id``."""
-        from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
-
-        return CodeGatewayVideoHook(self.codegateway_conn_id)
 
     def execute(self, context: Context) -> str:
         """Render the clip, or find that it is there already, and return its key.
@@ -301,12 +250,7 @@ class GenerateVideoOperator(BaseOperator):
                 context["ti"].xcom_push(key="clip_error", value=told)
             except Exception as failure:  # the error itself matters more
                 self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
-        if isinstance(error, AirflowFailException):
-            # The author has something to change. The message says what, and our frames would only hide it.
-            error.__suppress_context__ = True
-            error.__traceback__ = None
-            if error.__cause__ is not None:
-                error.__cause__.__traceback__ = None
+        hide_frames(error)
 
     def _run(self, context: Context) -> str:
         from airflow_provider_codegateway.gateway import BlockingCall
@@ -323,14 +267,14 @@ class GenerateVideoOperator(BaseOperator):
         if self.deferrable and self._can_resume(context):
             clip = purchase.begin(*requests)
             if clip is None:
-                self._require_not_killed(spec)
+                self._require_not_killed(f"it bought a clip for {spec.target.uri}")
                 self._defer(spec)
             return self._hand_over(clip, context)
 
         if self.deferrable:
             self.log.info("Rendering in this process: only a task of its own in a DAG run can be deferred.")
         self._call = BlockingCall()
-        self._require_not_killed(spec)
+        self._require_not_killed(f"it bought a clip for {spec.target.uri}")
         try:
             clip = self._call.run(purchase.complete(*requests))
         except asyncio.CancelledError:
@@ -366,15 +310,6 @@ class GenerateVideoOperator(BaseOperator):
         raise AirflowSkipException(
             f"dry_run=True: a clip for {spec.target.uri} would cost {words}. Nothing was bought."
         )
-
-    def _can_resume(self, context: Context) -> bool:
-        """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""
-        instance: Any = context.get("ti")
-        if instance is None:
-            return False
-        running = getattr(instance, "task", self)
-        is_ours = isinstance(running, GenerateVideoOperator) or getattr(running, "is_mapped", False)
-        return is_ours and running.task_id == self.task_id
 
     def execute_complete(
         self, context: Context, event: dict[str, Any], deferred: dict[str, Any] | None = None
@@ -487,22 +422,6 @@ class GenerateVideoOperator(BaseOperator):
             return None
         return self.hook.purchase(spec, s3=self._s3).find()
 
-    def _require_not_killed(self, spec: ClipSpec) -> None:
-        # Airflow 3 calls `on_kill` in a signal handler and goes on, also while there is nothing to cancel.
-        if self._is_killed:
-            raise RenderOutcomeUnknown(
-                f"The task was stopped from outside before it bought a clip for {spec.target.uri}.",
-                bought=Bought.NO,
-            )
-
-    def on_kill(self) -> None:
-        """Close the connection of a running render. It may be billed all the same; the ledger says so."""
-        self._is_killed = True
-        if self._call is not None and self._call.cancel():
-            self.log.warning(
-                "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."
-            )
-
     def _requests(self) -> tuple[VideoRequest, ...]:
         """What is to be rendered, and the fallbacks: validated, and every image and video read. All of it for free."""
         if self._prompt_is_given and (self.prompt is None or self.prompt == ""):
@@ -516,85 +435,23 @@ class GenerateVideoOperator(BaseOperator):
         return self._with_media(requests)
 
     def _spec(self, requests: tuple[VideoRequest, ...], context: Context) -> ClipSpec:
-        from airflow_provider_codegateway.facts import wanted_of
-        from airflow_provider_codegateway.spend.prices import PricedRender
-
         requester, former_requester = requesters(context)
-        first, *fallbacks = [
-            Member(
-                model=each.model,
-                priced_by=PricedRender.parameters(each.body()),
-                fingerprint=each.fingerprint(),
-                wanted=wanted_of(each.body()),
-            )
-            for each in requests
-        ]
-        return ClipSpec(
-            model=first.model,
-            fingerprint=chain_fingerprint(requests),
-            target=clip_location(self.s3_key, self.s3_bucket),
+        return clip_spec(
+            requests,
+            {name: getattr(self, name) for name in TERMS},
             requester=requester,
             former_requester=former_requester,
-            if_exists=self.if_exists,
-            max_renders=self.max_renders,
-            ledger_prefix=self.ledger_prefix,
-            ledger_conn_id=self.ledger_conn_id or None,
-            upload_args=self.s3_extra_args or {},
             asked_by=asked_by(context),
-            priced_by=first.priced_by,
-            max_cost=self._checked_max_cost(),
-            wanted=first.wanted,
-            first_fingerprint=first.fingerprint if fallbacks else None,
-            fallbacks=tuple(fallbacks),
-            fallback_on=self._checked_fallback_on() if fallbacks else (),
         )
 
-    def _checked_fallback_on(self) -> tuple[str, ...]:
-        from airflow_provider_codegateway.gateway import FALLBACK_ON
-
-        given = self.fallback_on.split(",") if isinstance(self.fallback_on, str) else self.fallback_on
-        reasons = tuple(each.strip() if isinstance(each, str) else each for each in given or ())
-        if not reasons or any(each not in FALLBACK_ON for each in reasons):
-            raise InvalidRequest(
-                f"fallback_on={self.fallback_on!r} is not supported. Use 'unavailable', 'rejected' or both."
-            )
-        return reasons
-
-    def _checked_max_cost(self) -> str | None:
-        from airflow_provider_codegateway.spend.prices import parse_amount, show_amount
-
-        if self.max_cost is None or self.max_cost == "":
-            return None
-        try:
-            return show_amount(parse_amount(self.max_cost))
-        except ValueError as error:
-            raise InvalidRequest(f"max_cost {error}.") from None
-
     def _with_media(self, requests: tuple[VideoRequest, ...]) -> tuple[VideoRequest, ...]:
-        found: dict[tuple[str, MediaField], str] = {}
-
-        def read(reference: str, field: MediaField) -> str:
-            if (reference, field) not in found:
-                if (uri := lineage.input_uri(reference)) and uri not in self._inputs:
-                    self._inputs.append(uri)
-                found[reference, field] = resolve(
-                    reference, kind=field.kind, accepts_url=field.accepts_url, read_s3=self._read_s3
-                )
-            return found[reference, field]
-
         self._inputs = []
-        return tuple(request.with_media(read) for request in requests)
 
-    def _read_s3(self, bucket: str, key: str, limit: int) -> bytes:
-        # The bucket of the input may be another than the clip's, but its reader is the same who pays.
-        pays = {name: value for name, value in (self.s3_extra_args or {}).items() if name == "RequestPayer"}
-        return read_object(self._s3, S3Location(bucket, key), limit, **pays)
+        def note(reference: str) -> None:
+            if (uri := lineage.input_uri(reference)) and uri not in self._inputs:
+                self._inputs.append(uri)
 
-    @property
-    def _s3(self) -> S3Client:
-        from airflow_provider_codegateway.hooks.storage import s3_client
-
-        return s3_client(self.aws_conn_id)
+        return with_media(requests, self._s3, self.s3_extra_args or {}, on_read=note)
 
     def _hand_over(self, clip: Clip, context: Context) -> str:
         self.log.info("The clip is at %s (%s bytes).", clip.uri, f"{clip.bytes:,}")
@@ -653,56 +510,10 @@ class GenerateVideoOperator(BaseOperator):
             self.log.warning("What %s measures could not be read: it was not compared.", clip.uri)
         if not clip.mismatches:
             return
-        words = " ".join(clip.mismatches)
         if self.on_mismatch == "fail":
-            raise ClipMismatch(
-                f"The clip at {clip.uri} is not what was asked for. {words} It is kept, and will not be bought again. "
-                "To take it as it is, set on_mismatch='warn'; to render anew, delete it.",
-                bought=Bought.YES if clip.renders_bought_here else Bought.NO,
-            )
-        self.log.warning("The clip at %s is not what was asked for. %s", clip.uri, words)
+            raise clip_mismatch(clip)
+        self.log.warning("The clip at %s is not what was asked for. %s", clip.uri, " ".join(clip.mismatches))
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What the OpenLineage provider asks for when the task has succeeded."""
         return None if self._clip is None else lineage.openlineage(self._inputs, self._clip)
-
-
-def refuse_multiple_outputs(value: object) -> None:
-    """Airflow would fail the task after the purchase, on every try.
-
-    :raises InvalidRequest: it is wanted.
-    """
-    if value:
-        raise InvalidRequest(
-            "multiple_outputs=True needs a task that returns a dict, and this one returns a key. Leave it out; the "
-            "clip's facts are in the XCom 'clip'."
-        )
-
-
-def default_retry_policy() -> RetryPolicy | None:
-    """The retry policy of a task whose author sets none; None where Airflow knows of no policies."""
-    try:
-        from airflow_provider_codegateway.retry_policy import CodeGatewayRetryPolicy
-    except ImportError:  # Airflow before 3.3 has no retry policies
-        return None
-    return CodeGatewayRetryPolicy()
-
-
-def asked_by(context: Context) -> TaskRun:
-    """The task instance that is running, for the journal."""
-    instance: Any = context.get("ti")
-    values = {name: getattr(instance, name, None) for name in ("dag_id", "task_id", "run_id")}
-    index = getattr(instance, "map_index", None)
-    return TaskRun(
-        **{name: value for name, value in values.items() if isinstance(value, str)},
-        map_index=index if isinstance(index, int) else None,
-    )
-
-
-def requesters(context: Context) -> tuple[str, str | None]:
-    """Who asks for the clip, and how the first versions named them."""
-    instance: Any = context.get("ti")
-    dag_id, run_id = getattr(instance, "dag_id", None), getattr(instance, "run_id", None)
-    if not isinstance(dag_id, str) or not isinstance(run_id, str):
-        return NO_RUN, None
-    return identities(dag_id, instance.task_id, run_id, instance.map_index)

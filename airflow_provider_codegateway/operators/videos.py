@@ -6,40 +6,19 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
-    AirflowFailException,
     AirflowSkipException,
-    BaseOperator,
     conf,
 )
 
 from airflow_provider_codegateway import lineage, metrics
-from airflow_provider_codegateway.batch import (
-    ROW_FIELDS,
-    Asker,
-    Batch,
-    Checked,
-    LineFile,
-    Means,
-    Row,
-    Summary,
-    Tolerance,
-    check_rows,
-    count_missing,
-    is_paid,
-    manifest_location,
-    read_requests,
-    rows_location,
-)
 from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, IfExists, OnMismatch, split_uri
 from airflow_provider_codegateway.exceptions import (
     BatchIncomplete,
     BatchRefused,
-    Bought,
     BudgetExceeded,
     CodeGatewayError,
     InvalidRequest,
@@ -48,31 +27,34 @@ from airflow_provider_codegateway.exceptions import (
 )
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, reveal
-from airflow_provider_codegateway.ledger.store import ENCRYPTION
 from airflow_provider_codegateway.limits import LIMITS
-from airflow_provider_codegateway.models import Fallbacks
-from airflow_provider_codegateway.operators.video import (
+from airflow_provider_codegateway.models import PORTABLE, Fallbacks
+from airflow_provider_codegateway.operators.base import (
     FAILED_DEFERRAL,
     HidesMedia,
+    RenderingOperator,
     asked_by,
     default_retry_policy,
+    hide_frames,
+    refuse_multiple_outputs,
     requesters,
 )
-from airflow_provider_codegateway.spend.prices import show_amount
+from airflow_provider_codegateway.spec import TERMS
 
+# A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import Context
-    from mypy_boto3_s3.client import S3Client
 
-    from airflow_provider_codegateway.gateway import BlockingCall
-    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+    from airflow_provider_codegateway.batch import Asker, Checked, Means, Summary
 
-DEFAULT_FIELDS = tuple(name for name in ROW_FIELDS if name != "id")
+DEFAULT_FIELDS = ("model", *PORTABLE, *TERMS)
 """Arguments that are defaults for the rows."""
 
 
-class GenerateVideosOperator(BaseOperator):
+RETURNS = "the manifest's URI; the counts are in the XCom 'batch'"
+
+
+class GenerateVideosOperator(RenderingOperator):
     """Renders many clips with CodeGateway in one task, and stores them and a manifest in S3.
 
     Every row is checked before anything is bought. Each goes through the same purchase as a clip of
@@ -154,7 +136,7 @@ class GenerateVideosOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # Hidden here, as what is in rows is never rendered: a brace in it is no reason to wait.
+        # Hidden at once, also where it has braces: rows are never rendered.
         self.requests = requests if isinstance(requests, str) else hide(requests)
         self.result_path = result_path
         self.max_active = max_active
@@ -187,9 +169,7 @@ class GenerateVideosOperator(BaseOperator):
         self.deferrable = deferrable
         if asset_events not in ("batch", "clip"):
             raise InvalidRequest(f"asset_events={asset_events!r} is not supported. Use 'batch' or 'clip'.")
-        refuse_multiple_outputs(getattr(self, "multiple_outputs", False))
-        self._call: BlockingCall | None = None
-        self._is_killed = False
+        refuse_multiple_outputs(getattr(self, "multiple_outputs", False), returns=RETURNS)
         if getattr(self, "retry_policy", None) is None:
             self.retry_policy = default_retry_policy()
 
@@ -205,26 +185,7 @@ class GenerateVideosOperator(BaseOperator):
             # Rows are data: outputs of other tasks are put in, and nothing is rendered.
             parent.requests = _resolved(parent.requests, context)
             template_fields = [name for name in template_fields if name != "requests"]
-        # What came of mapping is data, too: see `GenerateVideoOperator`.
-        for name in template_fields:
-            if isinstance(hides := getattr(type(parent), name, None), HidesMedia):
-                copies = hides.copies(parent)
-                seen_oids |= {copy for copy, original in copies.items() if original in seen_oids}
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
-
-    @cached_property
-    def hook(self) -> CodeGatewayVideoHook:
-        """The hook for ``codegateway_conn_id``."""
-        from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
-
-        return CodeGatewayVideoHook(self.codegateway_conn_id)
-
-    @cached_property
-    def s3_hook(self) -> S3Hook:
-        """The hook for ``aws_conn_id``."""
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
-        return S3Hook(aws_conn_id=self.aws_conn_id)
 
     def execute(self, context: Context) -> str:
         """Render what is missing, and return the manifest's URI.
@@ -241,14 +202,10 @@ class GenerateVideosOperator(BaseOperator):
         """Count and log what a failure cost. The rest of it Airflow logs, with a traceback."""
         metrics.failed(error, self.model)
         self.log.error("%s", error.money if isinstance(error, BatchIncomplete) else error.bought.value)
-        if isinstance(error, AirflowFailException):
-            # The author has something to change. The message says what, and our frames would only hide it.
-            error.__suppress_context__ = True
-            error.__traceback__ = None
-            if error.__cause__ is not None:
-                error.__cause__.__traceback__ = None
+        hide_frames(error)
 
     def _run(self, context: Context) -> str:
+        from airflow_provider_codegateway.batch import Batch, Tolerance, manifest_location, rows_location
         from airflow_provider_codegateway.gateway import BlockingCall
 
         manifest = manifest_location(self.result_path)
@@ -270,7 +227,7 @@ class GenerateVideosOperator(BaseOperator):
                 max_active,
                 manifest.uri,
             )
-            self._require_not_killed()
+            self._require_not_killed("the batch was begun")
             if self.deferrable and self._can_resume(context):
                 self._defer(max_active, asker)
             if self.deferrable:
@@ -287,7 +244,7 @@ class GenerateVideosOperator(BaseOperator):
                 limits=self.hook.limits,
             )
             self._call = BlockingCall()
-            self._require_not_killed()
+            self._require_not_killed("the batch was begun")
             try:
                 summary = self._call.run(batch.run())
             except asyncio.CancelledError:
@@ -299,8 +256,10 @@ class GenerateVideosOperator(BaseOperator):
 
         :raises InvalidRequest: rows are wrong; all of them are named.
         """
+        from airflow_provider_codegateway.batch import check_rows, read_requests
+
         defaults = {name: reveal(getattr(self, name)) for name in DEFAULT_FIELDS}
-        raw = read_requests(reveal(self.requests), self._s3)
+        raw = read_requests(reveal(self.requests), self._s3, self.s3_extra_args or {})
         checked = check_rows(raw, defaults=defaults, s3=self._s3, account=means.account)
         try:
             self._refuse_invalid(checked)
@@ -331,6 +290,9 @@ class GenerateVideosOperator(BaseOperator):
 
     def _require_room(self, checked: Checked, means: Means, asker: Asker) -> None:
         """Refuse what the budgets have no room for. Clips that are in place or paid for cost nothing."""
+        from airflow_provider_codegateway.batch import Row, count_missing, is_paid
+        from airflow_provider_codegateway.spend.prices import show_amount
+
         account = means.account
         at_most = None if checked.unpriced else checked.at_most
         try:
@@ -353,6 +315,8 @@ class GenerateVideosOperator(BaseOperator):
             )
 
     def _estimate(self, checked: Checked, means: Means, context: Context) -> NoReturn:
+        from airflow_provider_codegateway.spend.prices import show_amount
+
         at_most = None if checked.unpriced else show_amount(checked.at_most)
         currency = means.account.settings.currency
         estimate = {"renders": checked.renders, "at_most": at_most, "currency": currency}
@@ -376,27 +340,16 @@ class GenerateVideosOperator(BaseOperator):
         return value
 
     def _asker(self, context: Context) -> Asker:
+        from airflow_provider_codegateway.batch import Asker
+
         requester, former_requester = requesters(context)
         return Asker(requester=requester, former_requester=former_requester, task=asked_by(context))
 
     @property
     def _put_args(self) -> dict[str, Any]:
-        given = self.s3_extra_args or {}
-        return {name: given[name] for name in ENCRYPTION if name in given}
+        from airflow_provider_codegateway.ledger import demanded_args
 
-    @property
-    def _s3(self) -> S3Client:
-        client: S3Client = self.s3_hook.get_conn()
-        return client
-
-    def _can_resume(self, context: Context) -> bool:
-        """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""
-        instance: Any = context.get("ti")
-        if instance is None:
-            return False
-        running = getattr(instance, "task", self)
-        is_ours = isinstance(running, GenerateVideosOperator) or getattr(running, "is_mapped", False)
-        return is_ours and running.task_id == self.task_id
+        return demanded_args(self.s3_extra_args or {})
 
     def _defer(self, max_active: int, asker: Asker) -> NoReturn:
         from airflow_provider_codegateway.triggers.videos import BatchTrigger
@@ -427,6 +380,8 @@ class GenerateVideosOperator(BaseOperator):
         :param deferred: what this task knew when it deferred.
         :raises CodeGatewayError: the very error that the trigger met, or that too many rows failed.
         """
+        from airflow_provider_codegateway.batch import Summary
+
         self.result_path = (deferred or {}).get("result_path", self.result_path)
         try:
             match event:
@@ -435,7 +390,7 @@ class GenerateVideosOperator(BaseOperator):
                 case {"status": "failed", "error": dict(error)}:
                     raise from_dict(error)
             raise self._unknown_outcome(
-                "The trigger is of another version, and what it reported is not understood."
+                "The triggerer runs another version of this provider, and what it reported is not understood."
             )
         except CodeGatewayError as error:
             self._report(error)
@@ -458,25 +413,12 @@ class GenerateVideosOperator(BaseOperator):
             raise unknown from error
 
     def _unknown_outcome(self, reason: str) -> RenderOutcomeUnknown:
+        from airflow_provider_codegateway.batch import manifest_location
+
         return RenderOutcomeUnknown(
             f"{reason} What was stored until then is in {manifest_location(self.result_path).uri}. Run the task again: "
             "it fetches what was bought, and renders what is missing."
         )
-
-    def _require_not_killed(self) -> None:
-        # Airflow 3 calls `on_kill` in a signal handler and goes on, also while there is nothing to cancel.
-        if self._is_killed:
-            raise RenderOutcomeUnknown(
-                "The task was stopped from outside before the batch was begun.", bought=Bought.NO
-            )
-
-    def on_kill(self) -> None:
-        """Close the connections of running renders. They may be billed all the same; their ledgers say so."""
-        self._is_killed = True
-        if self._call is not None and self._call.cancel():
-            self.log.warning(
-                "Stopped. Renders that were under way may still be billed: the gateway cannot cancel them."
-            )
 
     def _hand_over(self, summary: Summary, context: Context) -> str:
         self.log.info(
@@ -484,6 +426,8 @@ class GenerateVideosOperator(BaseOperator):
         )
         if self.do_xcom_push and "ti" in context:
             context["ti"].xcom_push(key="batch", value=summary.as_dict())
+        from airflow_provider_codegateway.batch import Tolerance
+
         tolerance = Tolerance.parse(self.tolerated_failures)
         if not tolerance.allows(summary.without_clip, summary.requests):
             raise self._incomplete(summary, f"tolerated_failures={self.tolerated_failures} allows fewer.")
@@ -501,30 +445,20 @@ class GenerateVideosOperator(BaseOperator):
         return error_class("\n".join(lines), renders=summary.renders_bought, perhaps=summary.renders_unknown)
 
     def _add_asset_events(self, summary: Summary, context: Context) -> None:
+        from airflow_provider_codegateway.batch import LineFile
+
         location = split_uri(summary.manifest)
         assert location is not None
         if self.asset_events == "batch" or not self.outlets:
             lineage.add_batch_events(self.outlets, context, [(location, summary.as_dict())])
             return
-        with LineFile.download(self._s3, location) as rows:
+        with LineFile.download(self._s3, location, self._put_args) as rows:
             events = (
                 (clip, row)
                 for row in rows
                 if row["status"] in ("stored", "reused") and (clip := split_uri(row["uri"]))
             )
             lineage.add_batch_events(self.outlets, context, events, summary=summary.as_dict())
-
-
-def refuse_multiple_outputs(value: object) -> None:
-    """Airflow would fail the task after the purchase, on every attempt.
-
-    :raises InvalidRequest: it is wanted.
-    """
-    if value:
-        raise InvalidRequest(
-            "multiple_outputs=True needs a task that returns a dict, and this one returns the manifest's URI. Leave it "
-            "out; the counts are in the XCom 'batch'."
-        )
 
 
 def _resolved(value: Any, context: Context) -> Any:

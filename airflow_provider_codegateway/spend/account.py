@@ -156,7 +156,7 @@ class Account:
         self._end("unknown", reservation, why)
 
     def released(self, reservation: str, why: str) -> None:
-        """The render provably bought nothing: it does not count any more."""
+        """The render provably bought nothing, so it no longer counts."""
         self._end("released", reservation, why)
 
     def _end(self, kind: Kind, reservation: str, why: str | None) -> None:

@@ -189,7 +189,7 @@ def unresolved(place: Place, options: argparse.Namespace) -> int:
 
 
 def release(place: Place, options: argparse.Namespace) -> int:
-    """Give back renders that were not bought, by the vendor's bill: they do not count against budgets any more.
+    """Give back renders that were not bought, by the vendor's bill: they no longer count against budgets.
 
     One that turns out to be bought after all counts again.
     """

@@ -206,7 +206,7 @@ class State:
             self.runs[row.run] = tally.plus(renders, charge, row.currency), max(last_month, month)
 
     def _begin_month(self, month: str) -> None:
-        """Forget what no budget can ask for any more. A run is remembered for a whole month without a render."""
+        """Forget what no budget needs. A run is remembered for a whole month without a render."""
         before = self.month
         self.month = month
         self.days = {day: tally for day, tally in self.days.items() if day[:7] >= before}

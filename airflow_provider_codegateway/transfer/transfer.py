@@ -37,7 +37,7 @@ class StoredClip:
     :param sha256: of all bytes, in hexadecimal.
     :param media_type: such as ``video/mp4``.
     :param facts: what it measures, where its container says so.
-    :param may_leave_uploads: whether S3 may have open uploads of this transfer that are nobody's any more.
+    :param may_leave_uploads: whether this transfer may have left open uploads in S3.
     """
 
     bytes: int

@@ -432,7 +432,7 @@ class _Attempt:
         self._stopped.set()
 
     def close(self) -> None:
-        """End the attempt: when no call is in flight any more, what was not completed is aborted."""
+        """End the attempt: once no call is in flight, abort what was not completed."""
         self.stop()
         # A thread, so that a signal's exception may end the wait for it and not the abort itself.
         closing = threading.Thread(target=self._close, name="codegateway-abort")
@@ -498,7 +498,7 @@ class Upload:
 
     @property
     def may_leave_uploads(self) -> bool:
-        """Whether S3 may have open uploads of ours that are nobody's any more."""
+        """Whether this upload may have left others open in S3."""
         return self._may_leave_uploads or self._attempt.may_leave_uploads
 
     @property

@@ -116,7 +116,8 @@ class BatchTrigger(BaseTrigger):
         except InvalidConnection as error:  # deleted or changed since the task deferred
             error.bought = Bought.PERHAPS  # by a triggerer that ran the batch before
             raise
-        with await to_the_end("inputs", LineFile.download, s3, rows_location(self.result_path)) as rows:
+        at = rows_location(self.result_path)
+        with await to_the_end("inputs", LineFile.download, s3, at, self.put_args) as rows:
             batch = Batch(
                 rows,
                 means,

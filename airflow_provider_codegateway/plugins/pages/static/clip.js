@@ -10,7 +10,7 @@ const ABSENT = {
   success: "This task ended well, but left no facts of a clip: its XCom “clip” is missing.",
   running: "Rendering. It usually takes about two minutes.",
   deferred: "Rendering. No worker slot is used. It usually takes about two minutes.",
-  failed: "This task failed, so there is no clip.",
+  failed: "This task failed and has no clip.",
   upstream_failed: "A task before this one failed, so nothing was rendered.",
   up_for_retry: "The last try failed. Airflow will try again.",
   skipped: "This task was skipped, so nothing was rendered.",

@@ -1,0 +1,165 @@
+"""What the operator for one clip and the one for many have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+
+from airflow_provider_codegateway.clip import NO_RUN, TaskRun, identities
+from airflow_provider_codegateway.exceptions import (
+    Bought,
+    CodeGatewayError,
+    InvalidRequest,
+    RenderOutcomeUnknown,
+)
+from airflow_provider_codegateway.inputs import hide
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk.definitions.retry_policy import RetryPolicy
+    from mypy_boto3_s3.client import S3Client
+
+    from airflow_provider_codegateway.gateway import BlockingCall
+    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+
+FAILED_DEFERRAL = "__fail__"
+"""What Airflow names as the method to resume with, when the trigger timed out or broke."""
+
+
+class HidesMedia:
+    """An attribute that shows no image bytes and no presigned query, also after Airflow rendered it.
+
+    Airflow assigns what it rendered and then stores the attribute for its UI; mapped tasks too.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        # Read on the class, by Airflow's checks of template fields.
+        return self if instance is None else getattr(instance, self.name)
+
+    def __set__(self, instance: object, value: Any) -> None:
+        copies: dict[int, int] = {}
+        setattr(instance, self.name, hide(value, keep_templates=True, copies=copies))
+        setattr(instance, f"{self.name}_copies", copies)
+
+    def copies(self, instance: object) -> dict[int, int]:
+        """The ``id`` of each container in the attribute, with that of the one that was assigned."""
+        copies: dict[int, int] = getattr(instance, f"{self.name}_copies", {})
+        return copies
+
+
+class RenderingOperator(BaseOperator):
+    """Connections, templates, deferral and kill of an operator that buys renders.
+
+    Subclasses have ``codegateway_conn_id`` and ``aws_conn_id``.
+    """
+
+    codegateway_conn_id: str
+    aws_conn_id: str | None
+    _call: BlockingCall | None = None
+    _is_killed = False
+
+    @cached_property
+    def hook(self) -> CodeGatewayVideoHook:
+        """The hook for ``codegateway_conn_id``."""
+        from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+
+        return CodeGatewayVideoHook(self.codegateway_conn_id)
+
+    @property
+    def _s3(self) -> S3Client:
+        from airflow_provider_codegateway.hooks.storage import s3_client
+
+        return s3_client(self.aws_conn_id)
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: Any,
+        seen_oids: set[int],
+    ) -> None:
+        # Airflow knows by its id what came of mapping: data, whose braces are no template. So are our copies of it.
+        for name in template_fields:
+            if isinstance(hides := getattr(type(parent), name, None), HidesMedia):
+                copies = hides.copies(parent)
+                seen_oids |= {copy for copy, original in copies.items() if original in seen_oids}
+        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
+
+    def _can_resume(self, context: Context) -> bool:
+        """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""
+        instance: Any = context.get("ti")
+        if instance is None:
+            return False
+        running = getattr(instance, "task", self)
+        is_ours = isinstance(running, RenderingOperator) or getattr(running, "is_mapped", False)
+        return is_ours and running.task_id == self.task_id
+
+    def _require_not_killed(self, what: str) -> None:
+        # Airflow 3 calls `on_kill` in a signal handler and goes on, also while there is nothing to cancel.
+        if self._is_killed:
+            raise RenderOutcomeUnknown(f"The task was stopped from outside before {what}.", bought=Bought.NO)
+
+    def on_kill(self) -> None:
+        """Close the connections of running renders. They may be billed all the same; their ledgers say so."""
+        self._is_killed = True
+        if self._call is not None and self._call.cancel():
+            self.log.warning(
+                "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."
+            )
+
+
+def hide_frames(error: CodeGatewayError) -> None:
+    """Where the author has something to change, the message says what: our frames would only hide it."""
+    if isinstance(error, AirflowFailException):
+        error.__suppress_context__ = True
+        error.__traceback__ = None
+        if error.__cause__ is not None:
+            error.__cause__.__traceback__ = None
+
+
+def refuse_multiple_outputs(value: object, *, returns: str) -> None:
+    """Airflow would fail the task after the purchase, on every try.
+
+    :param returns: what the task returns instead, and where the rest is.
+    :raises InvalidRequest: they are wanted.
+    """
+    if value:
+        raise InvalidRequest(
+            f"multiple_outputs=True needs a task that returns a dict, and this one returns {returns}. Leave it out."
+        )
+
+
+def default_retry_policy() -> RetryPolicy | None:
+    """The retry policy of a task whose author sets none; None where Airflow knows of no policies."""
+    try:
+        from airflow_provider_codegateway.retry_policy import CodeGatewayRetryPolicy
+    except ImportError:  # Airflow before 3.3 has no retry policies
+        return None
+    return CodeGatewayRetryPolicy()
+
+
+def asked_by(context: Context) -> TaskRun:
+    """The task instance that is running, for the journal."""
+    instance: Any = context.get("ti")
+    values = {name: getattr(instance, name, None) for name in ("dag_id", "task_id", "run_id")}
+    index = getattr(instance, "map_index", None)
+    return TaskRun(
+        **{name: value for name, value in values.items() if isinstance(value, str)},
+        map_index=index if isinstance(index, int) else None,
+    )
+
+
+def requesters(context: Context) -> tuple[str, str | None]:
+    """Who asks for the clip, and how the first versions named them."""
+    instance: Any = context.get("ti")
+    dag_id, run_id = getattr(instance, "dag_id", None), getattr(instance, "run_id", None)
+    if not isinstance(dag_id, str) or not isinstance(run_id, str):
+        return NO_RUN, None
+    return identities(dag_id, instance.task_id, run_id, instance.map_index)
