@@ -224,7 +224,11 @@ class Purchase:
         is_own = is_same_request and self.spec.is_requested_by(marks.requester)
         if is_own or (is_same_request and self.spec.if_exists == "reuse"):
             facts = marks.facts or read_stored_facts(
-                self._s3, target, size=head["ContentLength"], limits=self._limits
+                self._s3,
+                target,
+                size=head["ContentLength"],
+                upload_args=self.spec.upload_args,
+                limits=self._limits,
             )
             return Clip(
                 bucket=target.bucket,

@@ -165,3 +165,25 @@ def connections(
     }
     monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(codegateway))
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(aws))
+
+
+@pytest.fixture
+def paying(
+    s3_endpoint: str, s3_credentials: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The id of an AWS connection to a store that refuses each request which does not say that the requester pays."""
+    from s3_proxy import S3Proxy, S3Request, Verdict
+
+    def policy(request: S3Request) -> Verdict:
+        pays = request.headers.get("x-amz-request-payer") == "requester"
+        return Verdict.PASS if pays else Verdict.DENY
+
+    with S3Proxy(s3_endpoint) as proxy, proxy.ruled(policy):
+        connection = {
+            "conn_type": "aws",
+            "login": s3_credentials["aws_access_key_id"],
+            "password": s3_credentials["aws_secret_access_key"],
+            "extra": {"endpoint_url": proxy.url, "region_name": "us-east-1"},
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_PAYING", json.dumps(connection))
+        yield "paying"

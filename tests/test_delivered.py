@@ -153,6 +153,19 @@ def test_a_right_clip_is_delivered_without_a_word(
     json.dumps(done.xcoms)
 
 
+def test_a_requester_pays_for_what_is_measured_and_put_beside(
+    gateway: Emulator, s3: S3Client, bucket: str, paying: str
+) -> None:
+    """Also for the look at a clip whose facts are not in its metadata."""
+    asked: dict[str, Any] = {"aws_conn_id": paying, "s3_extra_args": {"RequestPayer": "requester"}}
+    run(bucket, poster_key=".jpg", sidecar_key=".json", **asked)
+    assert set(keys(s3, bucket)) == {"clip.mp4", "clip.mp4.jpg", "clip.mp4.json"}
+    gateway.serve_clip(moved_to_the_end(mp4_of(9_000_000)))
+    for run_id in ("run", "another"):
+        assert run(bucket, run_id, s3_key="long.mp4", **asked).xcoms["clip"]["facts"] is not None
+    assert gateway.billed == 2
+
+
 def test_a_clip_that_cannot_be_measured_is_delivered(
     deferrable: bool, gateway: Emulator, bucket: str, said: Callable[[], str]
 ) -> None:

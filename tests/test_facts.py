@@ -176,7 +176,7 @@ def test_a_stored_clip_is_measured_by_ranges(s3: S3Client, bucket: str, size: in
     asked: list[str] = []
     s3.meta.events.register("before-call.s3.GetObject", lambda **_: asked.append("x"), unique_id="count")
     try:
-        facts = read_stored_facts(s3, S3Location(bucket, "old.mp4"), size=len(clip))
+        facts = read_stored_facts(s3, S3Location(bucket, "old.mp4"), size=len(clip), upload_args={})
     finally:
         s3.meta.events.unregister("before-call.s3.GetObject", unique_id="count")
     assert facts == walked(clip).facts
@@ -187,8 +187,8 @@ def test_a_stored_clip_is_measured_by_ranges(s3: S3Client, bucket: str, size: in
 def test_a_stored_object_that_is_no_mp4_has_no_facts(s3: S3Client, bucket: str) -> None:
     """One request, and no error; nor where there is no object."""
     s3.put_object(Bucket=bucket, Key="x", Body=b"\x1aE\xdf\xa3" + bytes(200_000))
-    assert read_stored_facts(s3, S3Location(bucket, "x"), size=200_004) is None
-    assert read_stored_facts(s3, S3Location(bucket, "none"), size=200_004) is None
+    assert read_stored_facts(s3, S3Location(bucket, "x"), size=200_004, upload_args={}) is None
+    assert read_stored_facts(s3, S3Location(bucket, "none"), size=200_004, upload_args={}) is None
 
 
 # --- compared ---

@@ -22,6 +22,7 @@ from airflow_provider_codegateway.clip import BESIDE, Clip, S3Location, is_in_le
 from airflow_provider_codegateway.exceptions import InvalidRequest
 from airflow_provider_codegateway.facts.provenance import provenance
 from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.s3 import access_args
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -130,7 +131,7 @@ def put_beside(
         bears_papers = beside.sidecar is not None and importlib.util.find_spec("c2pa") is not None
         if beside.needs_pictures or bears_papers:
             path = Path(folder, "clip")
-            media_type, digest = _fetch(s3, clip, path, limits)
+            media_type, digest = _fetch(s3, clip, path, upload_args, limits)
             clip = replace(clip, sha256=clip.sha256 or digest)
             pictures = {
                 name: Path(folder, f"{name}{Path(at.key).suffix.lower()}")
@@ -175,11 +176,13 @@ class _Failed(Exception):
     """The message says why."""
 
 
-def _fetch(s3: S3Client, clip: Clip, path: Path, limits: Limits) -> tuple[str, str]:
+def _fetch(
+    s3: S3Client, clip: Clip, path: Path, upload_args: Mapping[str, Any], limits: Limits
+) -> tuple[str, str]:
     """Copy the stored clip into a file: its type, and its SHA-256."""
     if clip.bytes > limits.max_looked_at:
         raise _Failed(f"it has more than {limits.max_looked_at:,} bytes.")
-    answer = s3.get_object(Bucket=clip.bucket, Key=clip.key)
+    answer = s3.get_object(Bucket=clip.bucket, Key=clip.key, **access_args(s3, "GetObject", upload_args))
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for chunk in answer["Body"].iter_chunks(limits.block_size):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Facts, S3Location
 from airflow_provider_codegateway.facts.container import Container
 from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.s3 import access_args
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -18,9 +20,12 @@ _RANGE = 64 * 1024
 _MOST_READS = 16
 
 
-def read_stored_facts(s3: S3Client, at: S3Location, *, size: int, limits: Limits = LIMITS) -> Facts | None:
+def read_stored_facts(
+    s3: S3Client, at: S3Location, *, size: int, upload_args: Mapping[str, Any], limits: Limits = LIMITS
+) -> Facts | None:
     """What a stored clip measures: of an index at its front one request, of one at its end two or three.
 
+    :param upload_args: what the clip was uploaded with.
     :return: None if that cannot be read, for whatever reason.
     """
     container = Container(limits)
@@ -30,7 +35,12 @@ def read_stored_facts(s3: S3Client, at: S3Location, *, size: int, limits: Limits
             if position >= size or container.early_facts is not None:
                 return container.facts
             last = min(position + _RANGE, size) - 1
-            answer = s3.get_object(Bucket=at.bucket, Key=at.key, Range=f"bytes={position}-{last}")
+            answer = s3.get_object(
+                Bucket=at.bucket,
+                Key=at.key,
+                Range=f"bytes={position}-{last}",
+                **access_args(s3, "GetObject", upload_args),
+            )
             container.feed(memoryview(answer["Body"].read()))
             if not container.has_index:
                 return None
