@@ -209,6 +209,24 @@ def access_args(s3: S3Client, operation: str, upload_args: Mapping[str, Any]) ->
     return {name: upload_args[name] for name in _ACCESS if name in upload_args and name in taken}
 
 
+ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
+_GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWriteACP")
+DEMANDED = (*ENCRYPTION, "Tagging", *_ACCESS, "ACL", *_GRANTS)
+"""What a bucket's policy may demand of every object in it."""
+_CLOSED_ACLS = ("private", "bucket-owner-read", "bucket-owner-full-control")
+
+
+def demanded_args(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``s3_extra_args`` that a policy may demand of every object, less those that publish it."""
+    args = {name: given[name] for name in DEMANDED if name in given}
+    return {
+        name: value
+        for name, value in args.items()
+        if not (name == "ACL" and value not in _CLOSED_ACLS)
+        and not (name in _GRANTS and "uri=" in str(value))
+    }
+
+
 def members(s3: S3Client, operation: str) -> frozenset[str]:
     """The arguments that an operation takes."""
     shape = s3.meta.service_model.operation_model(operation).input_shape

@@ -20,6 +20,8 @@ from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location, checke
 from airflow_provider_codegateway.emulator import Emulator
 from airflow_provider_codegateway.exceptions import (
     Bought,
+    BudgetExceeded,
+    InvalidConnection,
     InvalidRequest,
     InvalidTarget,
     LedgerConflict,
@@ -230,6 +232,43 @@ def test_what_a_policy_demands_of_every_object_goes_to_the_ledger_too(
     with proxy.ruled(policy):
         BlockingCall().run(job.purchase_of(spec, client).complete(job.request()))
     assert gateway.billed == 1
+
+
+def test_what_a_policy_demands_of_the_journal_is_in_the_spend_settings(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """Without it nothing is bought; with it every object has what the policy demands, and every request who pays."""
+
+    def policy(request: S3Request) -> Verdict:
+        if not request.key.startswith("journal/"):
+            return Verdict.PASS
+        tags = request.method != "PUT" or request.headers.get("x-amz-tagging") == "team=ops"
+        pays = request.headers.get("x-amz-request-payer") == "requester"
+        return Verdict.PASS if tags and pays else Verdict.DENY
+
+    spend: dict[str, Any] = {
+        "journal": f"s3://{bucket}/journal",
+        "budgets": [{"per": "day", "renders": 1}],
+    }
+    demanded = {"Tagging": "team=ops", "RequestPayer": "requester"}
+    with proxy.ruled(policy):
+        with pytest.raises(InvalidTarget, match="denied access") as refused:
+            render(job, client, spend=spend)
+        assert refused.value.bought is Bought.NO
+        render(job, client, spend={**spend, "journal_extra_args": demanded})
+        with pytest.raises(BudgetExceeded):
+            render(job, client, key="clips/y.mp4", spend={**spend, "journal_extra_args": demanded})
+    assert gateway.billed == 1
+
+
+@pytest.mark.parametrize("args", [{"ACL": "public-read"}, {"ContentType": "text/html"}])
+def test_the_journal_takes_only_what_a_policy_may_demand(
+    args: dict[str, str], job: Job, s3: S3Client
+) -> None:
+    """Nothing that publishes it, and nothing that changes what it is."""
+    spend = {"journal": "s3://b/journal", "journal_extra_args": args}
+    with pytest.raises(InvalidConnection, match=f"journal_extra_args has {next(iter(args))}="):
+        render(job, s3, spend=spend)
 
 
 @pytest.mark.parametrize("name", ["RequestPayer", "ExpectedBucketOwner"])

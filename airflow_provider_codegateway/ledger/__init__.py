@@ -14,7 +14,7 @@ from airflow_provider_codegateway.ledger.entry import (
     money,
     next_step,
 )
-from airflow_provider_codegateway.ledger.store import Ledger, demanded_args
+from airflow_provider_codegateway.ledger.store import Ledger
 
 __all__ = [
     "Claim",
@@ -24,7 +24,6 @@ __all__ = [
     "Take",
     "Turn",
     "Wait",
-    "demanded_args",
     "describe_attempts",
     "entry_location",
     "money",

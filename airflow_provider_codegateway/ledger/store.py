@@ -50,9 +50,11 @@ from airflow_provider_codegateway.ledger.entry import (
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.s3 import (
     CHECKSUM_ADVICE,
+    ENCRYPTION,
     Problem,
     Proofs,
     access_args,
+    demanded_args,
     error_text,
     not_s3,
     problem_of,
@@ -65,12 +67,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
 log = logging.getLogger(__name__)
-
-_ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled")
-_DEMANDED = (*_ENCRYPTION, "Tagging", "RequestPayer", "ExpectedBucketOwner")
-"""What a bucket's policy may demand of every object in it."""
-_CLOSED_ACLS = ("private", "bucket-owner-read", "bucket-owner-full-control")
-_GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWriteACP")
 
 _LARGE = ("body", "fallbacks", "answer", "receipt")
 """Fields of markers that are not kept in memory."""
@@ -590,16 +586,8 @@ def _put_args(spec: ClipSpec, location: S3Location) -> dict[str, Any]:
     """Of the clip's own; encryption alone, where the ledger is in another bucket."""
     given = spec.upload_args
     if location.bucket != spec.target.bucket:
-        return {name: given[name] for name in _ENCRYPTION if name in given}
+        return {name: given[name] for name in ENCRYPTION if name in given}
     return demanded_args(given)
-
-
-def demanded_args(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``s3_extra_args`` that a bucket's policy may demand of every object, less those that publish it."""
-    args = {name: given[name] for name in _DEMANDED if name in given}
-    if given.get("ACL") in _CLOSED_ACLS:
-        args["ACL"] = given["ACL"]
-    return args | {name: given[name] for name in _GRANTS if name in given and "uri=" not in str(given[name])}
 
 
 class _PartialDelete(Exception):

@@ -39,6 +39,7 @@ from airflow_provider_codegateway.operators.base import (
     refuse_multiple_outputs,
     requesters,
 )
+from airflow_provider_codegateway.s3 import demanded_args
 from airflow_provider_codegateway.spec import TERMS
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
@@ -347,8 +348,6 @@ class GenerateVideosOperator(RenderingOperator):
 
     @property
     def _put_args(self) -> dict[str, Any]:
-        from airflow_provider_codegateway.ledger import demanded_args
-
         return demanded_args(self.s3_extra_args or {})
 
     def _defer(self, max_active: int, asker: Asker) -> NoReturn:

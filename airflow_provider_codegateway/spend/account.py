@@ -42,7 +42,7 @@ class Account:
         if location is None:
             return cls(settings)
         assert s3 is not None
-        return cls(settings, open_journal(s3, location, limits))
+        return cls(settings, open_journal(s3, location, settings.journal_extra_args, limits))
 
     @property
     def is_idle(self) -> bool:

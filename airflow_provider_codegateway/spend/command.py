@@ -66,7 +66,7 @@ class Place:
             raise InvalidConnection(
                 'The spend settings name no journal. Add "journal": "s3://bucket/prefix".'
             )
-        return Journal(s3, settings.journal_location)
+        return Journal(s3, settings.journal_location, extra_args=settings.journal_extra_args)
 
     def read(self, path: str) -> str:
         """A file, here or in S3; ``-`` is the standard input."""

@@ -36,7 +36,7 @@ from airflow_provider_codegateway.exceptions import (
     StorageUnavailable,
 )
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
+from airflow_provider_codegateway.s3 import Problem, access_args, problem_of, storage_error
 from airflow_provider_codegateway.spend.budgets import Budget, has_room, refusal
 from airflow_provider_codegateway.spend.fold import (
     Kind,
@@ -132,12 +132,21 @@ class Journal:
 
     :param s3: a boto3 client.
     :param location: bucket and prefix.
+    :param extra_args: boto3's further arguments for its objects.
     """
 
-    def __init__(self, s3: S3Client, location: S3Location, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        s3: S3Client,
+        location: S3Location,
+        limits: Limits = LIMITS,
+        *,
+        extra_args: Mapping[str, Any] | None = None,
+    ) -> None:
         self.location = S3Location(location.bucket, location.key.strip("/"))
         self._s3 = s3
         self._limits = limits
+        self._extra_args = dict(extra_args or {})
         self._state: State | None = None
         self._clock: tuple[datetime, float] | None = None
         self._is_proven = False
@@ -184,7 +193,7 @@ class Journal:
         prefix = f"{self.location.key}/"
         with self._errors("list the journal", "s3:ListBucket"):
             for page in self._s3.get_paginator("list_objects_v2").paginate(
-                Bucket=self.location.bucket, Prefix=f"{prefix}2"
+                Bucket=self.location.bucket, Prefix=f"{prefix}2", **self._access("ListObjectsV2")
             ):
                 for item in page.get("Contents", []):
                     month, _, name = item["Key"].removeprefix(prefix).partition("/")
@@ -361,7 +370,9 @@ class Journal:
     def _get(self, key: str) -> bytes | None:
         with self._errors("read the journal", "s3:GetObject and s3:ListBucket", key):
             try:
-                answer = self._s3.get_object(Bucket=self.location.bucket, Key=key)
+                answer = self._s3.get_object(
+                    Bucket=self.location.bucket, Key=key, **self._access("GetObject")
+                )
                 self._look_at_clock(answer)
                 return answer["Body"].read()
             except Exception as error:
@@ -390,9 +401,13 @@ class Journal:
             Key=key,
             Body=body,
             ContentType="application/json" if key.endswith(".json") else "application/x-ndjson",
+            **self._extra_args,
             **condition,
         )
         self._look_at_clock(answer)
+
+    def _access(self, operation: str) -> dict[str, Any]:
+        return access_args(self._s3, operation, self._extra_args)
 
     def _look_at_clock(self, answer: Mapping[str, Any]) -> None:
         date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
@@ -492,12 +507,20 @@ def _put_right(change: Change) -> Change | None:
     return None
 
 
-def open_journal(s3: S3Client, location: S3Location, limits: Limits = LIMITS) -> Journal:
+def open_journal(
+    s3: S3Client, location: S3Location, extra_args: Mapping[str, str | bool], limits: Limits = LIMITS
+) -> Journal:
     """The journal at a location; all threads of a process share one for each client."""
-    return _shared_journal(s3, location, limits, os.getpid())
+    return _shared_journal(s3, location, tuple(sorted(extra_args.items())), limits, os.getpid())
 
 
 @functools.lru_cache(maxsize=16)
-def _shared_journal(s3: S3Client, location: S3Location, limits: Limits, pid: int) -> Journal:
+def _shared_journal(
+    s3: S3Client,
+    location: S3Location,
+    extra_args: tuple[tuple[str, str | bool], ...],
+    limits: Limits,
+    pid: int,
+) -> Journal:
     # By process: a fork in the middle of a commit would copy a lock that nobody gives back.
-    return Journal(s3, location, limits)
+    return Journal(s3, location, limits, extra_args=dict(extra_args))

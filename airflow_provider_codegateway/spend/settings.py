@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from airflow_provider_codegateway.clip import S3Location, split_uri
 from airflow_provider_codegateway.exceptions import InvalidConnection
-from airflow_provider_codegateway.s3 import read_object
+from airflow_provider_codegateway.s3 import DEMANDED, demanded_args, read_object
 from airflow_provider_codegateway.spend.budgets import Budget
 from airflow_provider_codegateway.spend.prices import Cost, Currency, Price, PricedRender, cost_of
 
@@ -26,6 +26,7 @@ class SpendSettings(BaseModel):
     :param currency: of every price and amount, such as ``"USD"``.
     :param journal: ``s3://bucket/prefix`` of the journal. Connections with the same one share their budgets.
     :param journal_conn_id: AWS connection of the journal.
+    :param journal_extra_args: boto3's further arguments for the journal's objects, if its bucket's policy demands any.
     :param prices: the price list; the first line that matches counts.
     :param budgets: all of them hold at once.
     """
@@ -35,6 +36,7 @@ class SpendSettings(BaseModel):
     currency: Currency | None = None
     journal: str | None = None
     journal_conn_id: str | None = "aws_default"
+    journal_extra_args: dict[str, str | bool] = {}
     prices: tuple[Price, ...] = ()
     budgets: tuple[Budget, ...] = ()
 
@@ -52,6 +54,15 @@ class SpendSettings(BaseModel):
                 f'is {value!r}. Use a bucket and a prefix, such as "s3://acme-ops/codegateway/journal"'
             )
         return value and value.strip().rstrip("/")
+
+    @field_validator("journal_extra_args")
+    @classmethod
+    def _may_be_demanded(cls, value: dict[str, str | bool]) -> dict[str, str | bool]:
+        if refused := [name for name in value if name not in demanded_args(value)]:
+            raise ValueError(
+                f"has {refused[0]}={value[refused[0]]!r}. Use {', '.join(DEMANDED)}; nothing that publishes the journal"
+            )
+        return value
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
