@@ -494,10 +494,13 @@ class Purchase:
             raise
         if claim is None:
             return None
-        # A claim that was held up for long would end before the render does.
-        if claim.found or time.monotonic() - claim.asked_at > self._limits.look_patience:
+        if claim.found:
             await to_the_end("ledger", self.ledger.release, number)
             return claim.found
+        # A claim that was held up for long would end before the render does. Its request stays, for the next claim.
+        if time.monotonic() - claim.asked_at > self._limits.look_patience:
+            await to_the_end("ledger", self.ledger.pass_on, number)
+            return None
         try:
             await to_the_end("journal", self._reserve, number)
         except CodeGatewayError:
@@ -507,7 +510,10 @@ class Purchase:
             await self._give_back(number, type(error).__name__)
             raise
         if time.monotonic() - claim.asked_at > self._limits.look_patience:
-            await self._give_back(number, "the claim had become too old")
+            await to_the_end("ledger", self.ledger.pass_on, number)
+            await to_the_end(
+                "journal", self._account.released, self.ledger.owner, "the claim had become too old"
+            )
             return None
         self._is_fresh = False
         answer = await self._buy(number)

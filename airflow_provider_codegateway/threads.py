@@ -20,8 +20,9 @@ Work = Literal["ledger", "receipt", "transfer", "journal", "inputs"]
 
 # A transfer has about 30 MiB in memory. More threads than these are not faster, as Python runs one at a time,
 # and hold up the event loop: 600 renders that ended at once held it for up to 0.7 s with 8 and 16, 0.4 s so.
-# Of the journal's threads one writes for all of them, and the others wait.
-_THREADS: dict[Work, int] = {"ledger": 4, "receipt": 6, "transfer": 3, "journal": 16, "inputs": 4}
+# Of the journal's threads one writes for all of them, and the others only wait: with fewer, 500 claims became too old
+# before their turn came.
+_THREADS: dict[Work, int] = {"ledger": 4, "receipt": 6, "transfer": 3, "journal": 128, "inputs": 4}
 
 
 async def to_the_end(

@@ -845,28 +845,33 @@ def test_a_run_that_is_stopped_while_it_claims_has_bought_nothing(
     assert render(job, client, max_renders=1).renders_bought == 1
 
 
+@pytest.mark.parametrize("held_up", ["by the look at the key", "by the journal"])
 def test_a_claim_that_was_held_up_for_long_is_not_used(
-    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+    held_up: str, job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
 ) -> None:
-    """The render would outlast it, and a successor would buy another meanwhile: it claims again instead."""
-    job = replace(job, limits=replace(job.limits, look_patience=0.5))
-    looks: list[S3Request] = []
+    """The render would outlast it, and a successor would buy another too: it claims again, for the same request."""
+    spend = {"journal": f"s3://{bucket}/journal", "budgets": [{"per": "day", "renders": 1}]}
+    job = replace(job, limits=replace(job.limits, look_patience=0.5), spend=spend)
+    seen: list[S3Request] = []
     lapsed = threading.Event()
 
-    def slow_second_look(request: S3Request) -> Verdict:
-        if request.operation == "HeadObject" and request.key == KEY:
-            looks.append(request)
-            if len(looks) == 2:
+    def slow(request: S3Request) -> Verdict:
+        is_look = request.operation == "HeadObject" and request.key == KEY
+        is_record = request.method == "PUT" and request.key.endswith(".jsonl")
+        if is_look if held_up == "by the look at the key" else is_record:
+            seen.append(request)
+            if len(seen) == (2 if is_look else 1):
                 lapsed.wait(job.limits.look_patience + 0.1)
         return Verdict.PASS
 
-    with proxy.ruled(slow_second_look):
+    with proxy.ruled(slow):
         clip = render(job, client)
     claims = [request for request in proxy.requests if writes("1.started")(request)]
     assert len(claims) == 3  # the first, the proof of conditional writes, and the second
+    assert len([request for request in proxy.requests if writes("request.json")(request)]) == 1
     assert clip.renders_bought == 1
     assert gateway.billed == 1
-    assert names(s3, bucket) == {KEY}
+    assert {name for name in names(s3, bucket) if not name.startswith("journal/")} == {KEY}
 
 
 def test_a_clip_that_was_stored_after_the_first_look_is_seen_by_the_second(

@@ -6,7 +6,12 @@ import asyncio
 import csv
 import io
 import json
+import os
 import pkgutil
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -51,6 +56,9 @@ PRICES = [
     {"model": SEEDANCE, "per_second": "0.037"},
     {"model": HAILUO, "per_render": "0.30"},
 ]
+
+TRIGGERERS = tuple(int(number) for number in os.environ.get("CODEGATEWAY_TEST_TRIGGERERS", "2 15 20").split())
+"""Processes, clips in each, and the budget of renders: ``2 500 600`` is the full size."""
 
 Spend = Any
 
@@ -575,6 +583,36 @@ def test_triggers_that_start_together_share_an_exact_budget(
     assert {(error["class"], error["bought"]) for error in refused} == {("BudgetExceeded", "NO")}
     assert kinds(s3, bucket).count("bought") == 20
     assert len({row.written for row in rows(s3, bucket)}) <= 40
+
+
+def test_triggerers_that_race_share_an_exact_budget(
+    spend: Spend, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """Each is a process of its own, with all of its clips under way at once."""
+    triggerers, clips, budget = TRIGGERERS
+    spend({"per": "day", "renders": budget})
+    lines: list[list[str]] = [[] for _ in range(triggerers)]
+    for number in range(triggerers * clips):
+        with pytest.raises(TaskDeferred) as deferred:
+            execute_deferred(bucket, f"{number}.mp4")
+        lines[number % triggerers].append(json.dumps(deferred.value.trigger.serialize()[1]))
+    with ThreadPoolExecutor(triggerers) as pool:
+        told = "".join(pool.map(run_triggerer, lines))
+    events = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("event ")]
+    assert len(events) == triggerers * clips
+    refused = [event["error"] for event in events if event["status"] == "failed"]
+    assert Counter((error["class"], error["bought"]) for error in refused) == {
+        ("BudgetExceeded", "NO"): triggerers * clips - budget
+    }
+    assert kinds(s3, bucket).count("bought") == gateway.billed == budget
+
+
+def run_triggerer(lines: list[str]) -> str:
+    runner = Path(__file__).with_name("trigger_runner.py")
+    done = subprocess.run(
+        [sys.executable, str(runner)], input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    return done.stdout
 
 
 def execute_deferred(bucket: str, key: str) -> None:
