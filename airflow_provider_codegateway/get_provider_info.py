@@ -109,7 +109,10 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "cli": ["airflow_provider_codegateway.cli.get_commands"],
-        "extra-links": ["airflow_provider_codegateway.links.ClipLink"],
+        "extra-links": [
+            "airflow_provider_codegateway.links.ClipLink",
+            "airflow_provider_codegateway.links.BatchLink",
+        ],
         "config": {
             "codegateway": {
                 "description": "Pages of the CodeGateway provider in Airflow's UI.",

@@ -1,4 +1,4 @@
-"""The link "Clip" on a task instance: to the clip page, or to the S3 console where there is no such page."""
+"""The links "Clip" and "Batch" on a task instance: to its page, or to the S3 console where there are no pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
+
+from airflow_provider_codegateway.clip import split_uri
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
@@ -31,11 +33,21 @@ class ClipLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """The clip's page, also while there is no clip yet; without pages, the S3 console or ""."""
-        return clip_page(ti_key) if clip_pages_enabled() else _s3_console(ti_key)
+        return page_of(ti_key) if clip_pages_enabled() else _s3_console(ti_key)
 
 
-def clip_page(ti_key: Any) -> str:
-    """The URL of the page of a task instance's clip, relative to Airflow's own base URL.
+class BatchLink(ClipLink):
+    """Leads to the page of a task instance's batch; without pages, to its manifest in the S3 console."""
+
+    name = "Batch"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """The batch's page, also while it is under way."""
+        return page_of(ti_key, "batch") if clip_pages_enabled() else _console_of_manifest(ti_key)
+
+
+def page_of(ti_key: Any, page: str = "clip") -> str:
+    """The URL of the page of a task instance's clip or batch, relative to Airflow's own base URL.
 
     A worker need not know that base URL, and Airflow's UI declares it as the base of every relative link.
     """
@@ -45,11 +57,22 @@ def clip_page(ti_key: Any) -> str:
         "task_id": ti_key.task_id,
         "map_index": ti_key.map_index,
     }
-    return f"{URL_PREFIX.lstrip('/')}/clip?{urlencode(identity)}"
+    return f"{URL_PREFIX.lstrip('/')}/{page}?{urlencode(identity)}"
 
 
 def _s3_console(ti_key: Any) -> str:
     match XCom.get_value(ti_key=ti_key, key="clip"):
         case {"bucket": str(bucket), "key": str(key)}:
-            return f"https://console.aws.amazon.com/s3/object/{bucket}?{urlencode({'prefix': key})}"
+            return _console_of(bucket, key)
     return ""
+
+
+def _console_of_manifest(ti_key: Any) -> str:
+    match XCom.get_value(ti_key=ti_key, key="batch"):
+        case {"manifest": str(uri)} if (at := split_uri(uri)) is not None:
+            return _console_of(at.bucket, at.key)
+    return ""
+
+
+def _console_of(bucket: str, key: str) -> str:
+    return f"https://console.aws.amazon.com/s3/object/{bucket}?{urlencode({'prefix': key})}"

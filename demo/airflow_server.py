@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -77,7 +78,7 @@ class AirflowServer:
             self._all = stack.enter_context(ExitStack())
             stack.callback(self._terminate)  # all of them, before the first is waited for
             for name, command in COMPONENTS.items():
-                self._start(name, command)
+                self.start(name, command)
             for number in range(self._first_triggerers):
                 self.start_triggerer(f"triggerer-{number + 1}")
             self.wait_until(self._healthy, what="Airflow healthy", seconds=START_SECONDS)
@@ -91,13 +92,24 @@ class AirflowServer:
 
     def start_triggerer(self, name: str, settings: Mapping[str, str] | None = None) -> None:
         """Start another triggerer."""
-        self._start(name, TRIGGERER, settings)
+        self.start(name, TRIGGERER, settings)
 
-    def stop_triggerer(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
-        """Stop a triggerer in order, or kill it together with all that it started, as a lost machine is."""
+    def start(self, name: str, command: str, settings: Mapping[str, str] | None = None) -> None:
+        """Start another part of Airflow.
+
+        :param command: of Airflow's command line, such as ``scheduler``.
+        """
+        context = self._contexts[name] = self._all.enter_context(ExitStack())
+        process = self.sandbox.running(command, {**self._settings, **(settings or {})})
+        self.processes[name] = context.enter_context(process)
+
+    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop a part in order, or kill it together with all that it started, as a lost machine is."""
         process = self.processes.pop(name)
         if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
+            for each in _family(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(each, number)
         else:
             process.send_signal(number)
         process.wait(STOP_SECONDS)
@@ -185,11 +197,6 @@ class AirflowServer:
             if (status := process.poll()) is not None:
                 raise SandboxError(f"Airflow's {name} ended with exit status {status}.")
 
-    def _start(self, name: str, command: str, settings: Mapping[str, str] | None = None) -> None:
-        context = self._contexts[name] = self._all.enter_context(ExitStack())
-        process = self.sandbox.running(command, {**self._settings, **(settings or {})})
-        self.processes[name] = context.enter_context(process)
-
     def _healthy(self) -> bool:
         try:
             health = self._client.get("/api/v2/monitor/health").json()
@@ -201,6 +208,12 @@ class AirflowServer:
     def _terminate(self) -> None:
         for process in self.processes.values():
             process.terminate()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that descend from it, itself first: it starts no more of them then."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in _family(int(child)))]
 
 
 def _free_port(preferred: int) -> int:

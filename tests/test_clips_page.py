@@ -689,13 +689,13 @@ def test_worker_keeps_the_link(world: World) -> None:
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    from airflow_provider_codegateway.links import clip_page
+    from airflow_provider_codegateway.links import page_of
 
     with create_session() as session:
         kept = session.scalars(
             select(XComModel.value).where(XComModel.dag_id == DAG_A, XComModel.key == "_link_ClipLink")
         ).one()
-    assert clip_page(SimpleNamespace(**world.task(DAG_A))) in kept
+    assert page_of(SimpleNamespace(**world.task(DAG_A))) in kept
 
 
 def test_menu_has_the_gallery(world: World) -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import asyncpg
 import pytest
@@ -26,7 +26,8 @@ from media_samples import mp4_of
 from stats_server import StatsServer
 
 from airflow_provider_codegateway import metrics
-from airflow_provider_codegateway.emulator import RemoteEmulator
+from airflow_provider_codegateway.emulator import Fault, RemoteEmulator
+from airflow_provider_codegateway.emulator.faults import Encoding, HostileShape, OddShape
 from demo.airflow_server import AirflowServer
 from demo.postgres import postgres
 from demo.sandbox import BUCKET, PROJECT, Sandbox
@@ -47,6 +48,15 @@ SLOTS = 4
 DEADLINE = max(45, CLIPS)
 """Seconds after which the renders of a lost triggerer are given up, but for the claim's margin."""
 MP4 = mp4_of(300_000)
+POISONED = "minimax/hailuo-2.3-fast"
+"""The model whose answers are made to break whoever reads them; the good clips are of another."""
+POISONS: tuple[Fault, ...] = (
+    *(Fault.hostile_text(shape, code=code) for shape in get_args(HostileShape) for code in (400, 502)),
+    *(Fault.encoded(encoding, code=code) for encoding in get_args(Encoding) for code in (200, 502)),
+    *(Fault.odd_answer(shape) for shape in get_args(OddShape)),
+    Fault.html(),
+    Fault.html(502),
+)
 
 
 class Cluster:
@@ -133,6 +143,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
             "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",
             "CODEGATEWAY_E2E_CLIPS": str(CLIPS),
+            "CODEGATEWAY_E2E_POISONS": str(len(POISONS)),
             "CODEGATEWAY_E2E_SLOTS": str(SLOTS),
             "CODEGATEWAY_E2E_BUSY": str(busy),
         }
@@ -163,7 +174,7 @@ def cluster(running: Cluster) -> Iterator[Cluster]:
     running.stats.forget()
     yield running
     for name in [name for name in running.airflow.processes if name.startswith("triggerer")]:
-        running.airflow.stop_triggerer(name)
+        running.airflow.stop(name)
 
 
 def test_every_clip_of_a_mapped_task_is_stored_and_billed_once_in_blocking_mode(cluster: Cluster) -> None:
@@ -193,6 +204,33 @@ def test_renders_of_a_mapped_task_are_all_under_way_at_once_without_a_worker_slo
     assert "Requesting render 1 of at most 2" in log
     assert "is paid for; retries will not buy it again" in log
     assert "The clip is at s3://" in log
+
+
+def test_poisoned_answers_cost_their_own_renders_at_most(cluster: Cluster) -> None:
+    """All at once in one triggerer, on PostgreSQL: the good renders beside them are stored, and the triggerer lives."""
+    cluster.airflow.start_triggerer("triggerer")
+    triggerer = cluster.airflow.processes["triggerer"]
+    for poison in POISONS:
+        cluster.emulator.fail_next(poison, model=POISONED)
+    with cluster.emulator.holding():
+        good, poisoned = cluster.start("deferrable"), cluster.start("poisoned")
+        cluster.emulator.wait_for(rendering=CLIPS + len(POISONS), timeout=600)
+    assert cluster.airflow.wait_for_run("deferrable", good) == "success"
+    cluster.airflow.wait_for_run("poisoned", poisoned, seconds=600)
+    assert len(cluster.stored(f"deferrable/{good}/")) == CLIPS
+    assert (
+        sum(render.billed_at is not None for render in cluster.emulator.ledger if render.model != POISONED)
+        == CLIPS
+    )
+    tasks = cluster.airflow.tasks("poisoned", poisoned)
+    assert {task["state"] for task in tasks} <= {"success", "failed"}
+    assert len(cluster.stored(f"poisoned/{poisoned}/")) == sum(task["state"] == "success" for task in tasks)
+    for task in tasks:
+        if task["state"] == "failed":
+            error = cluster.airflow.xcom("poisoned", "clip", "clip_error", poisoned, task["map_index"])
+            assert error["class"] in ("RequestRejected", "RenderOutcomeUnknown"), error
+    assert triggerer.poll() is None
+    assert cluster.airflow.processes["triggerer"] is triggerer
 
 
 def test_metrics_come_from_where_the_call_is_made_and_from_where_the_task_ends(cluster: Cluster) -> None:
@@ -228,7 +266,7 @@ def test_a_batch_goes_on_in_another_triggerer(cluster: Cluster, end: signal.Sign
         cluster.wait(lambda: cluster.airflow.states("batch", run_id) == {"deferred": 1}, "deferred")
         assert cluster.triggers() == 1
         assert len(cluster.trigger_arguments()) < 2000
-        cluster.airflow.stop_triggerer("triggerer-1", end)
+        cluster.airflow.stop("triggerer-1", end)
         cluster.emulator.wait_for(hung_up=CLIPS, timeout=60)
     cluster.airflow.start_triggerer("triggerer-2")
     assert cluster.airflow.wait_for_run("batch", run_id, seconds=DEADLINE + 300) == "success"
@@ -256,7 +294,7 @@ def lost_triggerer(cluster: Cluster) -> Callable[[str], tuple[str, int]]:
             for name in ("triggerer-1", "triggerer-2"):
                 cluster.airflow.start_triggerer(name, half)
             cluster.emulator.wait_for(rendering=CLIPS, timeout=120)
-            cluster.airflow.stop_triggerer("triggerer-1", signal.SIGKILL)
+            cluster.airflow.stop("triggerer-1", signal.SIGKILL)
             cluster.emulator.wait_for(hung_up=CLIPS // 2)
         cluster.emulator.wait_for(rendering=0)
         lost = sum(render.answered is False for render in cluster.emulator.ledger)
@@ -298,7 +336,7 @@ def test_a_triggerer_that_is_told_to_stop_says_what_it_gave_up(cluster: Cluster)
         run_id = cluster.start("deferrable")
         cluster.emulator.wait_for(rendering=CLIPS, timeout=300)
         stopped = time.monotonic()
-        cluster.airflow.stop_triggerer("triggerer-old", signal.SIGTERM)
+        cluster.airflow.stop("triggerer-old", signal.SIGTERM)
         cluster.emulator.wait_for(hung_up=CLIPS)
         cluster.airflow.start_triggerer("triggerer-new")
         cluster.emulator.wait_for(accepted=2 * CLIPS, timeout=120)
@@ -450,7 +488,7 @@ def test_a_task_out_of_time_says_what_may_have_been_bought(cluster: Cluster) -> 
         log = cluster.log("impatient", run_id)
         assert "TaskDeferralTimeout" in log
         assert "may still be rendering" in log
-        assert "Run the task again: it takes what was bought." in log
+        assert "Run the task again: it fetches what was bought." in log
     cluster.wait(lambda: cluster.stored(f"impatient/{run_id}") != [], "the clip stored")
     assert len(cluster.emulator.ledger) == 1
 

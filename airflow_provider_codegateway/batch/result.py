@@ -90,6 +90,37 @@ class Summary:
         return ", ".join(counts) or "no rows"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a batch is.
+
+    :param failed: rows that ended without a clip.
+    :param spent: an amount or a number of renders, in words.
+    :param seconds_left: an estimate; None while there is nothing to estimate by.
+    """
+
+    stored: int
+    failed: int
+    in_flight: int
+    waiting: int
+    spent: str
+    seconds_left: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        words = (
+            f"{self.stored:,} stored, {self.failed:,} failed, {self.in_flight:,} in flight, {self.waiting:,} waiting; "
+            f"{self.spent} spent"
+        )
+        if self.seconds_left is None:
+            return f"{words}."
+        left = self.seconds_left
+        return f"{words}; about {f'{left:.0f} s' if left < 90 else f'{left / 60:.0f} min'} left."
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How many rows may end without a clip.
@@ -148,6 +179,11 @@ def manifest_location(result_path: object) -> S3Location:
 def rows_location(result_path: object) -> S3Location:
     """Where the checked rows are, from which a trigger reads them."""
     return _below(result_path, "requests.jsonl")
+
+
+def progress_beside(manifest: S3Location) -> S3Location:
+    """Where a batch that is under way says how far it is."""
+    return S3Location(manifest.bucket, manifest.key.removesuffix("manifest.jsonl") + "progress.json")
 
 
 def _below(result_path: object, name: str) -> S3Location:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import logging
 import time
 import uuid
@@ -21,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.batch.pace import Pace, Stopped
-from airflow_provider_codegateway.batch.result import Status, Summary, status_of
+from airflow_provider_codegateway.batch.result import Progress, Status, Summary, progress_beside, status_of
 from airflow_provider_codegateway.batch.rows import Asker, Row
-from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location
+from airflow_provider_codegateway.clip import MADE_BY, Clip, ClipSpec, S3Location
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
@@ -39,7 +40,7 @@ from airflow_provider_codegateway.exceptions import (
 )
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.purchase import Purchase
-from airflow_provider_codegateway.s3 import access_args, head_object, storage_error
+from airflow_provider_codegateway.s3 import access_args, error_words, head_object, storage_error
 from airflow_provider_codegateway.spec import clip_mismatch, with_media
 from airflow_provider_codegateway.spend import Account, Cost
 from airflow_provider_codegateway.spend.prices import show_amount
@@ -113,6 +114,7 @@ class Batch:
         self._stopped: CodeGatewayError | None = None
         self._begun_at = time.monotonic()
         self._is_left = False
+        self._shows_progress = True
         self._first_errors: list[str] = []
 
     async def run(self) -> Summary:
@@ -404,7 +406,8 @@ class Batch:
                     lines.append(_line(row, "unknown", _told(_interrupted())))
                 else:
                     lines.append(_line(row, "not_begun", self._why_not_begun()))
-            lines.upload(self._means.s3, self._manifest, put_args=self._put_args, metadata={_BATCH: self._id})
+            metadata = {_BATCH: self._id, MADE_BY: self._asker.requester}
+            lines.upload(self._means.s3, self._manifest, put_args=self._put_args, metadata=metadata)
 
     def _is_ours(self) -> bool:
         at = self._manifest
@@ -426,22 +429,46 @@ class Batch:
 
     async def _report_progress(self) -> None:
         while True:
+            await to_the_end("receipt", self._write_progress)
             await asyncio.sleep(self._limits.progress_interval)
             log.info("%s", self._progress())
 
-    def _progress(self) -> str:
+    def _write_progress(self) -> None:
+        """For the batch's page. It is a nicety: if it cannot be written, the batch goes on without."""
+        if not self._shows_progress:
+            return
+        at = progress_beside(self._manifest)
+        try:
+            self._means.s3.put_object(
+                Bucket=at.bucket,
+                Key=at.key,
+                Body=json.dumps(self._progress().as_dict()).encode(),
+                ContentType="application/json",
+                Metadata={MADE_BY: self._asker.requester},
+                **self._put_args,
+            )
+        except Exception as error:
+            self._shows_progress = False
+            log.warning(
+                "How far the batch is could not be written to %s (%s). Its page shows no progress; the batch goes on.",
+                at.uri,
+                error_words(error),
+            )
+
+    def _progress(self) -> Progress:
         counts = self._tally.counts
         there = counts["stored"] + counts["reused"]
         ended = counts.total()
-        waiting = len(self._rows) - ended - len(self._active)
-        words = (
-            f"{there:,} stored, {ended - there:,} failed, {len(self._active):,} in flight, {waiting:,} waiting; "
-            f"{self._tally.spent()} spent"
+        rest = len(self._rows) - ended
+        is_known = ended and rest and not self._stopped
+        return Progress(
+            stored=there,
+            failed=ended - there,
+            in_flight=len(self._active),
+            waiting=rest - len(self._active),
+            spent=self._tally.spent(),
+            seconds_left=(time.monotonic() - self._begun_at) * rest / ended if is_known else None,
         )
-        if ended and (rest := len(self._rows) - ended) and not self._stopped:
-            left = (time.monotonic() - self._begun_at) * rest / ended
-            words += f"; about {_duration(left)} left"
-        return f"{words}."
 
 
 class _Tally:
@@ -545,10 +572,6 @@ def is_paid(row: Row, means: Means, asker: Asker) -> bool:
     except InvalidTarget:
         return True
     return is_there or any(attempt.rendered for attempt in purchase.ledger.read().attempts)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 # Logs: what a purchase says of itself, of a thousand at a time.

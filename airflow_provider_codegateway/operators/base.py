@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
+from airflow_provider_codegateway import metrics
 from airflow_provider_codegateway.clip import NO_RUN, TaskRun, identities
 from airflow_provider_codegateway.exceptions import (
+    BatchIncomplete,
     Bought,
     CodeGatewayError,
     InvalidRequest,
@@ -56,9 +58,10 @@ class HidesMedia:
 class RenderingOperator(BaseOperator):
     """Connections, templates, deferral and kill of an operator that buys renders.
 
-    Subclasses have ``codegateway_conn_id`` and ``aws_conn_id``.
+    Subclasses have ``model``, ``codegateway_conn_id`` and ``aws_conn_id``.
     """
 
+    model: str | None
     codegateway_conn_id: str
     aws_conn_id: str | None
     _call: BlockingCall | None = None
@@ -92,6 +95,24 @@ class RenderingOperator(BaseOperator):
                 seen_oids |= {copy for copy, original in copies.items() if original in seen_oids}
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
 
+    def _report(self, error: CodeGatewayError, context: Context) -> None:
+        """Count and log what a failure cost, and leave it for the task's page. The rest of it Airflow logs."""
+        metrics.failed(error, self.model)
+        cost = error.money if isinstance(error, BatchIncomplete) else error.bought.value
+        self.log.error("%s", cost)
+        if self.do_xcom_push and "ti" in context:
+            told = {"class": type(error).__name__, "message": error.args[0], "bought": cost}
+            try:
+                context["ti"].xcom_push(key="clip_error", value=told)
+            except Exception as failure:  # the error itself matters more
+                self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
+        if isinstance(error, AirflowFailException):
+            # The author has something to change. The message says what, and our frames would only hide it.
+            error.__suppress_context__ = True
+            error.__traceback__ = None
+            if error.__cause__ is not None:
+                error.__cause__.__traceback__ = None
+
     def _can_resume(self, context: Context) -> bool:
         """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""
         instance: Any = context.get("ti")
@@ -113,15 +134,6 @@ class RenderingOperator(BaseOperator):
             self.log.warning(
                 "Stopped. A render that was under way may still be billed: the gateway cannot cancel it."
             )
-
-
-def hide_frames(error: CodeGatewayError) -> None:
-    """Where the author has something to change, the message says what: our frames would only hide it."""
-    if isinstance(error, AirflowFailException):
-        error.__suppress_context__ = True
-        error.__traceback__ = None
-        if error.__cause__ is not None:
-            error.__cause__.__traceback__ = None
 
 
 def refuse_multiple_outputs(value: object, *, returns: str) -> None:

@@ -45,7 +45,6 @@ from airflow_provider_codegateway.operators.base import (
     RenderingOperator,
     asked_by,
     default_retry_policy,
-    hide_frames,
     refuse_multiple_outputs,
     requesters,
 )
@@ -150,6 +149,7 @@ class GenerateVideoOperator(RenderingOperator):
     ui_color = "#e8e4f3"
     operator_extra_links = (ClipLink(),)
 
+    model: str
     image = HidesMedia()
     parameters = HidesMedia()
     fallbacks = HidesMedia()
@@ -239,18 +239,6 @@ class GenerateVideoOperator(RenderingOperator):
         except CodeGatewayError as error:
             self._report(error, context or {})
             raise
-
-    def _report(self, error: CodeGatewayError, context: Context) -> None:
-        """Count and log what a failure cost, and leave it for the clip's page. The rest of it Airflow logs."""
-        metrics.failed(error, self.model)
-        self.log.error("%s", error.bought.value)
-        if self.do_xcom_push and "ti" in context:
-            told = {"class": type(error).__name__, "message": error.args[0], "bought": error.bought.value}
-            try:
-                context["ti"].xcom_push(key="clip_error", value=told)
-            except Exception as failure:  # the error itself matters more
-                self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
-        hide_frames(error)
 
     def _run(self, context: Context) -> str:
         from airflow_provider_codegateway.gateway import BlockingCall

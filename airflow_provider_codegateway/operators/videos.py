@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_codegateway import lineage, metrics
+from airflow_provider_codegateway import lineage
 from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, IfExists, OnMismatch, split_uri
 from airflow_provider_codegateway.exceptions import (
     BatchIncomplete,
@@ -28,6 +28,7 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, reveal
 from airflow_provider_codegateway.limits import LIMITS
+from airflow_provider_codegateway.links import BatchLink
 from airflow_provider_codegateway.models import PORTABLE, Fallbacks
 from airflow_provider_codegateway.operators.base import (
     FAILED_DEFERRAL,
@@ -35,7 +36,6 @@ from airflow_provider_codegateway.operators.base import (
     RenderingOperator,
     asked_by,
     default_retry_policy,
-    hide_frames,
     refuse_multiple_outputs,
     requesters,
 )
@@ -95,6 +95,7 @@ class GenerateVideosOperator(RenderingOperator):
         "fallbacks": "json",
     }
     ui_color = "#e8e4f3"
+    operator_extra_links = (BatchLink(),)
 
     requests = HidesMedia()
     image = HidesMedia()
@@ -196,14 +197,8 @@ class GenerateVideosOperator(RenderingOperator):
         try:
             return self._run(context or {})
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context or {})
             raise
-
-    def _report(self, error: CodeGatewayError) -> None:
-        """Count and log what a failure cost. The rest of it Airflow logs, with a traceback."""
-        metrics.failed(error, self.model)
-        self.log.error("%s", error.money if isinstance(error, BatchIncomplete) else error.bought.value)
-        hide_frames(error)
 
     def _run(self, context: Context) -> str:
         from airflow_provider_codegateway.batch import Batch, Tolerance, manifest_location, rows_location
@@ -392,7 +387,7 @@ class GenerateVideosOperator(RenderingOperator):
                 "The triggerer runs another version of this provider, and what it reported is not understood."
             )
         except CodeGatewayError as error:
-            self._report(error)
+            self._report(error, context or {})
             raise
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -408,7 +403,7 @@ class GenerateVideosOperator(RenderingOperator):
             unknown = self._unknown_outcome(
                 f"The deferral ended without a result ({type(error).__name__}: {error})."
             )
-            self._report(unknown)
+            self._report(unknown, context)
             raise unknown from error
 
     def _unknown_outcome(self, reason: str) -> RenderOutcomeUnknown:
@@ -424,7 +419,9 @@ class GenerateVideosOperator(RenderingOperator):
             "%s rows: %s. The manifest is at %s.", f"{summary.requests:,}", summary, summary.manifest
         )
         if self.do_xcom_push and "ti" in context:
-            context["ti"].xcom_push(key="batch", value=summary.as_dict())
+            # The connection too: Airflow keeps the rendered arguments of the last runs only.
+            value = {**summary.as_dict(), "aws_conn_id": self.aws_conn_id}
+            context["ti"].xcom_push(key="batch", value=value)
         from airflow_provider_codegateway.batch import Tolerance
 
         tolerance = Tolerance.parse(self.tolerated_failures)

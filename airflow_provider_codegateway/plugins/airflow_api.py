@@ -19,7 +19,8 @@ import httpx
 
 log = logging.getLogger(__name__)
 
-OPERATORS = ("GenerateVideoOperator", "_GenerateVideoDecoratedOperator")
+BATCH_OPERATORS = ("GenerateVideosOperator", "_GenerateVideosDecoratedOperator")
+OPERATORS = ("GenerateVideoOperator", "_GenerateVideoDecoratedOperator", *BATCH_OPERATORS)
 """The class names of the operators whose tasks make clips, as Airflow stores them."""
 PAGE = 100
 """The most that one answer of the API lists."""

@@ -11,8 +11,10 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
@@ -23,9 +25,10 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from airflow_provider_codegateway.links import URL_PREFIX
-from airflow_provider_codegateway.plugins import clips, storage
+from airflow_provider_codegateway.plugins import clips, manifests, storage
 from airflow_provider_codegateway.plugins.airflow_api import (
     AirflowApi,
+    Instance,
     NoAnswer,
     NotAllowed,
     NotLoggedIn,
@@ -76,6 +79,10 @@ def create_app() -> FastAPI:
     app.get("/api/clip")(clip)
     app.get("/api/link")(link)
     app.get("/api/poster")(poster)
+    app.get("/batch")(batch_page)
+    app.get("/api/batch")(batch)
+    app.get("/api/batch/rows")(batch_rows)
+    app.get("/api/batch/link")(batch_link)
     app.exception_handler(HTTPException)(_refuse)
     app.exception_handler(NotLoggedIn)(_refuse_stranger)
     app.exception_handler(NotAllowed)(_refuse_viewer)
@@ -118,7 +125,14 @@ def _choice(
     return Choice(dag_id.replace("\0", ""), model, state, words, before)
 
 
+async def _batch(entry: Annotated[Entry, Depends(_entry)]) -> Entry:
+    if not entry.is_batch:
+        raise NotAllowed
+    return entry
+
+
 EntryDep = Annotated[Entry, Depends(_entry)]
+BatchDep = Annotated[Entry, Depends(_batch)]
 ChoiceDep = Annotated[Choice, Depends(_choice)]
 
 
@@ -135,8 +149,10 @@ async def gallery_page(api: ApiDep, choice: ChoiceDep, stills: bool = False) -> 
     return _html("gallery.html", media=await origins(places, _GALLERY_PATIENCE))
 
 
-async def clip_page(entry: EntryDep) -> Response:
+async def clip_page(request: Request, entry: EntryDep) -> Response:
     """The page of one clip. Its policy names the one place that its video comes from."""
+    if entry.is_batch:
+        return RedirectResponse(f"batch?{request.url.query}")
     places = [(entry.aws_conn_id, entry.clip.bucket)] if entry.clip else ()
     return _html("clip.html", media=await origins(places, _PAGE_PATIENCE))
 
@@ -158,28 +174,98 @@ async def clip(api: ApiDep, entry: EntryDep) -> Response:
     error = None if entry.clip else await clips.error_of(api, entry.task)
     return _json(
         {
-            "task": asdict(entry.task),
-            "label": entry.instance.label,
-            "state": entry.instance.state,
-            "number": entry.instance.number,
-            "model": entry.model,
+            **_about_task(entry, tries, error),
             "target": entry.target and entry.target.uri,
             "clip": entry.clip and entry.clip.as_dict(),
             "stored": _iso(entry.stored),
-            "error": error,
-            "request": entry.request,
-            "tries": [
-                {
-                    "number": attempt.number,
-                    "state": attempt.state,
-                    "start": _iso(attempt.start),
-                    "end": _iso(attempt.end),
-                    "seconds": attempt.seconds,
-                }
-                for attempt in tries
-            ],
         }
     )
+
+
+def _about_task(entry: Entry, tries: Iterable[Instance], error: dict[str, str] | None) -> dict[str, Any]:
+    return {
+        "task": asdict(entry.task),
+        "label": entry.instance.label,
+        "state": entry.instance.state,
+        "number": entry.instance.number,
+        "model": entry.model,
+        "request": entry.request,
+        "error": error,
+        "tries": [
+            {
+                "number": attempt.number,
+                "state": attempt.state,
+                "start": _iso(attempt.start),
+                "end": _iso(attempt.end),
+                "seconds": attempt.seconds,
+            }
+            for attempt in tries
+        ],
+    }
+
+
+async def batch_page(entry: BatchDep) -> Response:
+    """The page of a batch. Its policy names the places that its videos most likely come from."""
+    at = entry.batch and entry.batch.location
+    buckets = {bucket for bucket in (at and at.bucket, entry.text("s3_bucket")) if bucket}
+    places = {(entry.aws_conn_id, bucket) for bucket in buckets} if entry.batch else set()
+    return _html("batch.html", media=await origins(places, _PAGE_PATIENCE))
+
+
+async def batch(api: ApiDep, entry: BatchDep) -> Response:
+    """The counts of a batch, and of one that is under way how far it is."""
+    tries = await api.tries(entry.task)
+    error = await clips.error_of(api, entry.task) if entry.instance.state != "success" else None
+    progress = None
+    if entry.batch is None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINK_PATIENCE):
+                progress = await _in_thread(_link_threads, manifests.read_progress, entry)
+    return _json(
+        {
+            **_about_task(entry, tries, error),
+            "result_path": entry.text("result_path"),
+            "batch": entry.batch and entry.batch.model_dump(),
+            "progress": progress,
+            "stored": _iso(entry.stored),
+        }
+    )
+
+
+async def batch_rows(
+    entry: BatchDep,
+    status: Annotated[str, Query(pattern="^[a-z_]{0,20}$")] = "",
+    words: Annotated[str, Query(max_length=250)] = "",
+    at: Annotated[int, Query(ge=0, lt=2**53)] = 0,
+) -> Response:
+    """Some rows of a batch's manifest."""
+    try:
+        async with asyncio.timeout(_LINK_PATIENCE):
+            read = partial(manifests.read_rows, entry, status=status, words=words, at=at)
+            rows = await _in_thread(_link_threads, read)
+    except TimeoutError:
+        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
+    except storage.NoLink as error:
+        return _no_link(error)
+    return _json(asdict(rows))
+
+
+async def batch_link(api: ApiDep, entry: BatchDep, at: Annotated[int, Query(ge=0, lt=2**53)]) -> Response:
+    """A link to the video of one row, as ``link`` of a single clip."""
+    try:
+        async with asyncio.timeout(_LINK_PATIENCE):
+            found = await _in_thread(_link_threads, manifests.look_at_row, entry, at)
+            marks = found.marks
+            if not found.is_own and not await clips.may_see_work_of(
+                api, marks.requester or "", fingerprint=marks.fingerprint, created=marks.created
+            ):
+                raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
+            url = await _in_thread(_link_threads, found.sign)
+    except TimeoutError:
+        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
+    except storage.NoLink as error:
+        return _no_link(error)
+    return _json({"url": url, "seconds": storage.LINK_SECONDS})
 
 
 async def link(api: ApiDep, entry: EntryDep) -> Response:
@@ -210,7 +296,10 @@ async def poster(api: ApiDep, entry: EntryDep) -> Response:
 
 async def _found(api: AirflowApi, entry: Entry) -> storage.Found:
     found = await _in_thread(_link_threads, storage.look_at, entry)
-    if not found.is_own and not await clips.may_see_work_of(api, found.stored_by, found.clip):
+    clip = found.clip
+    if not found.is_own and not await clips.may_see_work_of(
+        api, found.stored_by, fingerprint=clip.fingerprint, created=clip.created
+    ):
         raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
     return found
 
@@ -228,6 +317,8 @@ def _card(entry: Entry) -> dict[str, Any]:
         "model": entry.model,
         "prompt": entry.text("prompt"),
         "aspect_ratio": entry.text("aspect_ratio"),
+        "batch": entry.batch and entry.batch.model_dump(exclude={"manifest", "stopped"}),
+        "is_batch": entry.is_batch,
         "when": _iso(entry.stored or entry.instance.end or entry.instance.start),
         "clip": clip
         and {

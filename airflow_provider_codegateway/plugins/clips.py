@@ -27,6 +27,7 @@ from airflow_provider_codegateway.clip import (
 )
 from airflow_provider_codegateway.exceptions import InvalidRequest
 from airflow_provider_codegateway.plugins.airflow_api import (
+    BATCH_OPERATORS,
     OPERATORS,
     PAGE,
     AirflowApi,
@@ -36,6 +37,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
     Position,
     TaskRef,
 )
+from airflow_provider_codegateway.plugins.batches import Batch, parse_batch
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
@@ -64,13 +66,14 @@ ConnId = str | None | Literal[Unknown.UNKNOWN]
 
 @dataclass(frozen=True)
 class Entry:
-    """A task instance and the clip that it made, if it did.
+    """A task instance and the clip or the batch that it made, if it did.
 
     :param stored: when the XCom was written.
     """
 
     instance: Instance
     clip: Clip | None = None
+    batch: Batch | None = None
     stored: datetime | None = None
     aws_conn_id: ConnId = UNKNOWN
 
@@ -78,6 +81,11 @@ class Entry:
     def task(self) -> TaskRef:
         """The task instance."""
         return self.instance.task
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it makes many clips."""
+        return self.instance.operator in BATCH_OPERATORS or "result_path" in (self.instance.fields or {})
 
     @property
     def model(self) -> str | None:
@@ -100,8 +108,8 @@ class Entry:
         return value if isinstance(value, str) and value else None
 
     def says(self, words: str) -> bool:
-        """Whether all of these words are in its prompt or its key, in whatever case."""
-        key = self.clip.key if self.clip else self.text("s3_key")
+        """Whether all of these words are in its prompt or its key, in whatever case; a batch's key is its folder."""
+        key = self.clip.key if self.clip else self.text("result_path" if self.is_batch else "s3_key")
         text = f"{self.text('prompt') or ''} {key or ''}".casefold()
         return all(word in text for word in words.casefold().split())
 
@@ -197,7 +205,7 @@ def _may_be_wanted(instance: Instance, choice: Choice) -> bool:
 
 
 def _is_wanted(entry: Entry, choice: Choice) -> bool:
-    if entry.clip is None and entry.instance.state == "success":
+    if entry.clip is None and entry.batch is None and entry.instance.state == "success":
         return False  # its XCom is of another kind
     return (not choice.model or entry.model == choice.model) and (
         not choice.words or entry.says(choice.words)
@@ -219,18 +227,23 @@ async def choices(api: AirflowApi) -> dict[str, list[str]]:
 
 async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
     """None if the viewer may not read the XComs."""
+    is_batch = Entry(instance).is_batch
     try:
-        found = await api.xcom(instance.task, "clip")
+        found = await api.xcom(instance.task, "batch" if is_batch else "clip")
     except NotAllowed:
         return None
     except NoAnswer:  # a value that its JSON cannot hold, such as NaN in some versions
         found = None
-    clip = parse_clip(found[0]) if found else None
+    value, stored = found or ("", None)
+    clip = None if is_batch else parse_clip(value)
+    batch = parse_batch(value) if is_batch else None
+    is_known = clip is not None or batch is not None
     return Entry(
         instance=instance,
         clip=clip,
-        stored=found[1] if found and clip else None,
-        aws_conn_id=_aws_conn_id(instance, found[0] if found and clip else "{}"),
+        batch=batch,
+        stored=stored if is_known else None,
+        aws_conn_id=_aws_conn_id(instance, value if is_known else "{}"),
     )
 
 
@@ -254,7 +267,7 @@ async def look_up(api: AirflowApi, task: TaskRef) -> Entry:
     """
     instance = await api.instance(task)
     entry = await _entry(api, instance)
-    if entry is None or not (entry.clip or _is_ours(instance)):
+    if entry is None or not (entry.clip or entry.batch or _is_ours(instance)):
         raise NotAllowed
     return entry
 
@@ -271,21 +284,25 @@ async def error_of(api: AirflowApi, task: TaskRef) -> dict[str, str] | None:
     return {name: str(error.get(name, ""))[:MAX_VALUE_CHARACTERS] for name in ("class", "message", "bought")}
 
 
-async def may_see_work_of(api: AirflowApi, run: str, clip: Clip) -> bool:
+async def may_see_work_of(
+    api: AirflowApi, run: str, *, fingerprint: str | None, created: float | None
+) -> bool:
     """Whether the viewer may see the clips of the task instance that stored an object.
 
     :param run: that task instance, as the object's metadata has it.
-    :param clip: what it made.
+    :param fingerprint: of the object. A batch's task does not tell those of its clips: that it may be seen is enough.
+    :param created: when the object's clip was made.
     """
-    made = datetime.fromtimestamp(clip.created or 0, UTC)
-    filters = {"end_date_gte": made.isoformat()} if clip.created else {}
-    position = Position(made + _CLOCKS_APART, 0) if clip.created else None
+    made = datetime.fromtimestamp(created or 0, UTC)
+    filters = {"end_date_gte": made.isoformat()} if created else {}
+    position = Position(made + _CLOCKS_APART, 0) if created else None
     for _ in range(MAX_PAGES):
         instances = await api.begun(after=position, **filters)
         for instance in instances:
             if run in identities(*_key(instance.task)):
                 maker = await _entry(api, instance)
-                return bool(maker and maker.clip and maker.clip.fingerprint == clip.fingerprint)
+                if maker and (maker.batch or (maker.clip and maker.clip.fingerprint == fingerprint)):
+                    return True
         if len(instances) < PAGE:
             return False
         position = _position_of(instances[-1], instances, position)

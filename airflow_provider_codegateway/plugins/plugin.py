@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from airflow.plugins_manager import AirflowPlugin
 from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_codegateway.links import URL_PREFIX, ClipLink, clip_pages_enabled
+from airflow_provider_codegateway.links import URL_PREFIX, BatchLink, ClipLink, clip_pages_enabled
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class CodeGatewayPlugin(AirflowPlugin):
-    """The clip page, the gallery "CodeGateway clips" under Browse, and the link to the page."""
+    """The pages of a clip and of a batch, the gallery "CodeGateway clips" under Browse, and the links to the pages."""
 
     name = "codegateway"
 
@@ -64,8 +64,8 @@ class CodeGatewayPlugin(AirflowPlugin):
 
     @cached_property
     def operator_extra_links(self) -> list[Any]:  # type: ignore[override]
-        """The link, given by the API server: so it is there while the first try runs, too."""
-        return [_ServedClipLink()] if self.fastapi_apps else []
+        """The links, given by the API server: so they are there while the first try runs, too."""
+        return [_ServedClipLink(), _ServedBatchLink()] if self.fastapi_apps else []
 
 
 class _ServedClipLink(ClipLink):
@@ -74,3 +74,11 @@ class _ServedClipLink(ClipLink):
         from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
         return [GenerateVideoOperator]
+
+
+class _ServedBatchLink(BatchLink):
+    @property
+    def operators(self) -> list[type[BaseOperator]]:  # type: ignore[override]
+        from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
+
+        return [GenerateVideosOperator]

@@ -1,9 +1,5 @@
 import { amount, byId, element, fit, get, moment, paint, reason, seconds, shape, showFailure, size } from "./common.js";
-
-const query = new URLSearchParams(location.search);
-const task = Object.fromEntries(
-  ["dag_id", "run_id", "task_id", "map_index"].map((name) => [name, query.get(name) ?? (name === "map_index" ? "-1" : "")]),
-);
+import { fact, longFact, NOT_ENDED, PROBLEMS, showProblem, showState, showTask, showTries, task } from "./task.js";
 
 // The form of the state of a task: a word for a person, and what it means for the clip.
 const ABSENT = {
@@ -17,14 +13,6 @@ const ABSENT = {
   removed: "This task is no longer in its DAG.",
 };
 const WAITING = "Nothing has been rendered yet: the task has not begun.";
-const NOT_ENDED = ["running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule", "restarting", null];
-const PROBLEMS = {
-  GONE: ["The clip is no longer in S3", "Somebody deleted or moved it. Clear the task to render it again; that buys a render."],
-  NOT_THE_CLIP: ["This is not a clip that can be shown here", "Another object is at its place in S3 by now, it was made by a task that you may not see or that Airflow no longer knows, or the XCom was edited."],
-  DENIED: ["Airflow may not read this clip", "S3 refused the task's AWS connection. The connection needs s3:GetObject on the clip."],
-  FORGOTTEN: ["Airflow no longer knows where to ask", "The task's AWS connection was a template or came from another task, and Airflow keeps rendered arguments of the last runs only. The clip may well be in S3."],
-  UNREACHABLE: ["S3 did not answer", "The clip may well be there. Try again in a moment."],
-};
 const LABELS = {
   aspect_ratio: "Aspect ratio",
   duration: "Duration",
@@ -39,27 +27,6 @@ const WORDS = {
   generate_audio: (value) => ({ true: "yes", false: "no" })[value.toLowerCase()] ?? value,
 };
 const POLL_MILLISECONDS = 5000;
-
-function fact(list, name, ...value) {
-  list.append(element("div", {}, element("dt", {}, name), element("dd", {}, ...value)));
-}
-
-/** A fact that takes the whole width. */
-function longFact(list, name, ...value) {
-  fact(list, name, ...value);
-  list.lastElementChild.classList.add("long");
-}
-
-function words(state) {
-  return (state ?? "not begun").replaceAll("_", " ");
-}
-
-function showState(state) {
-  const badge = byId("state");
-  badge.textContent = words(state);
-  badge.dataset.state = state ?? "none";
-  badge.hidden = false;
-}
 
 function showVideo({ clip, request, state }) {
   const screen = byId("screen");
@@ -152,70 +119,6 @@ function showRequest(request) {
     const text = request ? "Everything as the model does by default." : "The arguments were not rendered, or Airflow no longer keeps them.";
     longFact(list, "Arguments", text);
   }
-}
-
-function taskUrl() {
-  const part = encodeURIComponent;
-  const mapped = task.map_index === "-1" ? "" : `/mapped/${part(task.map_index)}`;
-  return new URL(`../dags/${part(task.dag_id)}/runs/${part(task.run_id)}/tasks/${part(task.task_id)}${mapped}`, location).href;
-}
-
-function dagUrl() {
-  return new URL(`../dags/${encodeURIComponent(task.dag_id)}`, location).href;
-}
-
-function runUrl() {
-  return `${dagUrl()}/runs/${encodeURIComponent(task.run_id)}`;
-}
-
-/** A link to a page of Airflow's. */
-function airflowLink(href, text) {
-  const link = element("a", { href }, text);
-  link.addEventListener("click", (event) => {
-    if (window.parent === window) return;
-    // In Airflow's own frame, which may not be left: the UI around it goes there itself.
-    event.preventDefault();
-    window.parent.history.pushState(null, "", link.href);
-    window.parent.dispatchEvent(new PopStateEvent("popstate"));
-  });
-  return link;
-}
-
-function showTask({ label, number }) {
-  const list = byId("task");
-  if (list.contains(document.activeElement)) return; // a refresh takes nobody's focus
-  list.replaceChildren();
-  fact(list, "Task", airflowLink(taskUrl(), task.task_id));
-  if (task.map_index !== "-1") fact(list, "Mapped", label ?? task.map_index);
-  fact(list, "DAG", airflowLink(dagUrl(), task.dag_id));
-  fact(list, "Run", airflowLink(runUrl(), task.run_id));
-  if (number > 0) fact(list, "Log", airflowLink(`${taskUrl()}?try_number=${number}`, "of the latest try"));
-}
-
-function showTries(tries) {
-  const rows = tries.map((attempt) =>
-    element(
-      "tr",
-      {},
-      element("th", { scope: "row" }, String(attempt.number)),
-      element("td", {}, element("span", { class: "state", "data-state": attempt.state ?? "none" }, words(attempt.state))),
-      element("td", {}, moment(attempt.start)),
-      element("td", {}, moment(attempt.end)),
-      element("td", {}, seconds(attempt.seconds)),
-    ),
-  );
-  byId("tries").replaceChildren(
-    ...(rows.length ? rows : [element("tr", {}, element("td", { colspan: "5", class: "muted" }, "Not tried yet."))]),
-  );
-}
-
-function showProblem([title, text], detail) {
-  byId("problem").replaceChildren(
-    element("strong", {}, title),
-    element("p", {}, text),
-    ...(detail ? [element("p", { class: "muted" }, `S3 said: ${detail}`)] : []),
-  );
-  byId("problem").hidden = false;
 }
 
 let linkEndsAt = 0;

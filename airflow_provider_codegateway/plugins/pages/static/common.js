@@ -1,4 +1,4 @@
-// What both pages use. Text from the database goes into the page as text only, never as HTML.
+// What all pages use. Text from the database goes into the page as text only, never as HTML.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -47,6 +47,10 @@ export function showFailure(error) {
 
 export function clipPage(task) {
   return `clip?${new URLSearchParams(task)}`;
+}
+
+export function batchPage(task) {
+  return `batch?${new URLSearchParams(task)}`;
 }
 
 /** Colours of the picture that stands for a clip: the same for the same request, whatever its text. */

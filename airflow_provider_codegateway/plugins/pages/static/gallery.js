@@ -1,4 +1,4 @@
-import { ago, amount, byId, clipPage, element, fit, get, paint, seconds, shape, showFailure, size } from "./common.js";
+import { ago, amount, batchPage, byId, clipPage, element, fit, get, paint, seconds, shape, showFailure, size } from "./common.js";
 
 const query = new URLSearchParams(location.search);
 const chosen = Object.fromEntries(["dag_id", "model", "state", "words", "before"].map((name) => [name, query.get(name) ?? ""]));
@@ -18,16 +18,13 @@ function card(clip) {
   }
   picture.append(screen);
   const mapped = task.map_index >= 0 ? ` [${clip.label ?? task.map_index}]` : "";
-  const title = clip.prompt ?? `${task.task_id}${mapped}`;
-  const about = clip.clip
-    ? [clip.clip.duration && seconds(clip.clip.duration), size(clip.clip.bytes), amount(clip.clip.cost), clip.clip.reused && "reused"]
-    : [];
+  const title = clip.is_batch ? `Batch ${task.task_id}${mapped}` : (clip.prompt ?? `${task.task_id}${mapped}`);
   const made = element(
     "li",
     {},
     element(
       "a",
-      { href: clipPage(task), class: "tile" },
+      { href: clip.is_batch ? batchPage(task) : clipPage(task), class: "tile" },
       picture,
       element("span", { class: "title" }, title),
       element("span", { class: "meta" }, `${task.dag_id} · ${task.task_id}${mapped}`),
@@ -41,11 +38,18 @@ function card(clip) {
         "span",
         { class: "meta" },
         element("time", { datetime: clip.when, title: new Date(clip.when).toLocaleString() }, ago(clip.when)),
-        ...about.filter(Boolean).map((words) => ` · ${words}`),
+        ...about(clip).filter(Boolean).map((words) => ` · ${words}`),
       ),
     ),
   );
   return { made, screen, task, hasClip: Boolean(clip.clip) };
+}
+
+function about({ clip, batch }) {
+  if (clip) return [clip.duration && seconds(clip.duration), size(clip.bytes), amount(clip.cost), clip.reused && "reused"];
+  if (!batch) return [];
+  const there = batch.stored + batch.reused;
+  return [`${there.toLocaleString()} of ${batch.requests.toLocaleString()} clips`, amount(batch.cost)];
 }
 
 /** The first frame, fetched when its card comes into view; what S3 does not give stays a painted card. */
@@ -116,14 +120,16 @@ async function showClips() {
   if (stills) showStillsInView(cards.filter(({ hasClip }) => hasClip));
 }
 
-/** How many clips are shown, and what they cost together: by currency, as far as it is known. */
+/** How many tasks are shown, and what their clips cost together: by currency, as far as it is known. */
 function summary(clips) {
   const costs = new Map();
-  for (const { clip } of clips) {
-    const cost = clip?.reused ? null : clip?.cost;
+  for (const { clip, batch } of clips) {
+    const cost = clip?.reused ? null : (batch ?? clip)?.cost;
     if (cost?.amount) costs.set(cost.currency, plus(costs.get(cost.currency) ?? "0", cost.amount));
   }
-  const unpriced = clips.filter(({ clip }) => clip && !clip.reused && !clip.cost?.amount).length;
+  const unpriced = clips.filter(
+    ({ clip, batch }) => (clip && !clip.reused && !clip.cost?.amount) || (batch?.renders_bought && !batch.cost?.amount),
+  ).length;
   const words = [`${clips.length} ${clips.length === 1 ? "task" : "tasks"} on this page`];
   for (const [currency, total] of costs) words.push(`${total} ${currency}`);
   if (costs.size && unpriced) words.push(`${unpriced} without a price`);
