@@ -24,7 +24,7 @@ test: $(INSTALLED) ## Run the tests; ARGS goes to pytest, as in ARGS="-n0 -x -k 
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
 e2e: $(INSTALLED) ## Run the tests that start a whole Airflow and kill parts of it; ARGS goes to pytest
-	$(RUN) -m pytest -n0 --timeout 1800 -m e2e tests/test_end_to_end.py $(ARGS)
+	$(RUN) -m pytest -n0 --timeout 1800 -m e2e tests/test_end_to_end.py tests/test_distributed.py $(ARGS)
 
 matrix: ## Run the tests on every Airflow and Python; CELLS chooses, as in CELLS="2.11-3.11 3.3-3.13 lowest"
 	@$(PYTHON) tools/matrix.py run $(if $(QUICK),--quick) $(if $(CORE),--core) --pytest='$(ARGS)' $(CELLS)

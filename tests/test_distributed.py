@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytest.importorskip("airflow.providers.celery", reason="needs Airflow's Celery provider")
 REDIS = shutil.which("redis-server")
 
 pytestmark = [
