@@ -276,3 +276,20 @@ def _row(session: Session, model: Any, dag_id: str, *conditions: Any) -> dict[st
     else:
         query = query.where(model.dag_id == dag_id, model.task_id == "render", model.map_index == -1)
     return dict(session.execute(query.where(*conditions)).mappings().one())
+
+
+BATCH_DAG, BATCH_ROWS = "catalogue", 120
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A batch of ``BATCH_ROWS`` rows, of which the gateway refused one."""
+
+    world: World
+    bucket: str
+    task: dict[str, Any]
+    clip: bytes
+
+    def get(self, path: str, user: str = "admin", **parameters: Any) -> httpx.Response:
+        with self.world.browse(user) as client:
+            return client.get(f"/codegateway/{path}", params={**self.task, **parameters})

@@ -7,7 +7,22 @@ import secrets
 from typing import TYPE_CHECKING
 
 import pytest
-from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, World, add_connection, api_server, clip_dag, run_of
+from clip_pages import (
+    BATCH_DAG,
+    BATCH_ROWS,
+    CONNECTION,
+    DAG_A,
+    DAG_B,
+    PROMPT_A,
+    SECRET,
+    Catalogue,
+    World,
+    add_connection,
+    api_server,
+    clip_dag,
+    run_of,
+)
+from media_samples import mp4_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,3 +83,46 @@ def copies(world: World) -> Iterator[None]:
     yield
     with create_session() as session:
         session.execute(delete(TaskInstance).where(TaskInstance.map_index >= 0))
+
+
+@pytest.fixture(scope="module")
+def catalogue(session_world: World, shared_gateway: Emulator, s3: S3Client) -> Iterator[Catalogue]:
+    """A batch, rendered by Airflow's own task runner."""
+    from airflow.sdk import DAG
+    from airflow_run import run_dag
+
+    from airflow_provider_codegateway.emulator import Fault
+    from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
+
+    bucket, clip = f"batch-{secrets.token_hex(6)}", mp4_of(20_000)
+    s3.create_bucket(Bucket=bucket)
+    shared_gateway.reset()
+    shared_gateway.serve_clip(clip)
+    shared_gateway.fail_next(Fault.status(400))
+    with DAG(BATCH_DAG, schedule=None) as dag:
+        GenerateVideosOperator(
+            task_id="videos",
+            requests=[{"id": f"sku-{number}"} for number in range(BATCH_ROWS)],
+            model="bytedance/seedance-2.0",
+            prompt="a paper boat",
+            s3_bucket=bucket,
+            s3_key="clips/{id}.mp4",
+            result_path=f"s3://{bucket}/result/",
+            aws_conn_id=CONNECTION,
+            max_active=8,
+            tolerated_failures=1,
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        gateway = {"conn_type": "codegateway", "host": shared_gateway.url, "password": shared_gateway.api_key}
+        patch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(gateway))
+        assert run_dag(dag).state == "success"
+    task = {"dag_id": BATCH_DAG, "run_id": run_of(BATCH_DAG), "task_id": "videos", "map_index": -1}
+    yield Catalogue(session_world, bucket, task, clip)
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    with create_session() as session:
+        for model in (TaskInstance, DagRun):
+            session.execute(delete(model).where(model.dag_id == BATCH_DAG))

@@ -3,89 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from airflow_run import AIRFLOW, run_dag
+from airflow_run import AIRFLOW
 
 if AIRFLOW < (3, 1):
     pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
 
-from clip_pages import CONNECTION, run_of, xcom_model
-from media_samples import mp4_of
+from clip_pages import BATCH_DAG, BATCH_ROWS, xcom_model
 
 from airflow_provider_codegateway.clip import MADE_BY, run_identity
-from airflow_provider_codegateway.emulator import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clip_pages import World
+    from clip_pages import Catalogue
     from mypy_boto3_s3.client import S3Client
 
-    from airflow_provider_codegateway.emulator import Emulator
 
 pytest_plugins = ("clip_world",)
-
-DAG_ID, ROWS = "catalogue", 120
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """A batch of ``ROWS`` rows, of which the gateway refused one."""
-
-    world: World
-    bucket: str
-    task: dict[str, Any]
-    clip: bytes
-
-    def get(self, path: str, user: str = "admin", **parameters: Any) -> httpx.Response:
-        with self.world.browse(user) as client:
-            return client.get(f"/codegateway/{path}", params={**self.task, **parameters})
-
-
-@pytest.fixture(scope="module")
-def catalogue(session_world: World, shared_gateway: Emulator, s3: S3Client) -> Iterator[Catalogue]:
-    from airflow.sdk import DAG
-
-    from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
-
-    bucket, clip = f"batch-{secrets.token_hex(6)}", mp4_of(20_000)
-    s3.create_bucket(Bucket=bucket)
-    shared_gateway.reset()
-    shared_gateway.serve_clip(clip)
-    shared_gateway.fail_next(Fault.status(400))
-    with DAG(DAG_ID, schedule=None) as dag:
-        GenerateVideosOperator(
-            task_id="videos",
-            requests=[{"id": f"sku-{number}"} for number in range(ROWS)],
-            model="bytedance/seedance-2.0",
-            prompt="a paper boat",
-            s3_bucket=bucket,
-            s3_key="clips/{id}.mp4",
-            result_path=f"s3://{bucket}/result/",
-            aws_conn_id=CONNECTION,
-            max_active=8,
-            tolerated_failures=1,
-        )
-    with pytest.MonkeyPatch.context() as patch:
-        gateway = {"conn_type": "codegateway", "host": shared_gateway.url, "password": shared_gateway.api_key}
-        patch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(gateway))
-        assert run_dag(dag).state == "success"
-    task = {"dag_id": DAG_ID, "run_id": run_of(DAG_ID), "task_id": "videos", "map_index": -1}
-    yield Catalogue(session_world, bucket, task, clip)
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-    from sqlalchemy import delete
-
-    with create_session() as session:
-        session.execute(delete(TaskInstance).where(TaskInstance.dag_id == DAG_ID))
 
 
 def all_rows(catalogue: Catalogue, **choice: Any) -> list[dict[str, Any]]:
@@ -101,8 +39,8 @@ def test_the_page_has_the_counts_of_the_batch(catalogue: Catalogue) -> None:
     """And what it cost, its tries, and where its manifest is."""
     batch = catalogue.get("api/batch").json()
     assert (batch["batch"]["requests"], batch["batch"]["stored"], batch["batch"]["refused"]) == (
-        ROWS,
-        ROWS - 1,
+        BATCH_ROWS,
+        BATCH_ROWS - 1,
         1,
     )
     assert batch["batch"]["manifest"] == f"s3://{catalogue.bucket}/result/manifest.jsonl"
@@ -120,7 +58,7 @@ def test_rows_are_paged_in_their_order(catalogue: Catalogue) -> None:
     first = catalogue.get("api/batch/rows").json()
     assert len(first["rows"]) == 50
     rows = all_rows(catalogue)
-    assert [row["id"] for row in rows] == [f"sku-{number}" for number in range(ROWS)]
+    assert [row["id"] for row in rows] == [f"sku-{number}" for number in range(BATCH_ROWS)]
     assert {row["model"] for row in rows} == {"bytedance/seedance-2.0"}
 
 
@@ -133,7 +71,7 @@ def test_rows_are_chosen_by_status_and_words(catalogue: Catalogue) -> None:
         "NO",
     )
     assert [row["id"] for row in all_rows(catalogue, words="SKU-77")] == ["sku-77"]
-    assert len(all_rows(catalogue, status="stored")) == ROWS - 1
+    assert len(all_rows(catalogue, status="stored")) == BATCH_ROWS - 1
 
 
 def test_the_clip_of_a_row_plays(catalogue: Catalogue) -> None:
@@ -162,21 +100,21 @@ def test_what_no_run_of_the_task_wrote_is_not_shown(
     metadata: dict[str, str], catalogue: Catalogue, s3: S3Client
 ) -> None:
     """Neither a manifest that took the place of its own, nor a clip."""
-    at = {"Bucket": catalogue.bucket, "Key": "result/manifest.jsonl"}
+    at: dict[str, Any] = {"Bucket": catalogue.bucket, "Key": "result/manifest.jsonl"}
     row = all_rows(catalogue, words="sku-5")[0]
-    clip_at = {"Bucket": catalogue.bucket, "Key": f"clips/{row['id']}.mp4"}
-    kept = [(place, s3.get_object(**place)) for place in (at, clip_at)]  # type: ignore[arg-type]
+    clip_at: dict[str, Any] = {"Bucket": catalogue.bucket, "Key": f"clips/{row['id']}.mp4"}
+    kept = [(place, s3.get_object(**place)) for place in (at, clip_at)]
     bodies = [(place, answer["Body"].read(), answer["Metadata"]) for place, answer in kept]
     try:
-        s3.put_object(**clip_at, Body=b"secret", Metadata=metadata)  # type: ignore[arg-type]
+        s3.put_object(**clip_at, Body=b"secret", Metadata=metadata)
         assert catalogue.get("api/batch/link", at=row["at"]).status_code == 409
-        s3.put_object(**at, Body=bodies[0][1], Metadata=metadata)  # type: ignore[arg-type]
+        s3.put_object(**at, Body=bodies[0][1], Metadata=metadata)
         for path in ("api/batch/rows", "api/batch/link"):
             answer = catalogue.get(path, at=0)
             assert (answer.status_code, answer.json()["problem"]) == (409, "NOT_THE_CLIP")
     finally:
         for place, body, own in bodies:
-            s3.put_object(**place, Body=body, Metadata=own)  # type: ignore[arg-type]
+            s3.put_object(**place, Body=body, Metadata=own)
 
 
 def test_the_gallery_has_the_batch_as_one_card(catalogue: Catalogue) -> None:
@@ -185,7 +123,7 @@ def test_the_gallery_has_the_batch_as_one_card(catalogue: Catalogue) -> None:
         for words in ("", catalogue.bucket):
             cards = client.get("/codegateway/api/clips", params={"words": words}).json()["clips"]
             [card] = [card for card in cards if card["is_batch"]]
-            assert card["batch"]["stored"] == ROWS - 1
+            assert card["batch"]["stored"] == BATCH_ROWS - 1
             assert card["task"]["task_id"] == "videos"
 
 
@@ -208,23 +146,23 @@ def under_way(catalogue: Catalogue, s3: S3Client) -> Iterator[dict[str, Any]]:
         Bucket=catalogue.bucket,
         Key="result/progress.json",
         Body=json.dumps(progress).encode(),
-        Metadata={MADE_BY: run_identity(DAG_ID, catalogue.task["run_id"])},
+        Metadata={MADE_BY: run_identity(BATCH_DAG, catalogue.task["run_id"])},
     )
     model = xcom_model()
     with create_session() as session:
-        task = session.scalars(select(TaskInstance).where(TaskInstance.dag_id == DAG_ID)).one()
+        task = session.scalars(select(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG)).one()
         of_task = (
             model.task_instance_id == task.id
             if hasattr(model, "task_instance_id")
-            else model.dag_id == DAG_ID
+            else model.dag_id == BATCH_DAG
         )
         kept = [dict(row._mapping) for row in session.execute(select(model.__table__).where(of_task))]
         session.execute(delete(model).where(of_task))
-        session.execute(update(TaskInstance).where(TaskInstance.dag_id == DAG_ID).values(state="deferred"))
+        session.execute(update(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG).values(state="deferred"))
     yield progress
     with create_session() as session:
         session.execute(insert(model.__table__), kept)
-        session.execute(update(TaskInstance).where(TaskInstance.dag_id == DAG_ID).values(state="success"))
+        session.execute(update(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG).values(state="success"))
 
 
 def test_a_batch_that_is_under_way_says_how_far_it_is(
@@ -232,8 +170,10 @@ def test_a_batch_that_is_under_way_says_how_far_it_is(
 ) -> None:
     """By what it writes itself; what another run left there says nothing."""
     assert catalogue.get("api/batch").json()["progress"] == under_way
-    key = {"Bucket": catalogue.bucket, "Key": "result/progress.json"}
-    s3.put_object(**key, Body=json.dumps(under_way).encode(), Metadata={MADE_BY: run_identity("a", "b")})  # type: ignore[arg-type]
+    key: dict[str, Any] = {"Bucket": catalogue.bucket, "Key": "result/progress.json"}
+    s3.put_object(**key, Body=json.dumps(under_way).encode(), Metadata={MADE_BY: run_identity("a", "b")})
     assert catalogue.get("api/batch").json()["progress"] is None
-    s3.put_object(**key, Body=b"no JSON", Metadata={MADE_BY: run_identity(DAG_ID, catalogue.task["run_id"])})  # type: ignore[arg-type]
+    s3.put_object(
+        **key, Body=b"no JSON", Metadata={MADE_BY: run_identity(BATCH_DAG, catalogue.task["run_id"])}
+    )
     assert catalogue.get("api/batch").json()["progress"] is None

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,61 +12,14 @@ from airflow_run import AIRFLOW
 if AIRFLOW < (3, 1):
     pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
 
+from clip_browser import browsing
 from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks
 
 if TYPE_CHECKING:
     from clip_pages import World
     from playwright.sync_api import Browser, Locator, Page, Route
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("No Chromium is installed; CHROMIUM may name one.", allow_module_level=True)
-sync_api: Any = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")
-
-pytest_plugins = ("clip_world",)
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 60_000
-"""Milliseconds after which a test gives up."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@contextmanager
-def browsing(
-    browser: Browser, world: World, user: str, *, refused_media: bool = False, **options: Any
-) -> Iterator[Page]:
-    """A page of a browser in which the user is logged in. It must reach for nothing but Airflow and S3.
-
-    :param refused_media: whether it may reach for videos that the page's policy does not name yet.
-    """
-    context = browser.new_context(base_url=world.url, **options)
-    context.set_default_timeout(PATIENCE)
-    context.add_cookies([{"name": "_token", "value": world.tokens[user], "url": world.url}])
-    page = context.new_page()
-    page_errors: list[str] = []
-    violations: list[str] = []
-    page.on("pageerror", lambda error: page_errors.append(str(error)))
-    page.on("console", lambda message: violations.append(message.text) if "Policy" in message.text else None)
-    yield page
-    context.close()
-    if refused_media:
-        violations = [words for words in violations if "media-src" not in words]
-    assert (page_errors, violations) == ([], [])
+pytest_plugins = ("clip_world", "clip_browser")
 
 
 def wait_until_it_plays(video: Locator) -> None:

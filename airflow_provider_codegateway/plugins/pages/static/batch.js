@@ -2,7 +2,7 @@ import { amount, byId, element, get, moment, reason, seconds, showFailure } from
 import { fact, longFact, NOT_ENDED, PROBLEMS, showProblem, showState, showTask, showTries, task, words } from "./task.js";
 
 const POLL_MILLISECONDS = 5000;
-const COUNTS = ["stored", "reused", "refused", "failed", "unknown", "not_begun"];
+const COUNTS = { stored: "Stored", reused: "Reused", refused: "Refused", failed: "Failed", unknown: "Unknown", not_begun: "Not begun" };
 const BOUGHT = {
   NO: "Nothing was bought.",
   YES: "One render was bought.",
@@ -20,7 +20,7 @@ function showCounts({ batch, progress, state, stored, result_path: path, error }
   byId("progress").hidden = byId("progress-words").hidden = Boolean(batch) || !progress;
   if (batch) {
     fact(counts, "Rows", batch.requests.toLocaleString());
-    for (const name of COUNTS) if (batch[name]) fact(counts, words(name), batch[name].toLocaleString());
+    for (const name of Object.keys(COUNTS)) if (batch[name]) fact(counts, COUNTS[name], batch[name].toLocaleString());
     fact(counts, "Cost", amount(batch.cost) ?? "not known");
     const perhaps = batch.renders_unknown ? `, and ${batch.renders_unknown.toLocaleString()} perhaps` : "";
     fact(counts, "Renders bought", `${batch.renders_bought.toLocaleString()}${perhaps}`);
@@ -156,7 +156,7 @@ byId("filter").addEventListener("submit", (event) => {
   event.preventDefault();
   addRows(0);
 });
-byId("row-status").addEventListener("change", () => addRows(0));
+for (const id of ["row-status", "words"]) byId(id).addEventListener("change", () => addRows(0));
 byId("more").addEventListener("click", () => addRows(next));
 byId("video").addEventListener("error", () => {
   showProblem(["The clip cannot be played here", "Its bucket may be another than that of the batch. Reload this page, and try again in a moment."]);

@@ -22,6 +22,7 @@ const LABELS = {
   image: "First frame",
   parameters: "Parameters",
 };
+const OPTIONAL = ["aspect_ratio", "duration", "resolution", "generate_audio"];
 const WORDS = {
   duration: (value) => (/^\d+$/.test(value) ? `${value} s` : value),
   generate_audio: (value) => ({ true: "yes", false: "no" })[value.toLowerCase()] ?? value,
@@ -105,7 +106,7 @@ function showFacts({ clip, stored, request, model, target, error }) {
   const technical = element("dl", {});
   fact(technical, "Fingerprint", element("code", {}, clip.fingerprint));
   if (clip.sha256) fact(technical, "SHA-256", element("code", {}, clip.sha256));
-  facts.append(element("details", { class: "long" }, element("summary", {}, "Technical"), technical));
+  byId("technical").replaceChildren(element("details", {}, element("summary", {}, "Technical"), technical));
 }
 
 function showRequest(request) {
@@ -114,6 +115,9 @@ function showRequest(request) {
   const { prompt, ...rest } = request ?? {};
   for (const [name, value] of Object.entries(rest)) {
     (value.length > 40 ? longFact : fact)(list, LABELS[name] ?? name, (WORDS[name] ?? String)(value));
+  }
+  if (list.children.length) {
+    for (const name of OPTIONAL) if (!(name in rest)) fact(list, LABELS[name], element("span", { class: "muted" }, "the model's default"));
   }
   if (!list.children.length) {
     const text = request ? "Everything as the model does by default." : "The arguments were not rendered, or Airflow no longer keeps them.";

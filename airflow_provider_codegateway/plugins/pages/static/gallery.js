@@ -9,6 +9,7 @@ function card(clip) {
   const picture = element("div", { class: "picture" });
   const screen = element("div", { class: "screen", "aria-hidden": "true" }, element("span", { class: "art" }), ...(clip.clip ? [element("span", { class: "disc" })] : []));
   screen.classList.toggle("without", !clip.clip);
+  if (clip.is_batch) screen.append(element("span", { class: "count" }, clip.batch ? `${clip.batch.stored + clip.batch.reused} clips` : "Batch"));
   screen.style.setProperty("--shape", shape(clip.aspect_ratio));
   paint(screen, clip.clip?.fingerprint);
   if (clip.clip?.has_poster) {
@@ -166,7 +167,7 @@ async function showFilters() {
 byId("filter").addEventListener("formdata", ({ formData }) => {
   for (const [name, value] of [...formData]) if (!value) formData.delete(name);
 });
-for (const id of ["dag_id", "model", "state", "stills"]) {
+for (const id of ["dag_id", "model", "state", "words", "stills"]) {
   byId(id).addEventListener("change", () => byId("filter").requestSubmit());
 }
 byId("words").value = chosen.words;
