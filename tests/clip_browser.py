@@ -28,9 +28,12 @@ PATIENCE = 60_000
 """Milliseconds after which a test gives up."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium; without it, or without Playwright, the test is skipped."""
+    """Chromium; without it, or without Playwright, the test is skipped.
+
+    Not for longer than a module: as long as it runs, no other test of the process can use ``asyncio.run``.
+    """
     if CHROMIUM is None:
         pytest.skip("No Chromium is installed; CHROMIUM may name one.")
     sync_api: Any = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")

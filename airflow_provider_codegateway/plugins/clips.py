@@ -37,7 +37,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
     Position,
     TaskRef,
 )
-from airflow_provider_codegateway.plugins.batches import Batch, parse_batch
+from airflow_provider_codegateway.plugins.batches import Batch, manifest_below, parse_batch
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
@@ -50,7 +50,9 @@ _BUCKET = re.compile(
 )
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _CLIP = TypeAdapter(Clip)
-_CLOCKS_APART = timedelta(minutes=5)
+_ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+CLOCKS_APART = timedelta(minutes=5)
+"""By how much the clocks of Airflow and S3 may differ."""
 
 
 class Unknown(Enum):
@@ -101,6 +103,23 @@ class Entry:
     def target(self) -> S3Location | None:
         """Where the task's own arguments put its clip, if they are still known."""
         return _target(self.instance.fields or {})
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether Airflow does nothing more with the task by itself."""
+        return self.instance.state in _ENDED
+
+    @property
+    def manifest(self) -> S3Location | None:
+        """Of a batch: where the XCom has it. A task that was killed leaves a manifest and no XCom."""
+        if self.batch:
+            return self.batch.location
+        return self.own_manifest if self.has_ended else None
+
+    @property
+    def own_manifest(self) -> S3Location | None:
+        """Where the task's own arguments put its manifest, if they are still known."""
+        return manifest_below(self.text("result_path") or "")
 
     def text(self, name: str) -> str | None:
         """A rendered argument, if it is a text."""
@@ -295,7 +314,7 @@ async def may_see_work_of(
     """
     made = datetime.fromtimestamp(created or 0, UTC)
     filters = {"end_date_gte": made.isoformat()} if created else {}
-    position = Position(made + _CLOCKS_APART, 0) if created else None
+    position = Position(made + CLOCKS_APART, 0) if created else None
     for _ in range(MAX_PAGES):
         instances = await api.begun(after=position, **filters)
         for instance in instances:
