@@ -13,7 +13,7 @@ from airflow_run import AIRFLOW
 if AIRFLOW < (3, 1):
     pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
 
-from clip_pages import BATCH_DAG, BATCH_ROWS, xcom_model
+from clip_pages import BATCH_DAG, BATCH_ROWS
 
 from airflow_provider_codegateway.clip import MADE_BY, run_identity
 
@@ -127,44 +127,6 @@ def test_the_gallery_has_the_batch_as_one_card(catalogue: Catalogue) -> None:
             [card] = [card for card in cards if card["is_batch"]]
             assert card["batch"]["stored"] == BATCH_ROWS - 1
             assert card["task"]["task_id"] == "videos"
-
-
-@pytest.fixture
-def under_way(catalogue: Catalogue, s3: S3Client) -> Iterator[dict[str, Any]]:
-    """The batch as it was while it ran: without its XCom, and with what it wrote of its progress."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-    from sqlalchemy import delete, insert, select, update
-
-    progress = {
-        "stored": 40,
-        "failed": 1,
-        "in_flight": 8,
-        "waiting": 71,
-        "spent": "41 renders",
-        "seconds_left": 61.0,
-    }
-    s3.put_object(
-        Bucket=catalogue.bucket,
-        Key="result/progress.json",
-        Body=json.dumps(progress).encode(),
-        Metadata={MADE_BY: run_identity(BATCH_DAG, catalogue.task["run_id"])},
-    )
-    model = xcom_model()
-    with create_session() as session:
-        task = session.scalars(select(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG)).one()
-        of_task = (
-            model.task_instance_id == task.id
-            if hasattr(model, "task_instance_id")
-            else model.dag_id == BATCH_DAG
-        )
-        kept = [dict(row._mapping) for row in session.execute(select(model.__table__).where(of_task))]
-        session.execute(delete(model).where(of_task))
-        session.execute(update(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG).values(state="deferred"))
-    yield progress
-    with create_session() as session:
-        session.execute(insert(model.__table__), kept)
-        session.execute(update(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG).values(state="success"))
 
 
 def test_a_batch_that_is_under_way_says_how_far_it_is(
