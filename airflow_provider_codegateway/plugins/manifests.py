@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Marks, S3Location, split_uri
-from airflow_provider_codegateway.foreign import finite
 from airflow_provider_codegateway.plugins.batches import COUNTS, parse_progress, progress_below
 from airflow_provider_codegateway.plugins.clips import CLOCKS_APART, UNKNOWN
 from airflow_provider_codegateway.plugins.storage import (
@@ -245,7 +244,7 @@ def _row(line: bytes, at: int) -> Row | None:
 
 
 def _facts(values: dict[str, Any]) -> dict[str, Any]:
-    numbers = {name: finite(values.get(name)) for name in ("width", "height", "duration", "fps")}
+    numbers = {name: _number(values.get(name)) for name in ("width", "height", "duration", "fps")}
     audio = values.get("audio")
     return {
         **numbers,
@@ -263,5 +262,12 @@ def _text(value: object) -> str | None:
 
 
 def _count(value: object) -> int | None:
-    number = finite(value)
-    return int(number) if number is not None and 0 <= number < _MOST else None
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _number(value: object) -> float | None:
+    """What a browser can count; NaN and infinity are no such numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 <= value < _MOST else None

@@ -47,7 +47,7 @@ function card(clip) {
 }
 
 function about({ clip, batch }) {
-  if (clip) return [clip.duration && seconds(clip.duration), size(clip.bytes), amount(clip.cost), clip.reused && "reused"];
+  if (clip) return [clip.duration && seconds(clip.duration), amount(clip.cost) ?? size(clip.bytes), clip.reused && "reused"];
   if (!batch) return [];
   const there = batch.stored + batch.reused;
   const failed = batch.refused + batch.failed + batch.unknown;
