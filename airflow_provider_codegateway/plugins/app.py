@@ -28,6 +28,7 @@ from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.links import URL_PREFIX
 from airflow_provider_codegateway.plugins import clips, manifests, storage
 from airflow_provider_codegateway.plugins.airflow_api import (
+    MAX_CALLS,
     AirflowApi,
     Instance,
     NoAnswer,
@@ -74,6 +75,7 @@ class ClipApp(FastAPI):
 def create_app() -> FastAPI:
     """The app, to be mounted at ``links.URL_PREFIX``."""
     app = ClipApp(title="CodeGateway clips", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.calls = asyncio.Semaphore(MAX_CALLS)
     app.mount("/static", StaticFiles(directory=_PAGES / "static"))
     app.get("/clips")(gallery_page)
     app.get("/clip")(clip_page)
@@ -101,7 +103,7 @@ def create_app() -> FastAPI:
 
 
 def _api(request: Request) -> AirflowApi:
-    return AirflowApi(request.scope[_AIRFLOW], request.headers)
+    return AirflowApi(request.scope[_AIRFLOW], request.headers, request.app.state.calls)
 
 
 ApiDep = Annotated[AirflowApi, Depends(_api)]

@@ -195,7 +195,7 @@ async def recent(api: AirflowApi, choice: Choice, *, limit: int = PAGE_SIZE) -> 
         ]
         while wanted and len(entries) < limit:
             asked, wanted = wanted[: limit - len(entries)], wanted[limit - len(entries) :]
-            found = await asyncio.gather(*(_entry(api, each) for each in asked))
+            found = await asyncio.gather(*(_listed(api, each) for each in asked))
             entries += [entry for entry in found if entry is not None and _is_wanted(entry, choice)]
             last = asked[-1]
         if len(entries) == limit and (wanted or len(instances) == PAGE):
@@ -236,12 +236,17 @@ async def choices(api: AirflowApi) -> dict[str, list[str]]:
     readable: dict[str, bool] = {}
     instances = await api.begun()
     await _learn_readable(api, readable, instances)
-    shown = [Entry(instance) for instance in instances if readable[instance.task.dag_id]]
+    of_readable = (instance for instance in instances if readable[instance.task.dag_id])
+    shown = [Entry(instance) for instance in await asyncio.gather(*map(api.with_fields, of_readable))]
     models = {entry.model for entry in shown}
     return {
         "dags": sorted({entry.task.dag_id for entry in shown}),
         "models": sorted(name for name in models if name and name.isprintable()),
     }
+
+
+async def _listed(api: AirflowApi, instance: Instance) -> Entry | None:
+    return await _entry(api, await api.with_fields(instance))
 
 
 async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
