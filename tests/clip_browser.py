@@ -1,4 +1,4 @@
-"""A real browser for the tests of the pages: Chromium, headless. A pytest plugin, so that test files share it."""
+"""A real browser for the tests of the pages: Chromium, headless."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 if TYPE_CHECKING:
     from clip_pages import World
@@ -26,21 +24,6 @@ FLAGS = [
 ]
 PATIENCE = 60_000
 """Milliseconds after which a test gives up."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium; without it, or without Playwright, the test is skipped.
-
-    Of one file: Playwright runs an event loop in this thread until it is closed, and then no test may run another.
-    """
-    if CHROMIUM is None:
-        pytest.skip("No Chromium is installed; CHROMIUM may name one.")
-    sync_api: Any = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @contextmanager

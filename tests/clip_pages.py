@@ -290,6 +290,11 @@ class Catalogue:
     task: dict[str, Any]
     clip: bytes
 
+    @property
+    def query(self) -> str:
+        """The identity of its task, as a page's address has it."""
+        return urlencode(self.task)
+
     def get(self, path: str, user: str = "admin", **parameters: Any) -> httpx.Response:
         with self.world.browse(user) as client:
             return client.get(f"/codegateway/{path}", params={**self.task, **parameters})

@@ -1,12 +1,13 @@
-"""The fixture ``world``: a pytest plugin of the test files about the pages, so that they share it."""
+"""Fixtures of the test files about the pages, which share them: a pytest plugin."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from clip_browser import CHROMIUM, FLAGS
 from clip_pages import (
     BATCH_DAG,
     BATCH_ROWS,
@@ -21,13 +22,17 @@ from clip_pages import (
     api_server,
     clip_dag,
     run_of,
+    xcom_model,
 )
 from media_samples import mp4_of
+
+from airflow_provider_codegateway.clip import MADE_BY, run_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mypy_boto3_s3.client import S3Client
+    from playwright.sync_api import Browser
 
     from airflow_provider_codegateway.emulator import Emulator
 
@@ -126,3 +131,56 @@ def catalogue(session_world: World, shared_gateway: Emulator, s3: S3Client) -> I
     with create_session() as session:
         for model in (TaskInstance, DagRun):
             session.execute(delete(model).where(model.dag_id == BATCH_DAG))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; without it, or without Playwright, the test is skipped.
+
+    Not for longer than a module: as long as it runs, no other test of the process can use ``asyncio.run``.
+    """
+    if CHROMIUM is None:
+        pytest.skip("No Chromium is installed; CHROMIUM may name one.")
+    sync_api: Any = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def under_way(catalogue: Catalogue, s3: S3Client) -> Iterator[dict[str, Any]]:
+    """The batch as it was while it ran: without its XCom, and with what it wrote of its progress."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete, insert, select, update
+
+    progress = {
+        "stored": 40,
+        "failed": 1,
+        "in_flight": 8,
+        "waiting": 71,
+        "spent": "41 renders",
+        "seconds_left": 61.0,
+    }
+    s3.put_object(
+        Bucket=catalogue.bucket,
+        Key="result/progress.json",
+        Body=json.dumps(progress).encode(),
+        Metadata={MADE_BY: run_identity(BATCH_DAG, catalogue.task["run_id"])},
+    )
+    model = xcom_model()
+    with create_session() as session:
+        task = session.scalars(select(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG)).one()
+        of_task = (
+            model.task_instance_id == task.id
+            if hasattr(model, "task_instance_id")
+            else model.dag_id == BATCH_DAG
+        )
+        kept = [dict(row._mapping) for row in session.execute(select(model.__table__).where(of_task))]
+        session.execute(delete(model).where(of_task))
+        session.execute(update(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG).values(state="deferred"))
+    yield progress
+    with create_session() as session:
+        session.execute(insert(model.__table__), kept)
+        session.execute(update(TaskInstance).where(TaskInstance.dag_id == BATCH_DAG).values(state="success"))

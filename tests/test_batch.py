@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -22,7 +23,9 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset
 from airflow_run import run_dag
 from batch_runner import HASTY
 from media_samples import mp4, png
+from s3_proxy import S3Proxy, S3Request, Verdict
 
+from airflow_provider_codegateway.clip import MADE_BY
 from airflow_provider_codegateway.decorators.videos import generate_videos_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
@@ -756,6 +759,48 @@ def test_the_log_says_how_far_the_batch_is(
     assert "3 stored, 1 failed, 0 in flight, 0 waiting; 3 renders spent." in caplog.text
     assert re.search(r"Row \d \(id 'sku-\d'\): The gateway answered 400", caplog.text)
     assert "Requesting render" not in caplog.text
+
+
+def test_progress_is_beside_the_manifest(
+    run: Run, gateway: Emulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    """While a batch is under way, an object says how far it is, and which run it belongs to."""
+    monkeypatch.setattr(CodeGatewayVideoHook, "limits", Limits(progress_interval=0.05))
+    gateway.render_seconds = 0.3
+    run.execute(rows(3), max_active=1, deferrable=deferrable)
+    answer = run.s3.get_object(Bucket=run.bucket, Key="result/progress.json")
+    progress = json.loads(answer["Body"].read())
+    assert progress["stored"] + progress["in_flight"] + progress["waiting"] == 3
+    assert progress["failed"] == 0
+    manifest = run.s3.head_object(Bucket=run.bucket, Key="result/manifest.jsonl")
+    assert answer["Metadata"][MADE_BY] == manifest["Metadata"][MADE_BY]
+
+
+def test_a_batch_goes_on_without_its_progress(
+    run: Run,
+    gateway: Emulator,
+    s3_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    deferrable: bool,
+) -> None:
+    """S3 refuses it each time: all clips are stored, and the log says so once."""
+
+    def policy(request: S3Request) -> Verdict:
+        is_progress = request.method == "PUT" and request.key.endswith("progress.json")
+        return Verdict.DENY if is_progress else Verdict.PASS
+
+    monkeypatch.setattr(CodeGatewayVideoHook, "limits", Limits(progress_interval=0.05))
+    gateway.render_seconds = 0.3
+    with S3Proxy(s3_endpoint) as proxy, proxy.ruled(policy):
+        aws = json.loads(os.environ["AIRFLOW_CONN_AWS_DEFAULT"])
+        aws["extra"]["endpoint_url"] = proxy.url
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(aws))
+        run.execute(rows(3), max_active=1, deferrable=deferrable)
+    tried = [request for request in proxy.requests if request.key.endswith("progress.json")]
+    assert len(tried) > 1
+    assert run.counts == {"stored": 3}
+    assert caplog.text.count("How far the batch is could not be written") == 1
 
 
 # Budgets.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clip_pages import World
     from playwright.sync_api import Browser, Locator, Page, Route
 
-pytest_plugins = ("clip_world", "clip_browser")
+pytest_plugins = ("clip_world",)
 
 
 def wait_until_it_plays(video: Locator) -> None:
@@ -280,7 +280,7 @@ def test_waiting_page_keeps_the_focus_and_ends_with_the_login(browser: Browser, 
         link.focus()
         with page.expect_response("**/api/clip?*"):
             page.clock.run_for(5_000)
-        page.wait_for_function("document.activeElement.textContent === 'render'")
+        page.locator("a:focus", has_text="render").wait_for()
         page.context.clear_cookies()
         with page.expect_response("**/api/clip?*") as refused:
             page.clock.run_for(5_000)

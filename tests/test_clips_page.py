@@ -740,3 +740,17 @@ def test_plugin_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.usefixtures("copies")
+def test_many_galleries_at_once_leave_airflow_its_connections(world: World) -> None:
+    """Airflow has 15 connections to its database: a dozen viewers of long galleries do not take them all."""
+    copies = [
+        Copy(map_index=n, clip={**world.clips[DAG_A], "key": f"{n}.mp4"}, rendered=None) for n in range(100)
+    ]
+    copy_tasks(DAG_A, copies)
+    with ThreadPoolExecutor(24) as viewers:
+        routes = ["api/clips", "api/filters"] * 12
+        answers = list(viewers.map(lambda route: ask(world, "admin", route), routes))
+    assert [answer.status_code for answer in answers] == [200] * len(routes)
+    assert "QueuePool limit" not in world.log.read_text(errors="replace")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,9 @@ import av.filter
 from playwright.sync_api import Error as BrowserError
 from playwright.sync_api import expect, sync_playwright
 
+from airflow_provider_codegateway.emulator import Fault
 from airflow_provider_codegateway.emulator.emulator import DEFAULT_API_KEY
+from airflow_provider_codegateway.emulator.remote import RemoteEmulator
 from demo.airflow_server import AirflowServer
 from demo.postgres import postgres
 from demo.sandbox import BUCKET, PROJECT, Sandbox, SandboxError
@@ -38,14 +41,23 @@ HOME = PROJECT / ".airflow" / "screenshots"
 PICTURES = PROJECT / "docs" / "screenshots"
 WIDTH, HEIGHT = 1280, 800
 """Of a picture, in pixels."""
-LIST_HEIGHT, FORM_HEIGHT, GALLERY_HEIGHT = 580, 1100, 1840
-"""So that all of the form or the gallery is to be seen, and of the list no more than there is."""
+LIST_HEIGHT, FORM_HEIGHT, GALLERY_HEIGHT, BATCH_HEIGHT = 580, 1400, 1900, 1060
+"""So that all of the form or the gallery is to be seen, and of a list no more than there is, or is of use."""
 PATIENCE = 300_000
 """Milliseconds after which a step is given up."""
 RENDER_SECONDS = 1.0
 
 CONNECTION, CONNECTION_VARIABLE = "codegateway_default", "AIRFLOW_CONN_CODEGATEWAY_DEFAULT"
-PIPELINE, FIRST_CLIP = "codegateway_marketing_pipeline", "codegateway_first_clip"
+PIPELINE, FIRST_CLIP, CATALOGUE = (
+    "codegateway_marketing_pipeline",
+    "codegateway_first_clip",
+    "codegateway_catalogue",
+)
+PRICES = [
+    {"model": "google/veo-3.1-fast", "per_second": "0.15"},
+    {"model": "bytedance/seedance-2.0", "per_render": "0.20"},
+]
+"""Made up, as in the documentation."""
 # The run's id is in some of the pictures.
 RUN = "spring-campaign"
 PRODUCTS = {
@@ -89,6 +101,7 @@ def main() -> int:
             with browsing(browser, airflow, "light") as page:
                 make_the_connection(page, airflow)
                 test_the_connection(page, airflow)
+            set_prices(airflow)
             make_clips(airflow)
             with browsing(browser, airflow, "light") as page:
                 show_the_link(page)
@@ -97,6 +110,7 @@ def main() -> int:
                 with browsing(browser, airflow, theme) as page:
                     show_the_gallery(page, named("gallery", theme))
                     play_a_clip(page, named("clip-page", theme))
+                    show_the_batch(page, named("batch-page", theme))
     except (SandboxError, BrowserError, AssertionError) as problem:
         print(f"\nFAILED: {problem}\nAirflow's log is {HOME / 'airflow.log'}", file=sys.stderr)
         return 1
@@ -119,8 +133,13 @@ def running_airflow() -> Iterator[AirflowServer]:
                 yield airflow
 
 
+def set_prices(airflow: AirflowServer) -> None:
+    """So that the pages know what a clip costs."""
+    change_the_connection(airflow, extra=json.dumps({"spend": {"currency": "USD", "prices": PRICES}}))
+
+
 def make_clips(airflow: AirflowServer) -> None:
-    """Run the marketing pipeline with all products, and the first clip."""
+    """Run the marketing pipeline with all products, the first clip, and the catalogue: two of its rows are refused."""
     rows = io.StringIO()
     csv.writer(rows).writerows(
         [
@@ -128,10 +147,18 @@ def make_clips(airflow: AirflowServer) -> None:
             *((sku, prompt, ratio, 4) for sku, (prompt, ratio) in PRODUCTS.items()),
         ]
     )
-    airflow.sandbox.s3.put_object(Bucket=BUCKET, Key="input/catalogue.csv", Body=rows.getvalue().encode())
-    airflow.trigger(PIPELINE, RUN, products="input/catalogue.csv")
+    airflow.sandbox.s3.put_object(Bucket=BUCKET, Key="input/products.csv", Body=rows.getvalue().encode())
+    airflow.trigger(PIPELINE, RUN, products="input/products.csv")
     airflow.trigger(FIRST_CLIP, RUN)
-    for dag_id in (PIPELINE, FIRST_CLIP):
+    wait_for(airflow, PIPELINE, FIRST_CLIP)
+    RemoteEmulator(airflow.sandbox.emulator_url).fail_next(Fault.status(400), times=2)
+    airflow.trigger(CATALOGUE, RUN)
+    wait_for(airflow, CATALOGUE)
+
+
+def wait_for(airflow: AirflowServer, *dag_ids: str) -> None:
+    """Until the runs have succeeded."""
+    for dag_id in dag_ids:
         if airflow.wait_for_run(dag_id, RUN, seconds=1200, every=2) != "success":
             raise SandboxError(f"{dag_id} failed: {airflow.states(dag_id, RUN)}.")
 
@@ -219,8 +246,8 @@ def show_the_gallery(page: Page, file: str) -> None:
     page.set_viewport_size({"width": WIDTH, "height": GALLERY_HEIGHT})
     gallery = page.frame_locator("iframe")
     gallery.get_by_label("DAG").select_option(PIPELINE)
-    gallery.get_by_role("button", name="Show").click()
     expect(gallery.locator(".tile")).to_have_count(len(PRODUCTS), timeout=PATIENCE)
+    gallery.get_by_label("DAG").blur()
     page.mouse.move(0, 0)
     take(page, file)
 
@@ -242,6 +269,18 @@ def play_a_clip(page: Page, file: str) -> None:
         })"""
     )
     video.hover()  # for its controls
+    take(page, file)
+
+
+def show_the_batch(page: Page, file: str) -> None:
+    """By its card in the gallery: what it came to, the rows that were refused first."""
+    page.set_viewport_size({"width": WIDTH, "height": BATCH_HEIGHT})
+    pages = page.frame_locator("iframe")
+    pages.get_by_role("link", name="All clips").click()
+    pages.get_by_label("DAG").select_option(CATALOGUE)
+    pages.get_by_role("link", name="Batch render").click()
+    pages.locator("#rows").get_by_text("RequestRejected").last.wait_for()
+    page.mouse.move(0, 0)
     take(page, file)
 
 

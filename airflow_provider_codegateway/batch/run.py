@@ -114,7 +114,7 @@ class Batch:
         self._stopped: CodeGatewayError | None = None
         self._begun_at = time.monotonic()
         self._is_left = False
-        self._shows_progress = True
+        self._progress_failed = False
         self._first_errors: list[str] = []
 
     async def run(self) -> Summary:
@@ -429,13 +429,13 @@ class Batch:
 
     async def _report_progress(self) -> None:
         while True:
-            await to_the_end("receipt", self._write_progress)
+            await to_the_end("inputs", self._write_progress)  # never before a receipt
             await asyncio.sleep(self._limits.progress_interval)
             log.info("%s", self._progress())
 
     def _write_progress(self) -> None:
         """For the batch's page. It is a nicety: if it cannot be written, the batch goes on without."""
-        if not self._shows_progress:
+        if self._is_left:  # the page shows another attempt by now
             return
         at = progress_beside(self._manifest)
         try:
@@ -448,12 +448,13 @@ class Batch:
                 **self._put_args,
             )
         except Exception as error:
-            self._shows_progress = False
-            log.warning(
-                "How far the batch is could not be written to %s (%s). Its page shows no progress; the batch goes on.",
+            log.log(
+                logging.DEBUG if self._progress_failed else logging.WARNING,
+                "How far the batch is could not be written to %s (%s). The batch goes on; its page is out of date.",
                 at.uri,
                 error_words(error),
             )
+            self._progress_failed = True
 
     def _progress(self) -> Progress:
         counts = self._tally.counts

@@ -24,6 +24,9 @@ OPERATORS = ("GenerateVideoOperator", "_GenerateVideoDecoratedOperator", *BATCH_
 """The class names of the operators whose tasks make clips, as Airflow stores them."""
 PAGE = 100
 """The most that one answer of the API lists."""
+MAX_CALLS = 4
+"""So many calls at a time, of all viewers together. Each takes one of the 15 connections to its database that Airflow's
+API server has by default, and a thread: were all taken by calls that wait for each other, it would answer nobody."""
 MAX_DAGS = 200
 """A viewer who may not ask for all DAGs at once is shown the clips of so many."""
 # A task that has begun: one that has not has no time to be sorted by.
@@ -64,7 +67,7 @@ class Instance:
 
     :param label: of a mapped one, if its author named it.
     :param number: of its latest try.
-    :param fields: its rendered arguments; None if Airflow keeps them no more.
+    :param fields: its rendered arguments; None if Airflow keeps them no more, or the list leaves them out.
     """
 
     id: str
@@ -112,9 +115,11 @@ class AirflowApi:
 
     :param app: Airflow's own web app.
     :param headers: of the viewer's request, for their login.
+    :param calls: held for each call, see ``MAX_CALLS``.
     """
 
-    def __init__(self, app: Any, headers: Mapping[str, str]) -> None:
+    def __init__(self, app: Any, headers: Mapping[str, str], calls: asyncio.Semaphore) -> None:
+        self._calls = calls
         login = {name: headers[name] for name in ("cookie", "authorization") if name in headers}
         self._client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
@@ -129,6 +134,15 @@ class AirflowApi:
         :raises NotAllowed: it does not exist, or is hidden from the viewer.
         """
         return Instance.from_answer(await self._get(_path(task, in_path=True)))
+
+    async def with_fields(self, instance: Instance) -> Instance:
+        """A task instance of a list with its rendered arguments, which the lists of Airflow 3.1 and 3.2 leave out."""
+        if instance.fields is not None:
+            return instance
+        try:
+            return await self.instance(instance.task)
+        except (NotAllowed, NoAnswer):
+            return instance
 
     async def tries(self, task: TaskRef) -> list[Instance]:
         """Its tries, the newest first."""
@@ -235,7 +249,8 @@ class AirflowApi:
             return
 
     async def _get(self, path: str, **parameters: Any) -> Any:
-        answer = await self._client.get(path, params=parameters)
+        async with self._calls:
+            answer = await self._client.get(path, params=parameters)
         if answer.status_code == 401:
             raise NotLoggedIn
         if answer.status_code == 404:

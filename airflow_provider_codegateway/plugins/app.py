@@ -24,9 +24,11 @@ from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.links import URL_PREFIX
 from airflow_provider_codegateway.plugins import clips, manifests, storage
 from airflow_provider_codegateway.plugins.airflow_api import (
+    MAX_CALLS,
     AirflowApi,
     Instance,
     NoAnswer,
@@ -47,6 +49,8 @@ _HEADERS = {
 }
 _AIRFLOW = "airflow_provider_codegateway.airflow"
 """Where a request has the app of Airflow that serves it."""
+_PERSONS = ("/batch", "/clip", "/clips")
+"""Routes that a person opens, and not a script."""
 _NOTHING_TO_SEE = "There is no such clip, or you may not see it."
 
 # S3, or whatever gives the credentials for it, may be slow to fail. In these few threads it holds up nobody but our
@@ -71,6 +75,7 @@ class ClipApp(FastAPI):
 def create_app() -> FastAPI:
     """The app, to be mounted at ``links.URL_PREFIX``."""
     app = ClipApp(title="CodeGateway clips", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.calls = asyncio.Semaphore(MAX_CALLS)
     app.mount("/static", StaticFiles(directory=_PAGES / "static"))
     app.get("/clips")(gallery_page)
     app.get("/clip")(clip_page)
@@ -82,11 +87,14 @@ def create_app() -> FastAPI:
     app.get("/batch")(batch_page)
     app.get("/api/batch")(batch)
     app.get("/api/batch/rows")(batch_rows)
+    app.get("/api/batch/clip")(batch_clip)
     app.get("/api/batch/link")(batch_link)
     app.exception_handler(HTTPException)(_refuse)
     app.exception_handler(NotLoggedIn)(_refuse_stranger)
     app.exception_handler(NotAllowed)(_refuse_viewer)
     app.exception_handler(NoAnswer)(_fail)
+    app.exception_handler(storage.NoLink)(_no_link)
+    app.exception_handler(TimeoutError)(_no_link)
     app.middleware("http")(_with_headers)
     return app
 
@@ -95,7 +103,7 @@ def create_app() -> FastAPI:
 
 
 def _api(request: Request) -> AirflowApi:
-    return AirflowApi(request.scope[_AIRFLOW], request.headers)
+    return AirflowApi(request.scope[_AIRFLOW], request.headers, request.app.state.calls)
 
 
 ApiDep = Annotated[AirflowApi, Depends(_api)]
@@ -131,6 +139,7 @@ async def _batch(entry: Annotated[Entry, Depends(_entry)]) -> Entry:
     return entry
 
 
+RowPlace = Annotated[int, Query(ge=0, lt=2**53)]
 EntryDep = Annotated[Entry, Depends(_entry)]
 BatchDep = Annotated[Entry, Depends(_batch)]
 ChoiceDep = Annotated[Choice, Depends(_choice)]
@@ -149,12 +158,20 @@ async def gallery_page(api: ApiDep, choice: ChoiceDep, stills: bool = False) -> 
     return _html("gallery.html", media=await origins(places, _GALLERY_PATIENCE))
 
 
-async def clip_page(request: Request, entry: EntryDep) -> Response:
-    """The page of one clip. Its policy names the one place that its video comes from."""
-    if entry.is_batch:
+async def clip_page(request: Request, entry: EntryDep, at: RowPlace | None = None) -> Response:
+    """The page of one clip, also of a batch's row. Its policy names the one place that its video comes from."""
+    if not entry.is_batch:
+        places = [(entry.aws_conn_id, entry.clip.bucket)] if entry.clip else ()
+        return _html("clip.html", media=await origins(places, _PAGE_PATIENCE))
+    if at is None:
         return RedirectResponse(f"batch?{request.url.query}")
-    places = [(entry.aws_conn_id, entry.clip.bucket)] if entry.clip else ()
-    return _html("clip.html", media=await origins(places, _PAGE_PATIENCE))
+    try:
+        place = (await _from_s3(manifests.read_row, entry, at)).place
+    except (storage.NoLink, TimeoutError):
+        place = None  # the page says why
+    return _html(
+        "clip.html", media=await origins([(entry.aws_conn_id, place.bucket)] if place else (), _PAGE_PATIENCE)
+    )
 
 
 async def gallery(api: ApiDep, choice: ChoiceDep) -> Response:
@@ -206,9 +223,9 @@ def _about_task(entry: Entry, tries: Iterable[Instance], error: dict[str, str] |
 
 async def batch_page(entry: BatchDep) -> Response:
     """The page of a batch. Its policy names the places that its videos most likely come from."""
-    at = entry.batch and entry.batch.location
+    at = entry.manifest
     buckets = {bucket for bucket in (at and at.bucket, entry.text("s3_bucket")) if bucket}
-    places = {(entry.aws_conn_id, bucket) for bucket in buckets} if entry.batch else set()
+    places = {(entry.aws_conn_id, bucket) for bucket in buckets} if at else set()
     return _html("batch.html", media=await origins(places, _PAGE_PATIENCE))
 
 
@@ -217,15 +234,16 @@ async def batch(api: ApiDep, entry: BatchDep) -> Response:
     tries = await api.tries(entry.task)
     error = await clips.error_of(api, entry.task) if entry.instance.state != "success" else None
     progress = None
-    if entry.batch is None:
+    if entry.batch is None and not entry.has_ended:
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LINK_PATIENCE):
-                progress = await _in_thread(_link_threads, manifests.read_progress, entry)
+            progress = await _from_s3(manifests.read_progress, entry)
     return _json(
         {
             **_about_task(entry, tries, error),
             "result_path": entry.text("result_path"),
             "batch": entry.batch and entry.batch.model_dump(),
+            "manifest": entry.manifest and entry.manifest.uri,
+            "has_ended": entry.has_ended,
             "progress": progress,
             "stored": _iso(entry.stored),
         }
@@ -236,66 +254,73 @@ async def batch_rows(
     entry: BatchDep,
     status: Annotated[str, Query(pattern="^[a-z_]{0,20}$")] = "",
     words: Annotated[str, Query(max_length=250)] = "",
-    at: Annotated[int, Query(ge=0, lt=2**53)] = 0,
+    at: RowPlace = 0,
 ) -> Response:
     """Some rows of a batch's manifest."""
-    try:
-        async with asyncio.timeout(_LINK_PATIENCE):
-            read = partial(manifests.read_rows, entry, status=status, words=words, at=at)
-            rows = await _in_thread(_link_threads, read)
-    except TimeoutError:
-        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
-    except storage.NoLink as error:
-        return _no_link(error)
+    rows = await _from_s3(partial(manifests.read_rows, entry, status=status, words=words, at=at))
     return _json(asdict(rows))
 
 
-async def batch_link(api: ApiDep, entry: BatchDep, at: Annotated[int, Query(ge=0, lt=2**53)]) -> Response:
+async def batch_clip(api: ApiDep, entry: BatchDep, at: RowPlace) -> Response:
+    """The facts of one row, as ``clip`` of a single clip. Without its object, what the manifest says."""
+    row = await _from_s3(manifests.read_row, entry, at)
+    tries = await api.tries(entry.task)
+    found = None
+    with suppress(storage.NoLink, TimeoutError):
+        found = await _row_clip(api, entry, row)
+    return _json(
+        {
+            **_about_task(entry, tries, None),
+            "request": None,
+            "row": asdict(row),
+            "target": row.uri,
+            "clip": row.place and _facts_of(row, row.place, found),
+            "stored": found and _iso(found.stored),
+        }
+    )
+
+
+def _facts_of(row: manifests.Row, place: S3Location, found: manifests.RowClip | None) -> dict[str, Any]:
+    marks = found and found.marks
+    return {
+        "uri": place.uri,
+        "key": place.key,
+        "model": row.model,
+        "cost": row.cost,
+        "facts": row.facts,
+        "reused": row.status == "reused",
+        "renders_bought": row.renders_bought,
+        "bytes": found and found.bytes,
+        "fingerprint": marks and marks.fingerprint,
+        "created": marks and marks.created,
+        "render_seconds": marks and marks.render_seconds,
+    }
+
+
+async def batch_link(api: ApiDep, entry: BatchDep, at: RowPlace, download: bool = False) -> Response:
     """A link to the video of one row, as ``link`` of a single clip."""
-    try:
-        async with asyncio.timeout(_LINK_PATIENCE):
-            found = await _in_thread(_link_threads, manifests.look_at_row, entry, at)
-            marks = found.marks
-            if not found.is_own and not await clips.may_see_work_of(
-                api, marks.requester or "", fingerprint=marks.fingerprint, created=marks.created
-            ):
-                raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
-            url = await _in_thread(_link_threads, found.sign)
-    except TimeoutError:
-        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
-    except storage.NoLink as error:
-        return _no_link(error)
-    return _json({"url": url, "seconds": storage.LINK_SECONDS})
+    row = await _from_s3(manifests.read_row, entry, at)
+    return await _link(await _row_clip(api, entry, row), download=download)
 
 
-async def link(api: ApiDep, entry: EntryDep) -> Response:
+async def link(api: ApiDep, entry: EntryDep, download: bool = False) -> Response:
     """A link to the video, for a few minutes; or why there is none."""
-    try:
-        async with asyncio.timeout(_LINK_PATIENCE):
-            found = await _found(api, entry)
-            url = await _in_thread(_link_threads, found.sign)
-    except TimeoutError:
-        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
-    except storage.NoLink as error:
-        return _no_link(error)
+    return await _link(await _found(api, entry), download=download)
+
+
+async def _link(found: storage.Found | manifests.RowClip, *, download: bool) -> Response:
+    url = await _from_s3(partial(found.sign, download=download))
     return _json({"url": url, "seconds": storage.LINK_SECONDS})
 
 
 async def poster(api: ApiDep, entry: EntryDep) -> Response:
     """The first picture of a clip: small, so it comes through Airflow, and the page's policy need name no S3."""
-    try:
-        async with asyncio.timeout(_LINK_PATIENCE):
-            found = await _found(api, entry)
-            content, kind = await _in_thread(_link_threads, found.poster)
-    except TimeoutError:
-        return _no_link(storage.NoLink(storage.Problem.UNREACHABLE))
-    except storage.NoLink as error:
-        return _no_link(error)
+    content, kind = await _from_s3((await _found(api, entry)).poster)
     return Response(content, media_type=kind)
 
 
 async def _found(api: AirflowApi, entry: Entry) -> storage.Found:
-    found = await _in_thread(_link_threads, storage.look_at, entry)
+    found = await _from_s3(storage.look_at, entry)
     clip = found.clip
     if not found.is_own and not await clips.may_see_work_of(
         api, found.stored_by, fingerprint=clip.fingerprint, created=clip.created
@@ -304,8 +329,14 @@ async def _found(api: AirflowApi, entry: Entry) -> storage.Found:
     return found
 
 
-def _no_link(error: storage.NoLink) -> Response:
-    return _json({"problem": error.problem.name, "words": error.words}, status=error.problem.value)
+async def _row_clip(api: AirflowApi, entry: Entry, row: manifests.Row) -> manifests.RowClip:
+    found = await _from_s3(manifests.look_at_clip, entry, row)
+    marks = found.marks
+    if not found.is_own and not await clips.may_see_work_of(
+        api, marks.requester or "", fingerprint=marks.fingerprint, created=marks.created
+    ):
+        raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
+    return found
 
 
 def _card(entry: Entry) -> dict[str, Any]:
@@ -337,6 +368,15 @@ def _iso(time: datetime | None) -> str | None:
 
 
 # S3.
+
+
+async def _from_s3(function: Callable[..., Result], *args: Any) -> Result:
+    """What a function of ours brings from S3.
+
+    :raises TimeoutError: it takes longer than a viewer waits.
+    """
+    async with asyncio.timeout(_LINK_PATIENCE):
+        return await _in_thread(_link_threads, function, *args)
 
 
 def _in_thread(
@@ -379,6 +419,12 @@ def _policy(media: Iterable[str] = ()) -> str:
     )
 
 
+async def _no_link(request: Request, error: Exception) -> Response:
+    if not isinstance(error, storage.NoLink):
+        error = storage.NoLink(storage.Problem.UNREACHABLE)
+    return _json({"problem": error.problem.name, "words": error.words}, status=error.problem.value)
+
+
 async def _refuse_stranger(request: Request, error: Exception) -> Response:
     return await _refuse(request, HTTPException(401, "Not authenticated"))
 
@@ -394,7 +440,7 @@ async def _fail(request: Request, error: Exception) -> Response:
 async def _refuse(request: Request, error: HTTPException) -> Response:
     """To a script the status in JSON; to a person a page, or the way to log in."""
     path = request.url.path
-    if path.removeprefix(request.scope["root_path"]) not in ("/clip", "/clips"):
+    if path.removeprefix(request.scope["root_path"]) not in _PERSONS:
         return _json({"detail": error.detail}, status=error.status_code)
     if error.status_code == 401:
         # Relative: behind a proxy, nobody here knows under which name the viewer came.

@@ -1,7 +1,7 @@
-"""What a task tells of its batch: counts, cost, and where the manifest is.
+"""What a batch tells of itself: counts, cost, where the manifest is, and how far it is while it is under way.
 
-An XCom ``batch`` is checked for its form here, as one of a single clip is in ``clips``; and the manifest that it names
-by its own metadata, before anything of it is shown (``manifests``).
+All of it is checked for its form here, as the XCom of a single clip is in ``clips``. Manifest and progress must also
+say by their own metadata whose they are, before anything of them is shown (``manifests``).
 """
 
 from __future__ import annotations
@@ -63,10 +63,40 @@ def parse_batch(value: str) -> Batch | None:
     return batch if batch.location else None
 
 
-def progress_location(result_path: str) -> S3Location | None:
-    """Where a batch that is under way says how far it is; None if its ``result_path`` is not known."""
-    folder = split_uri(result_path)
+class Progress(BaseModel):
+    """How far a batch is, as ``batch.result.Progress`` wrote it."""
+
+    model_config = ConfigDict(strict=True)
+
+    stored: int = Field(ge=0, lt=_MOST)
+    failed: int = Field(ge=0, lt=_MOST)
+    in_flight: int = Field(ge=0, lt=_MOST)
+    waiting: int = Field(ge=0, lt=_MOST)
+    spent: str = Field(max_length=80)
+    seconds_left: float | None = Field(ge=0, lt=_MOST, allow_inf_nan=False)
+
+
+def parse_progress(value: bytes) -> Progress | None:
+    """An object ``progress.json``, or None if it is not one of ours."""
+    try:
+        return Progress.model_validate_json(value)
+    except ValidationError:
+        return None
+
+
+def manifest_below(result_path: str) -> S3Location | None:
+    """Where the manifest goes; None if ``result_path`` is not a place in S3."""
+    return _below(result_path, "manifest.jsonl")
+
+
+def progress_below(result_path: str) -> S3Location | None:
+    """Where a batch that is under way says how far it is; None if ``result_path`` is not a place in S3."""
+    return _below(result_path, "progress.json")
+
+
+def _below(result_path: str, name: str) -> S3Location | None:
+    folder = split_uri(result_path.strip())
     if folder is None or not folder.bucket:
         return None
     key = folder.key.strip("/")
-    return S3Location(folder.bucket, f"{key}/progress.json" if key else "progress.json")
+    return S3Location(folder.bucket, f"{key}/{name}" if key else name)

@@ -37,7 +37,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
     Position,
     TaskRef,
 )
-from airflow_provider_codegateway.plugins.batches import Batch, parse_batch
+from airflow_provider_codegateway.plugins.batches import Batch, manifest_below, parse_batch
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
@@ -50,7 +50,9 @@ _BUCKET = re.compile(
 )
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _CLIP = TypeAdapter(Clip)
-_CLOCKS_APART = timedelta(minutes=5)
+_ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+CLOCKS_APART = timedelta(minutes=5)
+"""By how much the clocks of Airflow and S3 may differ."""
 
 
 class Unknown(Enum):
@@ -101,6 +103,23 @@ class Entry:
     def target(self) -> S3Location | None:
         """Where the task's own arguments put its clip, if they are still known."""
         return _target(self.instance.fields or {})
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether Airflow does nothing more with the task by itself."""
+        return self.instance.state in _ENDED
+
+    @property
+    def manifest(self) -> S3Location | None:
+        """Of a batch: where the XCom has it. A task that was killed leaves a manifest and no XCom."""
+        if self.batch:
+            return self.batch.location
+        return self.own_manifest if self.has_ended else None
+
+    @property
+    def own_manifest(self) -> S3Location | None:
+        """Where the task's own arguments put its manifest, if they are still known."""
+        return manifest_below(self.text("result_path") or "")
 
     def text(self, name: str) -> str | None:
         """A rendered argument, if it is a text."""
@@ -176,7 +195,7 @@ async def recent(api: AirflowApi, choice: Choice, *, limit: int = PAGE_SIZE) -> 
         ]
         while wanted and len(entries) < limit:
             asked, wanted = wanted[: limit - len(entries)], wanted[limit - len(entries) :]
-            found = await asyncio.gather(*(_entry(api, each) for each in asked))
+            found = await asyncio.gather(*(_listed(api, each, choice) for each in asked))
             entries += [entry for entry in found if entry is not None and _is_wanted(entry, choice)]
             last = asked[-1]
         if len(entries) == limit and (wanted or len(instances) == PAGE):
@@ -217,12 +236,19 @@ async def choices(api: AirflowApi) -> dict[str, list[str]]:
     readable: dict[str, bool] = {}
     instances = await api.begun()
     await _learn_readable(api, readable, instances)
-    shown = [Entry(instance) for instance in instances if readable[instance.task.dag_id]]
+    of_readable = (instance for instance in instances if readable[instance.task.dag_id])
+    shown = [Entry(instance) for instance in await asyncio.gather(*map(api.with_fields, of_readable))]
     models = {entry.model for entry in shown}
     return {
         "dags": sorted({entry.task.dag_id for entry in shown}),
         "models": sorted(name for name in models if name and name.isprintable()),
     }
+
+
+async def _listed(api: AirflowApi, instance: Instance, choice: Choice) -> Entry | None:
+    # To read an XCom among 10,000 of a mapped task takes Airflow ten times as long as the instance.
+    instance = await api.with_fields(instance)
+    return await _entry(api, instance) if _may_be_wanted(instance, choice) else None
 
 
 async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
@@ -295,7 +321,7 @@ async def may_see_work_of(
     """
     made = datetime.fromtimestamp(created or 0, UTC)
     filters = {"end_date_gte": made.isoformat()} if created else {}
-    position = Position(made + _CLOCKS_APART, 0) if created else None
+    position = Position(made + CLOCKS_APART, 0) if created else None
     for _ in range(MAX_PAGES):
         instances = await api.begun(after=position, **filters)
         for instance in instances:

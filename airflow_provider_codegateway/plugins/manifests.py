@@ -1,18 +1,21 @@
 """The manifest of a batch, and how far one is that is under way: read from S3, for the page of a batch.
 
 Both are shown only if their own metadata say that a run of this task wrote them: whoever may edit an XCom could name
-any object.
+any object. However large or wrong a manifest is, one answer takes bounded memory and time.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Marks, S3Location, split_uri
-from airflow_provider_codegateway.plugins.batches import COUNTS, progress_location
-from airflow_provider_codegateway.plugins.clips import UNKNOWN
+from airflow_provider_codegateway.plugins.batches import COUNTS, parse_progress, progress_below
+from airflow_provider_codegateway.plugins.clips import CLOCKS_APART, UNKNOWN
 from airflow_provider_codegateway.plugins.storage import (
     NoLink,
     Problem,
@@ -32,15 +35,49 @@ ROWS = 50
 _SCAN = 4 * 1024 * 1024
 """Bytes of a manifest that are looked through for one page."""
 _LONGEST_LINE = 64 * 1024
+"""A longer line is not one of ours."""
 _LONGEST_PROGRESS = 16 * 1024
 _CHUNK = 64 * 1024
+_MOST = 2**53
 WITHOUT_CLIP = "without_clip"
 """A choice of rows: those that should have a clip and have none."""
 
 
 @dataclass(frozen=True)
+class Row:
+    """A line of a manifest, with values that a page can show.
+
+    :param at: the byte of the manifest at which the line begins.
+    """
+
+    at: int
+    index: int | None
+    id: str | None
+    status: str
+    uri: str | None
+    model: str | None
+    cost: dict[str, str | None] | None
+    renders_bought: int | None
+    facts: dict[str, Any] | None
+    error: dict[str, str | None] | None
+
+    @property
+    def place(self) -> S3Location | None:
+        """Where its clip is, if it has one. After a ``ClipMismatch`` a clip is kept that counts as failed."""
+        is_kept = self.status == "failed" and (self.error or {}).get("class") == "ClipMismatch"
+        place = split_uri(self.uri or "") if is_kept or self.status in ("stored", "reused") else None
+        return place if place and place.bucket and place.key else None
+
+    def says(self, words: str) -> bool:
+        """Whether all of these words are in its id, URI, model or error, in whatever case."""
+        message = (self.error or {}).get("message")
+        text = " ".join(filter(None, (self.id, self.uri, self.model, message))).casefold()
+        return all(word in text for word in words.casefold().split())
+
+
+@dataclass(frozen=True)
 class Rows:
-    """Some rows of a manifest, each with the byte ``at`` which its line begins; ``next`` is where to go on."""
+    """Some rows of a manifest; ``next`` is the byte to go on at, None at the end."""
 
     rows: list[dict[str, Any]]
     next: int | None
@@ -50,83 +87,109 @@ class Rows:
 class RowClip:
     """The object of a row.
 
-    :param stored_by: the run that stored it, as its metadata has it.
-    :param is_own: whether that is the run of the batch itself.
+    :param is_own: whether the run of the batch itself stored it, as its metadata has it.
     """
 
     at: S3Location
     marks: Marks
+    bytes: int
+    stored: datetime
     is_own: bool
     s3: S3Client
 
-    def sign(self) -> str:
+    def sign(self, *, download: bool = False) -> str:
         """See ``storage.Found.sign``."""
-        return sign(self.s3, self.at)
+        return sign(self.s3, self.at, download=download)
 
 
 def read_rows(entry: Entry, *, status: str, words: str, at: int) -> Rows:
     """The rows of a batch from a byte of its manifest on, in their order.
 
     :param status: one of ``COUNTS``, ``WITHOUT_CLIP``, or "" for all.
-    :param words: must be in a row's id, URI, model or error, in whatever case.
+    :param words: see ``Row.says``.
     :raises NoLink: the manifest cannot be shown.
     """
     wanted = {WITHOUT_CLIP: COUNTS[2:], "": COUNTS}.get(status, (status,))
     found: list[dict[str, Any]] = []
-    answer = _manifest(entry, f"bytes={at}-")
+    answer = _manifest(entry, f"bytes={at}-{at + _SCAN - 1}")
     if answer is None:
         return Rows([], None)
-    size = at + answer["ContentLength"]
+    end = at + answer["ContentLength"]
+    size = int(answer.get("ContentRange", "").rpartition("/")[2] or end)
     position = at
-    for line in answer["Body"].iter_lines(chunk_size=_CHUNK, keepends=True):
-        start, position = position, position + len(line)
-        row = _row(line)
-        if row is not None and row["status"] in wanted and _says(row, words):
-            found.append({**row, "at": start})
-        if len(found) == ROWS or position - at >= _SCAN:
-            return Rows(found, position if position < size else None)
-    return Rows(found, None)
+    with closing(answer["Body"]) as body:
+        for line in _lines(body):
+            if position + len(line) == end < size and not line.endswith(b"\n"):
+                break  # the rest of this line is in the next part
+            row = _row(line, position)
+            position += len(line)
+            if row is not None and row.status in wanted and row.says(words):
+                found.append({**asdict(row), "has_clip": row.place is not None})
+            if len(found) == ROWS:
+                break
+    if position == at:  # not even one line is whole: it is not ours, and neither is its rest
+        position = end
+    return Rows(found, position if position < size else None)
+
+
+def read_row(entry: Entry, at: int) -> Row:
+    """The row whose line begins at a byte of the manifest.
+
+    :raises NoLink: there is none, or the manifest cannot be shown.
+    """
+    answer = _manifest(entry, f"bytes={at}-{at + _LONGEST_LINE}")
+    row = None
+    if answer is not None:
+        with closing(answer["Body"]) as body:
+            row = _row(next(_lines(body), b""), at)
+    if row is None:
+        raise NoLink(Problem.GONE)
+    return row
+
+
+def look_at_clip(entry: Entry, row: Row) -> RowClip:
+    """The object of a row.
+
+    :raises NoLink: the row has no clip, S3 does not answer, or what is there is not a clip.
+    """
+    place = row.place
+    if place is None or entry.aws_conn_id is UNKNOWN:
+        raise NoLink(Problem.GONE)
+    try:
+        s3 = client_for(entry.aws_conn_id, place.bucket)
+        head = s3.head_object(Bucket=place.bucket, Key=place.key)
+        marks = Marks.from_metadata(head["Metadata"])
+    except Exception as error:
+        raise no_link(error, place_is_known=True) from None  # by a manifest that the operator wrote
+    if not marks.fingerprint or not marks.requester:
+        raise NoLink(Problem.NOT_THE_CLIP)
+    is_own = marks.requester in runs_of(entry.task)
+    return RowClip(place, marks, head["ContentLength"], head["LastModified"], is_own, s3)
 
 
 def read_progress(entry: Entry) -> dict[str, Any] | None:
-    """How far a batch is that is under way; None if nothing is known, or it was left by another run."""
-    at = progress_location(entry.text("result_path") or "")
+    """How far a batch is that is under way, and since when; None if it has not said so in this attempt."""
+    at = progress_below(entry.text("result_path") or "")
     if at is None or entry.aws_conn_id is UNKNOWN:
         return None
     try:
         s3 = client_for(entry.aws_conn_id, at.bucket)
         answer = s3.get_object(Bucket=at.bucket, Key=at.key)
-        content = answer["Body"].read(_LONGEST_PROGRESS)
-        is_ours = Marks.from_metadata(answer["Metadata"]).requester in runs_of(entry.task)
-        progress = json.loads(content) if is_ours else None
+        with closing(answer["Body"]) as body:
+            content = body.read(_LONGEST_PROGRESS)
+        requester = Marks.from_metadata(answer["Metadata"]).requester
     except Exception:  # it is a nicety, and S3 may say anything
         return None
-    return progress if isinstance(progress, dict) else None
-
-
-def look_at_row(entry: Entry, at: int) -> RowClip:
-    """The object of the row whose line begins at a byte of the manifest.
-
-    :raises NoLink: there is no such row, it has no clip, or S3 does not answer.
-    """
-    answer = _manifest(entry, f"bytes={at}-{at + _LONGEST_LINE}")
-    row = None if answer is None else _row(answer["Body"].read().partition(b"\n")[0])
-    place = split_uri(row["uri"] or "") if row and row["status"] in ("stored", "reused", "failed") else None
-    if place is None or entry.aws_conn_id is UNKNOWN:
-        raise NoLink(Problem.GONE)
-    try:
-        s3 = client_for(entry.aws_conn_id, place.bucket)
-        marks = Marks.from_metadata(s3.head_object(Bucket=place.bucket, Key=place.key)["Metadata"])
-    except Exception as error:
-        raise no_link(error, place_is_known=True) from None  # by a manifest that the operator wrote
-    if not marks.fingerprint or not marks.requester:
-        raise NoLink(Problem.NOT_THE_CLIP)
-    return RowClip(place, marks, marks.requester in runs_of(entry.task), s3)
+    written, begun = answer["LastModified"], entry.instance.start
+    if requester not in runs_of(entry.task) or begun is None or written < begun - CLOCKS_APART:
+        return None
+    progress = parse_progress(content)
+    return None if progress is None else {**progress.model_dump(), "at": written.isoformat()}
 
 
 def _manifest(entry: Entry, part: str) -> Any:
     """S3's answer with a part of the manifest; None if there is no such part."""
-    at = None if entry.batch is None else entry.batch.location
+    at = entry.manifest
     if at is None:
         raise NoLink(Problem.GONE)
     if entry.aws_conn_id is UNKNOWN:
@@ -136,44 +199,75 @@ def _manifest(entry: Entry, part: str) -> Any:
     except Exception as error:
         if getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
             return None
-        raise no_link(error, place_is_known=False) from None
+        raise no_link(error, place_is_known=at == entry.own_manifest) from None
     if Marks.from_metadata(answer["Metadata"]).requester not in runs_of(entry.task):
         answer["Body"].close()
         raise NoLink(Problem.NOT_THE_CLIP)
     return answer
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """A line of a manifest, with values that a page can show; None if it is not one."""
+def _lines(body: Any) -> Iterator[bytes]:
+    """The lines of a body, each with its end."""
+    rest = bytearray()
+    while chunk := body.read(_CHUNK):
+        *whole, last = chunk.split(b"\n")
+        for line in whole:
+            rest += line
+            yield bytes(rest) + b"\n"
+            rest.clear()
+        rest += last
+    if rest:
+        yield bytes(rest)
+
+
+def _row(line: bytes, at: int) -> Row | None:
+    """A line of a manifest; None if it is not one."""
     try:
-        values = json.loads(line)
-    except ValueError:
+        values = json.loads(line) if len(line) <= _LONGEST_LINE else None
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or values.get("status") not in COUNTS:
         return None
-    error, facts, cost = (_object(values.get(name)) for name in ("error", "facts", "cost"))
+    error, facts, cost = (values.get(name) for name in ("error", "facts", "cost"))
+    return Row(
+        at=at,
+        index=_count(values.get("index")),
+        id=_text(values.get("id")),
+        status=values["status"],
+        uri=_text(values.get("uri")),
+        model=_text(values.get("model")),
+        cost=_texts(cost, "amount", "at_most", "currency"),
+        renders_bought=_count(values.get("renders_bought")),
+        facts=None if not isinstance(facts, dict) else _facts(facts),
+        error=_texts(error, "class", "message", "bought"),
+    )
+
+
+def _facts(values: dict[str, Any]) -> dict[str, Any]:
+    numbers = {name: _number(values.get(name)) for name in ("width", "height", "duration", "fps")}
+    audio = values.get("audio")
     return {
-        "index": values.get("index"),
-        "id": _text(values.get("id")),
-        "status": values["status"],
-        "uri": _text(values.get("uri")),
-        "model": _text(values.get("model")),
-        "cost": {name: _text(cost.get(name)) for name in ("amount", "at_most", "currency")} if cost else None,
-        "renders_bought": values.get("renders_bought"),
-        "duration": facts.get("duration"),
-        "error": {name: _text(error.get(name)) for name in ("class", "message", "bought")} if error else None,
+        **numbers,
+        "codec": _text(values.get("codec")),
+        "audio": audio if isinstance(audio, bool) else None,
     }
 
 
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _texts(value: object, *names: str) -> dict[str, str | None] | None:
+    return {name: _text(value.get(name)) for name in names} if isinstance(value, dict) else None
 
 
 def _text(value: object) -> str | None:
     return value[:4000] if isinstance(value, str) else None
 
 
-def _says(row: dict[str, Any], words: str) -> bool:
-    message = (row["error"] or {}).get("message")
-    text = " ".join(filter(None, (row["id"], row["uri"], row["model"], message))).casefold()
-    return all(word in text for word in words.casefold().split())
+def _count(value: object) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _number(value: object) -> float | None:
+    """What a browser can count; NaN and infinity are no such numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 <= value < _MOST else None

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow_provider_codegateway.clip import BESIDE, Clip, Marks, S3Location, identities, split_uri
 from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId
@@ -99,9 +99,12 @@ class Found:
             raise NoLink(Problem.NOT_THE_CLIP)
         return content, kind
 
-    def sign(self) -> str:
-        """A URL that shows it for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log."""
-        return sign(self.s3, S3Location(self.clip.bucket, self.clip.key))
+    def sign(self, *, download: bool = False) -> str:
+        """A URL that shows it for ``LINK_SECONDS``. It is a secret: for the viewer alone, in no log.
+
+        :param download: have the browser save it instead.
+        """
+        return sign(self.s3, S3Location(self.clip.bucket, self.clip.key), download=download)
 
 
 def look_at(entry: Entry) -> Found:
@@ -226,8 +229,9 @@ def make_client(aws_conn_id: str | None, region: str | None, period: int) -> S3C
     return client
 
 
-def sign(s3: S3Client, at: S3Location) -> str:
-    """A link to an object, which shows it as a video."""
+def sign(s3: S3Client, at: S3Location, *, download: bool = False) -> str:
+    """A link to an object, which shows it as a video, or saves it under the last part of its key."""
+    name = quote(at.key.rpartition("/")[2], safe="", errors="replace")
     _signing.link = True
     try:
         return s3.generate_presigned_url(
@@ -237,7 +241,9 @@ def sign(s3: S3Client, at: S3Location) -> str:
                 "Key": at.key,
                 # Whatever the object says of itself, the browser shall take it for a video.
                 "ResponseContentType": "video/mp4",
-                "ResponseContentDisposition": "inline",
+                "ResponseContentDisposition": f"attachment; filename*=UTF-8''{name}"
+                if download
+                else "inline",
                 "ResponseCacheControl": "private, no-store",
             },
             ExpiresIn=LINK_SECONDS,

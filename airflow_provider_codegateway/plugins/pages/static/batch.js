@@ -1,23 +1,18 @@
-import { amount, byId, element, get, moment, reason, seconds, showFailure } from "./common.js";
-import { fact, longFact, NOT_ENDED, PROBLEMS, showProblem, showState, showTask, showTries, task, words } from "./task.js";
+import { amount, breakable, byId, date, element, get, moment, reason, rowPage, seconds, showFailure } from "./common.js";
+import { BOUGHT, fact, longFact, PROBLEMS, showProblem, showState, showTask, showTries, task, words } from "./task.js";
 
 const POLL_MILLISECONDS = 5000;
 const COUNTS = { stored: "Stored", reused: "Reused", refused: "Refused", failed: "Failed", unknown: "Unknown", not_begun: "Not begun" };
-const BOUGHT = {
-  NO: "Nothing was bought.",
-  YES: "One render was bought.",
-  PERHAPS: "One render may have been bought.",
-};
 const MANIFEST_PROBLEMS = {
   GONE: ["The manifest is no longer in S3", "Somebody deleted or moved it. Clear the task to write it again: clips that are stored are not bought again."],
   NOT_THE_CLIP: ["This manifest cannot be shown here", "No run of this task wrote it, Airflow may not read it, or the XCom was edited."],
 };
 
-function showCounts({ batch, progress, state, stored, result_path: path, error }) {
+function showCounts({ batch, progress, manifest, has_ended: hasEnded, stored, result_path: path, error }) {
   const [counts, facts] = [byId("counts"), byId("facts")];
   counts.replaceChildren();
   facts.replaceChildren();
-  byId("progress").hidden = byId("progress-words").hidden = Boolean(batch) || !progress;
+  byId("progress").hidden = byId("progress-words").hidden = !progress;
   if (batch) {
     fact(counts, "Rows", batch.requests.toLocaleString());
     for (const name of Object.keys(COUNTS)) if (batch[name]) fact(counts, COUNTS[name], batch[name].toLocaleString());
@@ -25,73 +20,104 @@ function showCounts({ batch, progress, state, stored, result_path: path, error }
     const perhaps = batch.renders_unknown ? `, and ${batch.renders_unknown.toLocaleString()} perhaps` : "";
     fact(counts, "Renders bought", `${batch.renders_bought.toLocaleString()}${perhaps}`);
     if (batch.stopped) longFact(facts, "No more rows were begun", batch.stopped);
-    longFact(facts, "Manifest", element("code", {}, batch.manifest));
-    fact(facts, "Written", moment(stored));
   } else {
     if (progress) showProgress(progress);
-    else if (NOT_ENDED.includes(state)) longFact(facts, "Progress", "Nothing has been written yet.");
-    if (path) longFact(facts, "Result", element("code", {}, path));
+    else if (!hasEnded) longFact(facts, "Progress", "Nothing has been written yet.");
   }
   if (error) longFact(facts, "Error", element("strong", {}, error.class), " ", element("span", { class: "lines" }, error.message));
-  if (error && !batch) fact(facts, "Bought", error.bought);
+  if (error && !batch) fact(facts, "Bought", BOUGHT[error.bought] ?? error.bought);
+  const [name, uri] = manifest ? ["Manifest", manifest] : ["Result", path];
+  if (uri) longFact(facts, name, element("code", {}, ...breakable(uri)));
+  if (batch) fact(facts, "Written", moment(stored));
 }
 
-function showProgress({ stored, failed, in_flight: inFlight, waiting, spent, seconds_left: left }) {
+function showProgress({ stored, failed, in_flight: inFlight, waiting, spent, seconds_left: left, at }) {
   const bar = byId("progress");
   bar.max = stored + failed + inFlight + waiting || 1;
   bar.value = stored + failed;
-  const parts = [`${stored} stored`, `${failed} failed`, `${inFlight} in flight`, `${waiting} waiting`, `${spent} spent`];
-  if (left !== null) parts.push(`about ${seconds(left)} left`);
-  byId("progress-words").textContent = `${parts.join(" · ")}. Renewed every half minute.`;
+  const counts = byId("counts");
+  for (const [name, count] of [["Stored", stored], ["Failed", failed], ["In flight", inFlight], ["Waiting", waiting]]) {
+    fact(counts, name, count.toLocaleString());
+  }
+  fact(counts, "Spent", spent);
+  if (left !== null) fact(counts, "Time left", left < 90 ? `about ${Math.round(left)} s` : `about ${Math.round(left / 60)} min`);
+  byId("progress-words").textContent = `As of ${date(at)}. A batch says how far it is every half minute.`;
 }
 
 // The rows of the manifest.
 
 let next = null;
+let asked = 0;
 
 function rowOf(row) {
-  const name = row.id ?? `row ${row.index + 1}`;
+  const name = row.id ?? `row ${row.index === null ? "?" : row.index + 1}`;
   const key = row.uri?.split("/").slice(3).join("/");
-  const hasClip = row.status === "stored" || row.status === "reused" || (row.status === "failed" && row.error?.class === "ClipMismatch");
   const clip = element("td", {});
-  if (hasClip) {
-    const button = element("button", { type: "button", class: "small" }, "Play", element("span", { class: "visually-hidden" }, ` ${name}`));
-    button.addEventListener("click", () => play(row, name, button));
-    clip.append(button, " ");
+  if (key) clip.append(element("code", {}, ...breakable(key)));
+  if (row.error) {
+    const { class: kind, message, bought } = row.error;
+    clip.append(element("p", { class: "lines" }, element("strong", {}, kind ?? ""), ` ${message ?? ""} ${BOUGHT[bought] ?? ""}`));
   }
-  if (key) clip.append(element("code", {}, key));
-  if (row.error) clip.append(element("p", { class: "lines" }, element("strong", {}, row.error.class ?? ""), ` ${row.error.message ?? ""} ${BOUGHT[row.error.bought] ?? ""}`));
+  const link = element("a", { href: rowPage(task, row.at) }, ...breakable(name));
   return element(
     "tr",
     {},
-    element("th", { scope: "row" }, name),
+    element("th", { scope: "row" }, link),
     element("td", {}, element("span", { class: "state", "data-state": row.status }, words(row.status))),
     clip,
-    element("td", {}, amount(row.cost) ?? "–"),
-    element("td", {}, seconds(row.duration)),
-    element("td", {}, row.model ?? "–"),
+    element("td", { class: "number" }, amount(row.cost) ?? ""),
+    element("td", { class: "number" }, row.facts?.duration ? seconds(row.facts.duration) : ""),
+    element("td", {}, row.model ?? ""),
+    element("td", {}, ...(row.has_clip ? [playButton(row, name)] : [])),
   );
 }
 
+function playButton(row, name) {
+  const button = element("button", { type: "button", class: "small" }, "Play", element("span", { class: "visually-hidden" }, ` ${name}`));
+  button.addEventListener("click", () => play(row, name, button));
+  return button;
+}
+
+/** Some more rows, from a byte of the manifest on: a long one is looked through in parts, until something is found. */
 async function addRows(at) {
-  byId("more").disabled = true;
+  const turn = ++asked;
+  const chosen = { status: byId("row-status").value, words: byId("words").value };
+  byId("manifest").setAttribute("aria-busy", "true");
   try {
-    const chosen = { status: byId("row-status").value, words: byId("words").value };
-    const answer = await get("api/batch/rows", { ...task, ...chosen, at });
-    const rows = answer.rows.map(rowOf);
-    if (!rows.length && at === 0 && answer.next === null) rows.push(element("tr", {}, element("td", { colspan: "6", class: "muted" }, "No rows here.")));
-    if (at === 0) byId("rows").replaceChildren(...rows);
-    else byId("rows").append(...rows);
-    next = answer.next;
-    byId("status").textContent = `${answer.rows.length} rows.`;
-    byId("manifest").hidden = false;
+    let answer = await get("api/batch/rows", { ...task, ...chosen, at });
+    while (turn === asked && !answer.rows.length && answer.next !== null) {
+      answer = await get("api/batch/rows", { ...task, ...chosen, at: answer.next });
+    }
+    if (turn !== asked) return; // something else was chosen meanwhile
+    showRows(answer, at === 0);
   } catch (error) {
-    next = null;
-    const { problem, words: said } = error.answer ?? {};
-    showProblem(MANIFEST_PROBLEMS[problem] ?? PROBLEMS[problem] ?? reason(error), said);
+    if (turn !== asked) return;
+    showNoRows(error);
   }
+  byId("manifest").removeAttribute("aria-busy");
   byId("more").hidden = next === null;
-  byId("more").disabled = false;
+}
+
+function showRows(answer, isFirst) {
+  const rows = answer.rows.map(rowOf);
+  const first = rows[0]?.querySelector("a");
+  if (!rows.length && isFirst) rows.push(element("tr", {}, element("td", { colspan: "7", class: "muted" }, "No rows here.")));
+  const hadFocus = document.activeElement === byId("more");
+  if (isFirst) byId("rows").replaceChildren(...rows);
+  else byId("rows").append(...rows);
+  next = answer.next;
+  const shown = byId("rows").querySelectorAll("a").length.toLocaleString();
+  byId("status").textContent = byId("rows-shown").textContent = `${shown} ${shown === "1" ? "row" : "rows"} shown${next === null ? "" : ", more follow"}.`;
+  byId("manifest").hidden = false;
+  if (hadFocus) first?.focus(); // the button may be gone, and the new rows are above it
+}
+
+function showNoRows(error) {
+  next = null;
+  const { problem, words: said } = error.answer ?? {};
+  // A task that failed before its batch began has no manifest, or that of another run.
+  if (!hasSummary && (problem === "GONE" || problem === "NOT_THE_CLIP")) return;
+  showProblem(MANIFEST_PROBLEMS[problem] ?? PROBLEMS[problem] ?? reason(error), said);
 }
 
 async function play(row, name, button) {
@@ -109,12 +135,16 @@ async function play(row, name, button) {
   } catch (error) {
     const { problem, words: said } = error.answer ?? {};
     showProblem(PROBLEMS[problem] ?? reason(error), said);
+    byId("problem").scrollIntoView({ block: "nearest" });
   }
   button.removeAttribute("aria-busy");
 }
 
+let hasSummary = false;
+
 async function show() {
   const facts = await get("api/batch", task);
+  hasSummary = Boolean(facts.batch);
   showState(facts.state);
   showCounts(facts);
   showTask(facts);
@@ -123,16 +153,16 @@ async function show() {
   const name = `${task.task_id}${task.map_index === "-1" ? "" : ` [${facts.label ?? task.map_index}]`}`;
   document.title = `${name} · Batch`;
   byId("name").textContent = name;
-  byId("status").textContent = facts.batch ? "The batch has ended." : byId("progress-words").textContent;
+  byId("status").textContent = facts.has_ended ? "The batch has ended." : byId("progress-words").textContent;
   return facts;
 }
 
 async function refresh() {
   try {
-    const { batch, state } = await show();
+    const { manifest, has_ended: hasEnded } = await show();
     // The page's policy names S3 only once there is a manifest.
-    if (batch) location.reload();
-    else if (NOT_ENDED.includes(state)) setTimeout(refresh, POLL_MILLISECONDS);
+    if (manifest) location.reload();
+    else if (!hasEnded) setTimeout(refresh, POLL_MILLISECONDS);
   } catch (error) {
     if (error.status !== 401 && error.status !== 403) {
       setTimeout(refresh, POLL_MILLISECONDS);
@@ -144,12 +174,12 @@ async function refresh() {
 }
 
 async function begin() {
-  const { batch, state } = await show();
-  if (batch) {
-    const without = batch.refused + batch.failed + batch.unknown + batch.not_begun;
+  const { batch, manifest, has_ended: hasEnded } = await show();
+  if (manifest) {
+    const without = !batch || batch.refused + batch.failed + batch.unknown + batch.not_begun;
     byId("row-status").value = without ? "without_clip" : "";
     await addRows(0);
-  } else if (NOT_ENDED.includes(state)) setTimeout(refresh, POLL_MILLISECONDS);
+  } else if (!hasEnded) setTimeout(refresh, POLL_MILLISECONDS);
 }
 
 byId("filter").addEventListener("submit", (event) => {
@@ -159,6 +189,6 @@ byId("filter").addEventListener("submit", (event) => {
 for (const id of ["row-status", "words"]) byId(id).addEventListener("change", () => addRows(0));
 byId("more").addEventListener("click", () => addRows(next));
 byId("video").addEventListener("error", () => {
-  showProblem(["The clip cannot be played here", "Its bucket may be another than that of the batch. Reload this page, and try again in a moment."]);
+  showProblem(["The clip cannot be played here", "Its bucket may be another than that of the batch. Its own page, which its name leads to, can play it."]);
 });
 begin().catch(showFailure);

@@ -1,5 +1,5 @@
-import { amount, byId, element, fit, get, moment, paint, reason, seconds, shape, showFailure, size } from "./common.js";
-import { fact, longFact, NOT_ENDED, PROBLEMS, showProblem, showState, showTask, showTries, task } from "./task.js";
+import { amount, batchPage, breakable, byId, element, fit, moment, paint, reason, seconds, shape, showFailure, size } from "./common.js";
+import { ask, BOUGHT, fact, isRow, longFact, NOT_ENDED, PROBLEMS, showProblem, showState, showTask, showTries, task } from "./task.js";
 
 // The form of the state of a task: a word for a person, and what it means for the clip.
 const ABSENT = {
@@ -29,7 +29,11 @@ const WORDS = {
 };
 const POLL_MILLISECONDS = 5000;
 
-function showVideo({ clip, request, state }) {
+function errorText({ class: kind, message, bought }) {
+  return element("p", { class: "lines" }, element("strong", {}, kind ?? ""), ` ${message ?? ""} ${BOUGHT[bought] ?? bought ?? ""}`);
+}
+
+function showVideo({ clip, request, state, row, error }) {
   const screen = byId("screen");
   screen.style.setProperty("--shape", shape(request?.aspect_ratio));
   paint(screen, clip?.fingerprint);
@@ -39,19 +43,37 @@ function showVideo({ clip, request, state }) {
     byId("play").querySelector(".disc").before(poster);
   }
   byId("play").hidden = !clip || !byId("video").hidden;
+  screen.classList.toggle("empty", !clip);
   byId("absent").hidden = Boolean(clip);
-  byId("absent").textContent = clip ? "" : (ABSENT[state] ?? WAITING);
+  byId("absent").replaceChildren(element("p", {}, row ? "This row has no clip." : (ABSENT[state] ?? WAITING)), ...(error ? [errorText(error)] : []));
 }
 
 function copyButton(text) {
-  const button = element("button", { type: "button", class: "small" }, "Copy");
+  const button = element("button", { type: "button" }, "Copy S3 URI");
   button.addEventListener("click", async () => {
     const copied = await copy(text);
     button.textContent = copied ? "Copied" : "Not copied";
     byId("status").textContent = copied ? "The S3 URI is copied." : "The browser did not allow to copy.";
-    setTimeout(() => (button.textContent = "Copy"), 2000);
+    setTimeout(() => (button.textContent = "Copy S3 URI"), 2000);
   });
   return button;
+}
+
+function downloadButton() {
+  const button = element("button", { type: "button" }, "Download");
+  button.addEventListener("click", async () => {
+    const answer = await ask("link", { download: true }).catch(showNoLink);
+    if (answer) save(answer.url);
+  });
+  return button;
+}
+
+/** By the page around ours, if there is one: the frame of Airflow 3.1 and 3.2 allows no downloads within it. */
+function save(url) {
+  const link = window.parent.document.createElement("a");
+  link.href = url;
+  link.download = "";
+  link.click();
 }
 
 async function copy(text) {
@@ -70,7 +92,7 @@ async function copy(text) {
   }
 }
 
-function showFacts({ clip, stored, request, model, target, error }) {
+function showFacts({ clip, stored, request, model, target, error, row }) {
   byId("prompt").textContent =
     request?.prompt ?? (request ? "No prompt: this clip was made from an image." : "The prompt was not rendered, or Airflow no longer keeps it.");
   byId("prompt").classList.toggle("muted", !request?.prompt);
@@ -79,33 +101,34 @@ function showFacts({ clip, stored, request, model, target, error }) {
   headline.replaceChildren();
   facts.replaceChildren();
   if (!clip) {
-    if (model) fact(headline, "Model", model);
-    if (error) longFact(facts, "Error", element("strong", {}, error.class), " ", error.message);
-    if (error) fact(facts, "Bought", error.bought);
-    longFact(facts, "Target", target ? element("code", {}, target) : "The arguments were not rendered, or Airflow no longer keeps them.");
+    if (row?.model ?? model) fact(headline, "Model", ...breakable(row?.model ?? model));
+    longFact(facts, "Target", target ? element("code", {}, ...breakable(target)) : "The arguments were not rendered, or Airflow no longer keeps them.");
     return;
   }
-  fact(headline, "Model", clip.model);
-  fact(headline, "Size", size(clip.bytes));
-  fact(headline, "Render time", seconds(clip.render_seconds));
+  if (clip.model) fact(headline, "Model", ...breakable(clip.model));
+  if (clip.bytes !== null) fact(headline, "Size", size(clip.bytes));
+  if (clip.render_seconds !== null) fact(headline, "Render time", seconds(clip.render_seconds));
   fact(headline, "Cost", amount(clip.cost) ?? "not known");
   if (clip.facts) {
     const { width, height, duration, fps, audio } = clip.facts;
     if (duration) fact(headline, "Duration", seconds(duration));
-    if (width && height) fact(facts, "Picture", `${width} × ${height}${fps ? `, ${fps} frames a second` : ""}`);
+    if (width && height) fact(facts, "Picture", `${width} × ${height}${fps ? `, ${fps} ${fps === 1 ? "frame" : "frames"} a second` : ""}`);
     fact(facts, "Sound", audio ? "yes" : "no");
   }
   if (clip.mismatches?.length) longFact(facts, "Not as asked for", clip.mismatches.join(" "));
   if (clip.fallback?.length) longFact(facts, "Fallback", clip.fallback.map(({ model, reason }) => `${model}: ${reason}`).join("; "));
   fact(headline, "Renders bought", clip.reused ? "none: reused" : String(clip.renders_bought));
-  longFact(facts, "S3 URI", element("code", {}, clip.uri), " ", copyButton(clip.uri));
-  fact(facts, "Stored", moment(stored));
+  if (error) longFact(facts, "Error", errorText(error));
+  longFact(facts, "S3 URI", element("code", {}, ...breakable(clip.uri)));
+  if (stored) fact(facts, "Stored", moment(stored));
+  if (!byId("actions").children.length) byId("actions").append(downloadButton(), copyButton(clip.uri));
   if (clip.created !== null) fact(facts, "Rendered", moment(new Date(clip.created * 1000).toISOString()));
-  fact(facts, "Bytes", clip.bytes.toLocaleString());
+  if (clip.bytes !== null) fact(facts, "Bytes", clip.bytes.toLocaleString());
   fact(facts, "Reused", clip.reused ? `yes: it was there already, after ${clip.renders_bought} renders` : "no");
+  if (!clip.fingerprint) return;
   const technical = element("dl", {});
-  fact(technical, "Fingerprint", element("code", {}, clip.fingerprint));
-  if (clip.sha256) fact(technical, "SHA-256", element("code", {}, clip.sha256));
+  longFact(technical, "Fingerprint", element("code", {}, clip.fingerprint));
+  if (clip.sha256) longFact(technical, "SHA-256", element("code", {}, clip.sha256));
   byId("technical").replaceChildren(element("details", {}, element("summary", {}, "Technical"), technical));
 }
 
@@ -130,15 +153,19 @@ let linkEndsAt = 0;
 /** Whether the video has a link now; if not, the page says why. */
 async function load() {
   try {
-    const { url, seconds: life } = await get("api/link", task);
+    const { url, seconds: life } = await ask("link");
     linkEndsAt = performance.now() + life * 1000;
     byId("video").src = url;
     return true;
   } catch (error) {
-    const { problem, words } = error.answer ?? {};
-    showProblem(PROBLEMS[problem] ?? reason(error), words);
+    showNoLink(error);
     return false;
   }
+}
+
+function showNoLink(error) {
+  const { problem, words } = error.answer ?? {};
+  showProblem(PROBLEMS[problem] ?? reason(error), words);
 }
 
 /** The browser may not start by itself, and the video reports its own errors: its controls are there. */
@@ -176,19 +203,21 @@ async function revive() {
 }
 
 async function show() {
-  const facts = await get("api/clip", task);
-  showState(facts.state);
+  const facts = await ask("clip");
+  const { row } = facts;
+  if (row) facts.error = row.error;
+  showState(row?.status ?? facts.state);
   showVideo(facts);
   showFacts(facts);
-  showRequest(facts.request);
+  if (!row) showRequest(facts.request);
   showTask(facts);
   showTries(facts.tries);
   byId("clip").hidden = false;
   byId("status").textContent = facts.clip ? "The clip is ready to play." : byId("absent").textContent;
-  const name = (facts.clip?.key ?? facts.target ?? task.task_id).split("/").pop();
+  const name = row?.id ?? (facts.clip?.key ?? facts.target ?? task.task_id).split("/").pop();
   document.title = `${name} · Clip`;
   byId("name").textContent = name;
-  if (facts.clip) return;
+  if (facts.clip || row) return;
   if (NOT_ENDED.includes(facts.state)) setTimeout(refresh, POLL_MILLISECONDS);
 }
 
@@ -210,4 +239,11 @@ async function refresh() {
 byId("play").addEventListener("click", play);
 byId("video").addEventListener("loadedmetadata", () => fit(byId("screen"), byId("video")));
 byId("video").addEventListener("error", revive);
+if (isRow) {
+  byId("back").href = batchPage(task);
+  byId("back").textContent = "← Batch";
+  // A manifest has no prompts: those are beside it, with all else that was asked for.
+  byId("prompt-title").hidden = byId("prompt").hidden = byId("request-card").hidden = true;
+  byId("facts-card").classList.add("full");
+}
 show().catch(showFailure);

@@ -12,6 +12,11 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+/** A key or an id, which may break after its separators rather than within a word. */
+export function breakable(text) {
+  return text.split(/(?<=[/_=-])/).flatMap((part) => [part, document.createElement("wbr")]);
+}
+
 export class Refused extends Error {
   constructor(status, answer) {
     super(`status ${status}`);
@@ -49,6 +54,10 @@ export function clipPage(task) {
   return `clip?${new URLSearchParams(task)}`;
 }
 
+export function rowPage(task, at) {
+  return clipPage({ ...task, at });
+}
+
 export function batchPage(task) {
   return `batch?${new URLSearchParams(task)}`;
 }
@@ -84,28 +93,41 @@ export function size(bytes) {
     value /= 1000;
     unit += 1;
   }
-  return `${value.toFixed(1)} ${units[unit]}`;
+  return `${value.toFixed(1)}\u00a0${units[unit]}`;
 }
 
 /** An amount of money, as it was written down; null if it is not known. */
 export function amount(cost) {
-  return cost?.amount ? `${cost.amount} ${cost.currency}` : null;
+  return cost?.amount ? `${cost.amount}\u00a0${cost.currency}` : null;
 }
 
 export function seconds(value) {
   if (value === null || value === undefined) return "–";
-  if (value < 100) return `${value.toFixed(1)} s`;
+  if (value < 100) return `${value.toFixed(1)}\u00a0s`;
   const whole = Math.round(value);
   const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   return hours ? `${hours} h ${minutes} min` : `${minutes} min ${rest} s`;
 }
 
-/** A moment in the viewer's time zone; in UTC as its tooltip. */
+/** Dates as Airflow's UI writes them, in the time zone that its viewer chose there. Swedish dates have that form. */
+function clock() {
+  const form = { dateStyle: "short", timeStyle: "medium" };
+  try {
+    return new Intl.DateTimeFormat("sv-SE", { ...form, timeZone: JSON.parse(localStorage.getItem("timezone")) ?? undefined });
+  } catch {
+    return new Intl.DateTimeFormat("sv-SE", form); // no storage for us, or no such zone: the system's
+  }
+}
+
+/** A moment as text. */
+export function date(iso) {
+  return clock().format(new Date(iso));
+}
+
+/** A moment; in UTC as its tooltip. */
 export function moment(iso) {
   if (!iso) return element("span", {}, "–");
-  const date = new Date(iso);
-  const text = date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
-  return element("time", { datetime: iso, title: `${date.toISOString().slice(0, 19)}Z` }, text);
+  return element("time", { datetime: iso, title: `${new Date(iso).toISOString().slice(0, 19)}Z` }, date(iso));
 }
 
 /** How long ago, in the largest unit that fits. */

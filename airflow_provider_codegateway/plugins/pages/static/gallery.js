@@ -1,4 +1,4 @@
-import { ago, amount, batchPage, byId, clipPage, element, fit, get, paint, seconds, shape, showFailure, size } from "./common.js";
+import { ago, amount, batchPage, byId, clipPage, date, element, fit, get, paint, seconds, shape, showFailure, size } from "./common.js";
 
 const query = new URLSearchParams(location.search);
 const chosen = Object.fromEntries(["dag_id", "model", "state", "words", "before"].map((name) => [name, query.get(name) ?? ""]));
@@ -18,6 +18,7 @@ function card(clip) {
     screen.querySelector(".disc").before(poster);
   }
   picture.append(screen);
+  if (clip.state !== "success") picture.append(element("span", { class: "state", "data-state": clip.state }, clip.state.replaceAll("_", " ")));
   const mapped = task.map_index >= 0 ? ` [${clip.label ?? task.map_index}]` : "";
   const title = clip.is_batch ? `Batch ${task.task_id}${mapped}` : (clip.prompt ?? `${task.task_id}${mapped}`);
   const made = element(
@@ -33,12 +34,11 @@ function card(clip) {
         "span",
         { class: "meta" },
         ...(clip.model ? [element("span", { class: "chip" }, clip.model)] : []),
-        ...(clip.state === "success" ? [] : [" ", element("span", { class: "state", "data-state": clip.state }, clip.state.replaceAll("_", " "))]),
       ),
       element(
         "span",
         { class: "meta" },
-        element("time", { datetime: clip.when, title: new Date(clip.when).toLocaleString() }, ago(clip.when)),
+        element("time", { datetime: clip.when, title: date(clip.when) }, ago(clip.when)),
         ...about(clip).filter(Boolean).map((words) => ` · ${words}`),
       ),
     ),
@@ -47,10 +47,16 @@ function card(clip) {
 }
 
 function about({ clip, batch }) {
-  if (clip) return [clip.duration && seconds(clip.duration), size(clip.bytes), amount(clip.cost), clip.reused && "reused"];
+  if (clip) return [clip.duration && seconds(clip.duration), amount(clip.cost) ?? size(clip.bytes), clip.reused && "reused"];
   if (!batch) return [];
   const there = batch.stored + batch.reused;
-  return [`${there.toLocaleString()} of ${batch.requests.toLocaleString()} clips`, amount(batch.cost)];
+  const failed = batch.refused + batch.failed + batch.unknown;
+  return [
+    `${there.toLocaleString()} of ${batch.requests.toLocaleString()} clips`,
+    failed && `${failed.toLocaleString()} failed`,
+    batch.not_begun && `${batch.not_begun.toLocaleString()} not begun`,
+    amount(batch.cost),
+  ];
 }
 
 /** The first frame, fetched when its card comes into view; what S3 does not give stays a painted card. */
@@ -163,13 +169,38 @@ async function showFilters() {
   showChoices("model", models);
 }
 
+// A choice loads the page anew: who made it by the keyboard goes on where they were.
+const CHANGED = "codegateway-changed";
+
+function remember(id) {
+  try {
+    sessionStorage.setItem(CHANGED, id);
+  } catch {
+    // A browser without storage for us: the focus is at the beginning.
+  }
+}
+
+function takeBackTheFocus() {
+  try {
+    const id = sessionStorage.getItem(CHANGED);
+    sessionStorage.removeItem(CHANGED);
+    if (id) byId(id)?.focus();
+  } catch {
+    // As above.
+  }
+}
+
 // A field that is empty says nothing in the address.
 byId("filter").addEventListener("formdata", ({ formData }) => {
   for (const [name, value] of [...formData]) if (!value) formData.delete(name);
 });
 for (const id of ["dag_id", "model", "state", "words", "stills"]) {
-  byId(id).addEventListener("change", () => byId("filter").requestSubmit());
+  byId(id).addEventListener("change", () => {
+    remember(id);
+    byId("filter").requestSubmit();
+  });
 }
+takeBackTheFocus();
 byId("words").value = chosen.words;
 byId("state").value = chosen.state;
 byId("stills").checked = stills;

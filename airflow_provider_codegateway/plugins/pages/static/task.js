@@ -1,13 +1,28 @@
 // What the page of a clip and that of a batch say of their task.
 
-import { byId, element, moment, seconds } from "./common.js";
+import { breakable, byId, element, get, moment, seconds } from "./common.js";
 
 const query = new URLSearchParams(location.search);
 export const task = Object.fromEntries(
   ["dag_id", "run_id", "task_id", "map_index"].map((name) => [name, query.get(name) ?? (name === "map_index" ? "-1" : "")]),
 );
 
+/** Of a row of a batch: where its line of the manifest begins. */
+const at = query.get("at");
+export const isRow = at !== null;
+
+/** What the page is about, from our own server. */
+export function ask(what, more = {}) {
+  return get(isRow ? `api/batch/${what}` : `api/${what}`, { ...task, ...(isRow ? { at } : {}), ...more });
+}
+
 export const NOT_ENDED = ["running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule", "restarting", null];
+/** What of a row was bought, as its manifest has it. */
+export const BOUGHT = {
+  NO: "Nothing was bought.",
+  YES: "One render was bought.",
+  PERHAPS: "One render may have been bought.",
+};
 export const PROBLEMS = {
   GONE: ["The clip is no longer in S3", "Somebody deleted or moved it. Clear the task to render it again; that buys a render."],
   NOT_THE_CLIP: ["This is not a clip that can be shown here", "Another object is at its place in S3 by now, it was made by a task that you may not see or that Airflow no longer knows, or the XCom was edited."],
@@ -52,8 +67,8 @@ function runUrl() {
 }
 
 /** A link to a page of Airflow's. */
-export function airflowLink(href, text) {
-  const link = element("a", { href }, text);
+export function airflowLink(href, ...text) {
+  const link = element("a", { href }, ...text);
   link.addEventListener("click", (event) => {
     if (window.parent === window) return;
     // In Airflow's own frame, which may not be left: the UI around it goes there itself.
@@ -68,10 +83,10 @@ export function showTask({ label, number }) {
   const list = byId("task");
   if (list.contains(document.activeElement)) return; // a refresh takes nobody's focus
   list.replaceChildren();
-  fact(list, "Task", airflowLink(taskUrl(), task.task_id));
+  fact(list, "Task", airflowLink(taskUrl(), ...breakable(task.task_id)));
   if (task.map_index !== "-1") fact(list, "Mapped", label ?? task.map_index);
-  fact(list, "DAG", airflowLink(dagUrl(), task.dag_id));
-  fact(list, "Run", airflowLink(runUrl(), task.run_id));
+  fact(list, "DAG", airflowLink(dagUrl(), ...breakable(task.dag_id)));
+  fact(list, "Run", airflowLink(runUrl(), ...breakable(task.run_id)));
   if (number > 0) fact(list, "Log", airflowLink(`${taskUrl()}?try_number=${number}`, "of the latest try"));
 }
 
