@@ -127,6 +127,7 @@ class Purchase:
         self._buys = True
         self._read_again: set[int] = set()
         self._said = ""
+        self._losing_since: float | None = None
         self._attempts: tuple[Attempt, ...] = ()  # of the entry as it was read last
         self._passed_over: list[PassedOver] = []  # by us, before anything may have been bought
         self._turned_down: list[CodeGatewayError] = []  # what they said
@@ -344,6 +345,7 @@ class Purchase:
                 case _ if not self._buys:
                     return None
                 case Wait():
+                    self._losing_since = None
                     await self._wait(step, entry.now)
                 case Claim(number):
                     self._say_what_is_lost(entry)
@@ -493,7 +495,9 @@ class Purchase:
             await to_the_end("ledger", _note, self.ledger.release, number)
             raise
         if claim is None:
+            await self._lose_claim(number)
             return None
+        self._losing_since = None
         if claim.found:
             await to_the_end("ledger", self.ledger.release, number)
             return claim.found
@@ -530,6 +534,19 @@ class Purchase:
             if not self._is_kept:  # S3 may answer by now, and the clip is paid for
                 await to_the_end("ledger", _note, self.ledger.keep_late, number, answer)
             raise
+
+    async def _lose_claim(self, number: int) -> None:
+        """Another run has the claim, and will be seen to; or S3 says so of whatever it is asked.
+
+        :raises StorageUnavailable: it goes on saying so, and there is no claim.
+        """
+        self._losing_since = self._losing_since or time.monotonic()
+        if time.monotonic() - self._losing_since > self._limits.list_patience:
+            raise StorageUnavailable(
+                f"The S3 server behind {self.ledger.location.uri} refuses to create {number}.started, as if it were "
+                "there, and has no such object. Run the task again later."
+            )
+        await asyncio.sleep(min(0.5, self._limits.poll_interval))
 
     def _claim(self, number: int) -> _Claimed | None:
         """Create the claim, then look at the key: what we knew of it is older than the claim.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import io
 import json
@@ -34,6 +35,7 @@ from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
     InvalidRequest,
+    InvalidTarget,
     RenderOutcomeUnknown,
 )
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
@@ -880,3 +882,92 @@ def test_asset_events_are_one_for_the_batch_or_one_for_each_clip(
     run.execute(listed, outlets=[alias], asset_events=kind)
     assert [uri for uri, _ in added] == [f"s3://{run.bucket}/{key}" for key in keys]
     assert added[0][1]["stored" if kind == "batch" else "status"] == (2 if kind == "batch" else "stored")
+
+
+# What shares a folder, and what is no row.
+
+
+def test_rows_that_another_batch_replaced_are_not_rendered(run: Run, gateway: Emulator, bucket: str) -> None:
+    """Two runs with one ``result_path``: the trigger of the first says so, and renders nothing of the second's."""
+    first, second = (
+        run.operator(rows(2), s3_key=f"{name}-{{id}}.mp4", deferrable=True) for name in ("a", "b")
+    )
+    with pytest.raises(TaskDeferred) as deferred:
+        first.execute(run.context)
+    with pytest.raises(TaskDeferred):
+        second.execute(run.context)
+    event = asyncio.run(first_event(deferred.value.trigger))
+    with pytest.raises(InvalidTarget, match="holds the rows of another batch by now") as refused:
+        first.execute_complete(run.context, event)
+    assert refused.value.bought is Bought.PERHAPS
+    assert gateway.ledger == ()
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "requests.jsonl", "progress.json"])
+def test_neither_a_clip_nor_the_requests_take_the_place_of_the_batchs_own_files(
+    name: str, run: Run, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """A paid clip would be overwritten by the manifest, and the author's catalogue by the rows."""
+    with pytest.raises(InvalidRequest, match="is a file of the batch itself"):
+        run.execute([{"prompt": "p", "s3_key": f"result/{name}"}])
+    if name.endswith("l"):
+        s3.put_object(Bucket=bucket, Key=f"result/{name}", Body=b'{"prompt": "p", "s3_key": "x.mp4"}')
+        with pytest.raises(InvalidRequest, match="is where the batch writes its own files"):
+            run.execute(f"s3://{bucket}/result/{name}")
+    assert gateway.ledger == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('id,prompt\n1,a cup\n2,"a 6 inch screen\n3,a cat\n', "is not CSV"),
+        ("id,prompt,seed\n1,a cup,\n2,a do", "fewer cells than the header"),
+        ("id,prompt,prompt\n1,a,b\n", "names 'prompt' twice"),
+    ],
+    ids=["open quote", "cut off", "doubled column"],
+)
+def test_a_broken_table_is_not_bought(
+    table: str, words: str, run: Run, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """It would be read as something that nobody wrote."""
+    s3.put_object(Bucket=bucket, Key="rows.csv", Body=table.encode())
+    with pytest.raises(InvalidRequest, match=words):
+        run.execute(f"s3://{bucket}/rows.csv")
+    assert gateway.ledger == ()
+
+
+def test_images_may_be_data_uris(run: Run, gateway: Emulator) -> None:
+    """As with the single operator; whatever their length."""
+    uris = [f"data:image/png;base64,{base64.b64encode(png() + bytes(extra)).decode()}" for extra in range(3)]
+    run.execute([{"id": str(n), "prompt": "p", "image": uri} for n, uri in enumerate(uris)])
+    assert run.counts == {"stored": 3}
+
+
+def test_a_fallback_that_fails_is_told_at_its_own_price(
+    run: Run, gateway: Emulator, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest names the model that was asked last."""
+    prices = [{"model": SEEDANCE, "per_render": "0.10"}, {"model": VEO, "per_render": "1.00"}]
+    set_extra(monkeypatch, gateway, retries=0, spend={"currency": "USD", "prices": prices})
+    gateway.fail_next(Fault.status(503), times=None, model=SEEDANCE)
+    gateway.fail_next(Fault.status(500, billed=True), model=VEO)
+    with pytest.raises(BatchIncomplete):
+        run.execute(rows(1, fallbacks=[VEO]))
+    [line] = run.manifest()
+    assert (line["model"], line["cost"]["at_most"], line["renders_bought"]) == (VEO, "1.00", 1)
+    assert run.summary["cost"]["at_most"] == "1.00"
+
+
+def test_a_run_does_not_claim_what_another_run_bought(
+    run: Run, s3: S3Client, gateway: Emulator, bucket: str
+) -> None:
+    """Another prompt at a key whose paid clip waits: nothing is billed, and nothing is counted."""
+    gateway.fail_next(ClipFault.html(), times=None)
+    with pytest.raises(BatchIncomplete):
+        run.execute(rows(1))
+    gateway.clear_faults()
+    other = Run(s3, bucket, "another")
+    with pytest.raises(BatchIncomplete):
+        other.execute([{"id": "sku-0", "prompt": "q"}])
+    assert (other.summary["renders_bought"], other.summary["renders_unknown"]) == (0, 0)
+    assert gateway.billed == 1

@@ -25,6 +25,7 @@ from airflow_provider_codegateway.exceptions import (
     InvalidRequest,
     InvalidTarget,
     LedgerConflict,
+    StorageUnavailable,
 )
 from airflow_provider_codegateway.gateway import BlockingCall
 from airflow_provider_codegateway.hooks.storage import s3_client
@@ -197,6 +198,26 @@ def test_a_failed_condition_is_one_in_whatever_words(
     late = Ledger(client, at, fingerprint="f")
     with proxy.ruled(answer(words, "PutObject")):
         assert not late.claim(1, claim_seconds=60)
+
+
+def test_a_conflict_that_stays_is_not_asked_for_without_end(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """It looks like another run's claim, and there is none: with pauses, and an error in the end."""
+    job = replace(job, limits=replace(job.limits, list_patience=0.3))
+
+    def conflict(request: S3Request) -> Verdict | Answer:
+        is_claim = request.method == "PUT" and request.key.endswith("1.started")
+        return says(409, "OperationAborted") if is_claim else Verdict.PASS
+
+    with (
+        proxy.ruled(conflict),
+        pytest.raises(StorageUnavailable, match="as if it were there") as error,
+    ):
+        render(job, client)
+    assert error.value.bought is not Bought.YES
+    assert gateway.ledger == ()
+    assert render(job, client).renders_bought == 1
 
 
 # Policies that demand headers.

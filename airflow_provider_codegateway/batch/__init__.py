@@ -1,7 +1,13 @@
 """Many clips in one task: rows are checked whole, rendered side by side, and listed in a manifest."""
 
 from airflow_provider_codegateway.batch.lines import LineFile
-from airflow_provider_codegateway.batch.result import Summary, Tolerance, manifest_location, rows_location
+from airflow_provider_codegateway.batch.result import (
+    Summary,
+    Tolerance,
+    manifest_location,
+    progress_beside,
+    rows_location,
+)
 from airflow_provider_codegateway.batch.rows import (
     ROW_FIELDS,
     Asker,
@@ -27,6 +33,7 @@ __all__ = [
     "count_missing",
     "is_paid",
     "manifest_location",
+    "progress_beside",
     "read_requests",
     "rows_location",
 ]

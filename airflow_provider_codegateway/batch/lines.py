@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -55,6 +56,15 @@ class LineFile:
         self._file.write(line)
         self._starts.append(self._starts[-1] + len(line))
         return len(self) - 1
+
+    def digest(self) -> str:
+        """SHA-256 of all lines."""
+        digest, size, position = hashlib.sha256(), self._starts[-1], 0
+        while position < size:
+            block = os.pread(self._file.fileno(), min(_BLOCK, size - position), position)
+            digest.update(block)
+            position += len(block)
+        return digest.hexdigest()
 
     def upload(
         self,

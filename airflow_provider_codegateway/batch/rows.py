@@ -6,18 +6,19 @@ import csv
 import difflib
 import io
 import json
+import math
 import re
 import string
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.clip import (
@@ -65,6 +66,10 @@ _TOGETHER = 64
 _READERS = 8
 """Threads for that."""
 _BLOCK = 1024 * 1024
+_LONGEST_CELL = 64 * _BLOCK
+"""Characters of a CSV cell, which may be an image in base64."""
+_MISSING: Any = object()
+"""The value of a cell that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,7 @@ class Row:
     :param arguments: those of ``ROW_FIELDS`` that are set, the batch's defaults included.
     :param uri: where the clip goes, if that is known.
     :param priced_by: what of the request its price depends on; see ``ClipSpec``.
+    :param chain: the same of every model that may be asked, each with its ``model``.
     :param problems: why nothing can be rendered for it.
     """
 
@@ -98,7 +104,13 @@ class Row:
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     uri: str | None = None
     priced_by: Mapping[str, Any] = field(default_factory=dict)
+    chain: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[str] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``as_dict``. What a later version has beyond it is left out."""
+        return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
 
     @property
     def model(self) -> str | None:
@@ -115,6 +127,10 @@ class Row:
         """As much of the request as its price depends on."""
         return {"model": self.model, **self.priced_by}
 
+    def body_of(self, model: str | None) -> dict[str, Any]:
+        """The same of one of its models."""
+        return next((dict(each) for each in self.chain if each["model"] == model), self.priced_body)
+
     def without_request(self) -> Row:
         """As much of the row as is needed while it renders: its media may be large."""
         return replace(self, arguments={"model": self.model, "on_mismatch": self.on_mismatch})
@@ -126,7 +142,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a line of JSON."""
-        return asdict(self)
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def upload_args(self) -> Mapping[str, Any]:
@@ -171,6 +187,8 @@ def read_requests(
     """
     if isinstance(requests, str):
         yield from _read_object(requests, s3, upload_args)
+    elif hasattr(requests, "to_dict"):
+        raise InvalidRequest("requests is a data frame. Use its rows: requests=frame.to_dict('records').")
     elif isinstance(requests, Iterable) and not isinstance(requests, Mapping | bytes):
         yield from requests
     else:
@@ -221,15 +239,34 @@ def _json_rows(lines: Iterable[str]) -> Iterator[Any]:
     for line in lines:
         if line.strip():
             try:
-                yield json.loads(line)
-            except ValueError as error:
+                yield json.loads(line, object_pairs_hook=_without_doubles)
+            except (ValueError, RecursionError) as error:
                 yield _Unreadable(f"it is not JSON ({error}). Write one object a line.")
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {doubled!r} is there twice")
+    return values
+
+
 def _csv_rows(text: Iterable[str]) -> Iterator[Any]:
-    for row in csv.DictReader(text):
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    # Strict: a quote that is never closed would make one prompt of all rows that follow.
+    reader = csv.DictReader(text, strict=True, restval=_MISSING)
+    names = reader.fieldnames or ()
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise InvalidRequest(f"The header names {doubled[0]!r} twice. Give each column a name of its own.")
+    for row in reader:
         if None in row:
             yield _Unreadable("it has more cells than the header. Put quotes around cells with commas.")
+        elif _MISSING in row.values():
+            yield _Unreadable(
+                "it has fewer cells than the header: it may be cut off. Write empty cells, too."
+            )
         else:
             yield row
 
@@ -263,13 +300,21 @@ class Checked:
             self.at_most = (self.at_most or Decimal(0)) + at_most
 
 
-def check_rows(raw: Iterable[Any], *, defaults: Mapping[str, Any], s3: S3Client, account: Account) -> Checked:
+def check_rows(
+    raw: Iterable[Any],
+    *,
+    defaults: Mapping[str, Any],
+    s3: S3Client,
+    account: Account,
+    own: Collection[S3Location] = (),
+) -> Checked:
     """Complete and check every row, media included. Nothing is bought.
 
     :param defaults: arguments for all rows. ``s3_key`` may name fields of the row, as in ``"{id}.mp4"``.
+    :param own: the files that the batch itself writes: no clip may take their place.
     :raises MediaUnavailable, StorageUnavailable: an input could not be read now.
     """
-    checker = _Checker(defaults, s3, account)
+    checker = _Checker(defaults, s3, account, own)
     checked = Checked(LineFile())
     numbered = enumerate(raw)
     try:
@@ -290,7 +335,10 @@ def check_rows(raw: Iterable[Any], *, defaults: Mapping[str, Any], s3: S3Client,
 
 
 class _Checker:
-    def __init__(self, defaults: Mapping[str, Any], s3: S3Client, account: Account) -> None:
+    def __init__(
+        self, defaults: Mapping[str, Any], s3: S3Client, account: Account, own: Collection[S3Location]
+    ) -> None:
+        self._own = own
         self._defaults = {name: value for name, value in defaults.items() if _is_set(value)}
         self._key_template = self._defaults.pop("s3_key", None)
         self._key_fields = _template_fields(self._key_template)
@@ -332,7 +380,7 @@ class _Checker:
             )
         try:
             json.dumps(arguments, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             problems.append(
                 f"it has a value that JSON cannot hold ({error}). Use text, numbers and booleans."
             )
@@ -344,6 +392,7 @@ class _Checker:
         """The row with all of its problems, and what its render costs at most."""
         problems = list(row.problems)
         priced_by: Mapping[str, Any] = {}
+        chain: Sequence[Mapping[str, Any]] = ()
         cost = None
         if not row.arguments:
             return row, None
@@ -353,9 +402,10 @@ class _Checker:
             problems += error.problems
         else:
             try:
-                priced_by = PricedRender.parameters(requests[0].body())
-                for request in requests:
-                    request.with_media(partial(self._look_at, row.upload_args))
+                chain = [{"model": each.model, **PricedRender.parameters(each.body())} for each in requests]
+                priced_by = {name: value for name, value in chain[0].items() if name != "model"}
+                look_at = partial(self._look_at, row.upload_args)
+                requests = tuple(request.with_media(look_at) for request in requests)
                 if not problems:
                     spec = row.spec(requests, Asker(requester=""))
                     Ledger.of_clip(self._s3, spec)
@@ -365,7 +415,7 @@ class _Checker:
                 problems += error.problems
             except BudgetExceeded as error:
                 problems.append(error.args[0])
-        return replace(row, priced_by=priced_by, problems=problems), cost
+        return replace(row, priced_by=priced_by, chain=chain, problems=problems), cost
 
     def _worst_cost(self, requests: Sequence[VideoRequest], spec: ClipSpec) -> Decimal | None:
         """What the render costs at most, by whichever model of the chain; None if one has no price."""
@@ -402,6 +452,10 @@ class _Checker:
         except InvalidRequest as error:
             problems += error.problems
             return None
+        if target in self._own:
+            problems.append(
+                f"s3_key: {target.uri} is a file of the batch itself. Choose another key, or another result_path."
+            )
         if self._targets.setdefault(target, index) != index:
             problems.append(
                 f"s3_key: {target.uri} is the key of row {self._targets[target] + 1}, too. Give each row a key of its "
@@ -419,7 +473,7 @@ class _Checker:
                 "give its s3:// key"
             )
         if scheme not in ("s3", "http", "https"):
-            return reference  # inline, and looked at already
+            return read_media(reference, field, self._s3, upload_args)  # inline: nothing is fetched
         if known not in self._media:
             self._media[known] = self._problem_of(reference, field, upload_args)
         if problem := self._media[known]:
@@ -437,14 +491,17 @@ class _Checker:
 
 
 def _is_set(value: object) -> bool:
-    """Whether a cell has a value. The gap of a data frame is NaN, which differs from itself."""
-    is_gap = isinstance(value, float) and value != value
-    return value is not None and value != "" and not is_gap
+    """Whether a cell has a value. The gaps of a data frame are NaN, NaT and NA."""
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return False
+    value = _plain(value)
+    return value is not None and value != "" and not (isinstance(value, float) and math.isnan(value))
 
 
 def _plain(value: Any) -> Any:
     """A scalar of numpy or pandas as Python's own."""
-    return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
+    is_scalar = hasattr(value, "item") and hasattr(value, "dtype") and getattr(value, "shape", None) == ()
+    return value.item() if is_scalar else value
 
 
 def _as_id(value: object) -> str | None:
@@ -520,7 +577,8 @@ def count_missing(
             for row, paid in zip(some, pool.map(is_paid, some), strict=True):
                 if not paid:
                     renders += 1
-                    cost = account.cost(row.priced_body)
-                    unpriced |= cost is None or cost.at_most is None
-                    at_most += Decimal(0) if cost is None else cost.at_most or Decimal(0)
+                    costs = [account.cost(body) for body in row.chain or [row.priced_body]]
+                    known = [cost.at_most for cost in costs if cost and cost.at_most is not None]
+                    unpriced |= len(known) < len(costs)
+                    at_most += max(known, default=Decimal(0))
     return renders, None if unpriced else at_most

@@ -207,7 +207,7 @@ class Batch:
             yield self._row(number)
 
     def _row(self, index: int) -> Row:
-        return Row(**self._rows[index])
+        return Row.from_dict(self._rows[index])
 
     # One row.
 
@@ -317,23 +317,28 @@ class Batch:
 
     async def _fail(self, row: Row, error: CodeGatewayError) -> None:
         log.warning("%s", error)
-        bought = perhaps = 0
-        if error.bought is not Bought.NO:
-            bought, perhaps = await to_the_end("ledger", self._count_renders, row, error.bought)
-        self._keep(row, status_of(error), error=error, bought=bought, perhaps=perhaps)
+        spent = await to_the_end("ledger", self._count_renders, row, error.bought)
+        self._keep(
+            row, status_of(error), error=error, bought=spent.bought, perhaps=spent.perhaps, model=spent.model
+        )
 
-    def _count_renders(self, row: Row, at_least: Bought) -> tuple[int, int]:
-        """Renders that are known to be paid and those that may be, by the row's ledger entry."""
+    def _count_renders(self, row: Row, said: Bought) -> _Spent:
+        """What this run has begun for a row that has no clip, by the row's ledger entry; else by the error."""
         purchase = self._active.get(row.index)
-        try:
-            attempts = () if purchase is None else purchase.ledger.read().attempts
-        except CodeGatewayError:
-            attempts = ()
-        if not attempts:
-            return (1, 0) if at_least is Bought.YES else (0, 1)
-        bought = sum(attempt.rendered is not None for attempt in attempts)
-        bought = max(bought, int(at_least is Bought.YES))
-        return bought, max(0, len(attempts) - bought)
+        if purchase is not None:
+            try:
+                attempts = [each for each in purchase.ledger.read().attempts if self._is_ours(each.requester)]
+            except CodeGatewayError:
+                attempts = []
+            else:
+                if attempts or said is Bought.NO or not purchase.ledger.owner:
+                    bought = sum(each.rendered is not None for each in attempts)
+                    turn = attempts[-1].turn if attempts else None
+                    return _Spent(bought, len(attempts) - bought, turn.model if turn else None)
+        return _Spent(int(said is Bought.YES), int(said is Bought.PERHAPS))
+
+    def _is_ours(self, requester: str) -> bool:
+        return requester in (self._asker.requester, self._asker.former_requester)
 
     def _keep(
         self,
@@ -344,14 +349,17 @@ class Batch:
         error: CodeGatewayError | None = None,
         bought: int = 0,
         perhaps: int = 0,
+        model: str | None = None,
     ) -> None:
         """Write the row's line of the manifest."""
         cost: Any = None
         if clip is not None:
             cost = clip.cost
         elif bought or perhaps:
-            cost = self._tally.add_renders(row, bought, perhaps)
+            cost = self._tally.add_renders(row.body_of(model), bought, perhaps)
         line = _line(row, status, _told(error))
+        if model is not None:
+            line["model"] = model
         if clip is not None:
             line |= {"model": clip.model, "uri": clip.uri}
         line |= {
@@ -380,8 +388,10 @@ class Batch:
             try:
                 self._write_manifest_once()
                 return
-            except StorageUnavailable as error:
-                if time.monotonic() + pause > give_up_at:
+            except CodeGatewayError as error:
+                if not isinstance(error, StorageUnavailable) or time.monotonic() + pause > give_up_at:
+                    if self._tally.bought or self._tally.perhaps:
+                        error.bought = Bought.YES if self._tally.bought else Bought.PERHAPS
                     raise
                 log.error("The manifest could not be written yet: %s", error.args[0])
             time.sleep(pause)
@@ -394,7 +404,7 @@ class Batch:
             log.error("The manifest could not be written: %s", error.args[0])
 
     def _write_manifest_once(self) -> None:
-        if self._is_left and not self._is_ours():
+        if self._is_left and not self._is_own_manifest():
             log.info("%s is that of another attempt by now.", self._manifest.uri)
             return
         with LineFile() as lines:
@@ -409,7 +419,7 @@ class Batch:
             metadata = {_BATCH: self._id, MADE_BY: self._asker.requester}
             lines.upload(self._means.s3, self._manifest, put_args=self._put_args, metadata=metadata)
 
-    def _is_ours(self) -> bool:
+    def _is_own_manifest(self) -> bool:
         at = self._manifest
         try:
             head = head_object(
@@ -472,6 +482,16 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class _Spent:
+    """Renders that this run has begun for a row: known to be paid, perhaps paid, and of which model, if it is not the
+    first."""
+
+    bought: int
+    perhaps: int
+    model: str | None = None
+
+
 class _Tally:
     """Counts and costs of what this DAG run has bought."""
 
@@ -495,14 +515,14 @@ class _Tally:
         if clip.cost is not None and here == clip.renders_bought:
             self._add(Cost.from_dict(clip.cost))
         else:
-            unit = self._unit(row)
+            unit = self._unit(row.body_of(clip.model))
             self._add(None if unit is None else unit.of_renders(bought=here))
 
-    def add_renders(self, row: Row, bought: int, perhaps: int) -> dict[str, Any] | None:
+    def add_renders(self, body: Mapping[str, Any], bought: int, perhaps: int) -> dict[str, Any] | None:
         """Count renders that brought no clip; what they cost."""
         self.bought += bought
         self.perhaps += perhaps
-        unit = self._unit(row)
+        unit = self._unit(body)
         cost = None if unit is None else unit.of_renders(bought=bought, perhaps=perhaps)
         self._add(cost)
         return None if cost is None else cost.as_dict()
@@ -525,8 +545,8 @@ class _Tally:
             return renders
         return f"{show_amount(self._at_most)} {self._currency}"
 
-    def _unit(self, row: Row) -> Cost | None:
-        return self._account.cost(row.priced_body) if self._currency is not None else None
+    def _unit(self, body: Mapping[str, Any]) -> Cost | None:
+        return self._account.cost(body) if self._currency is not None else None
 
     def _add(self, cost: Cost | None) -> None:
         if cost is None or cost.amount is None or cost.at_most is None:

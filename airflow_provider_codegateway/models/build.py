@@ -147,11 +147,30 @@ def _integer(value: Any) -> Any:
 # Problems, in words.
 
 
+_PLACEHOLDERS = frozenset(
+    {
+        *("", "none", "null", "nan", "nat", "na", "n/a", "nil", "<na>", "<null>", "(null)", "undefined"),
+        *(
+            "#n/a",
+            "#n/d",
+            "#na",
+            "#ref!",
+            "#value!",
+            "#name?",
+            "#div/0!",
+            "#null!",
+            "#num!",
+            "[object object]",
+        ),
+    }
+)
+
+
 def _is_placeholder(prompt: object) -> bool:
     """Whether it is what a missing value becomes as text. Whitespace alone is nothing to show either."""
     if not isinstance(prompt, str) or not prompt:
         return False
-    return prompt.strip().lower() in {"", "none", "null", "nan", "nat", "<na>", "undefined"}
+    return prompt.strip().lower() in _PLACEHOLDERS
 
 
 def _unsendable(request: VideoRequest) -> list[str]:

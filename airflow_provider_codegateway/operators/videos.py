@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
@@ -15,10 +15,18 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_codegateway import lineage
-from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, IfExists, OnMismatch, split_uri
+from airflow_provider_codegateway.clip import (
+    DEFAULT_LEDGER_PREFIX,
+    IfExists,
+    OnMismatch,
+    S3Location,
+    is_in_ledger,
+    split_uri,
+)
 from airflow_provider_codegateway.exceptions import (
     BatchIncomplete,
     BatchRefused,
+    Bought,
     BudgetExceeded,
     CodeGatewayError,
     InvalidRequest,
@@ -210,13 +218,15 @@ class GenerateVideosOperator(RenderingOperator):
         means = self.hook.means(s3=self._s3, max_active=max_active)
         lineage.require_assets(self.outlets, manifest)
         asker = self._asker(context)
-        checked = self._checked(means)
+        own = self._own_files()
+        checked = self._checked(means, own)
         with checked.rows as rows:
             self._require_room(checked, means, asker)
             if self.dry_run_only:
-                self._estimate(checked, means, context)
+                self._estimate(checked, means, asker, context)
             # The first write below result_path, before anything is bought: the manifest goes there, too.
-            rows.upload(self._s3, rows_location(self.result_path), put_args=self._put_args)
+            rows_at = rows_location(self.result_path)
+            rows.upload(self._s3, rows_at, put_args=self._put_args)
             self.log.info(
                 "Rendering %s rows, at most %d at a time. The manifest will be at %s.",
                 f"{len(rows):,}",
@@ -225,7 +235,7 @@ class GenerateVideosOperator(RenderingOperator):
             )
             self._require_not_killed("the batch was begun")
             if self.deferrable and self._can_resume(context):
-                self._defer(max_active, asker)
+                self._defer(max_active, asker, rows.digest())
             if self.deferrable:
                 self.log.info(
                     "Rendering in this process: only a task of its own in a DAG run can be deferred."
@@ -247,7 +257,29 @@ class GenerateVideosOperator(RenderingOperator):
                 raise self._incomplete(batch.summary, "The task was stopped from outside.") from None
         return self._hand_over(summary, context)
 
-    def _checked(self, means: Means) -> Checked:
+    def _own_files(self) -> list[S3Location]:
+        """What the batch writes.
+
+        :raises InvalidRequest: its folder is in the ledger, or has the requests under a name that is written.
+        """
+        from airflow_provider_codegateway.batch import manifest_location, progress_beside, rows_location
+
+        manifest = manifest_location(self.result_path)
+        own = [manifest, rows_location(self.result_path), progress_beside(manifest)]
+        bucket = self.s3_bucket if isinstance(self.s3_bucket, str) and self.s3_bucket else manifest.bucket
+        if is_in_ledger(manifest, self.ledger_prefix, bucket):
+            raise InvalidRequest(
+                f"result_path={self.result_path!r} is in the ledger. Choose a folder outside of ledger_prefix."
+            )
+        requests = reveal(self.requests)
+        if isinstance(requests, str) and split_uri(requests.strip()) in own:
+            raise InvalidRequest(
+                f"requests={requests.strip()!r} is where the batch writes its own files, so it would be overwritten. "
+                "Move it, or choose another result_path."
+            )
+        return own
+
+    def _checked(self, means: Means, own: Collection[S3Location]) -> Checked:
         """All rows, checked.
 
         :raises InvalidRequest: rows are wrong; all of them are named.
@@ -256,7 +288,7 @@ class GenerateVideosOperator(RenderingOperator):
 
         defaults = {name: reveal(getattr(self, name)) for name in DEFAULT_FIELDS}
         raw = read_requests(reveal(self.requests), self._s3, self.s3_extra_args or {})
-        checked = check_rows(raw, defaults=defaults, s3=self._s3, account=means.account)
+        checked = check_rows(raw, defaults=defaults, s3=self._s3, account=means.account, own=own)
         try:
             self._refuse_invalid(checked)
             if self.asset_events == "clip":
@@ -286,7 +318,6 @@ class GenerateVideosOperator(RenderingOperator):
 
     def _require_room(self, checked: Checked, means: Means, asker: Asker) -> None:
         """Refuse what the budgets have no room for. Clips that are in place or paid for cost nothing."""
-        from airflow_provider_codegateway.batch import Row, count_missing, is_paid
         from airflow_provider_codegateway.spend.prices import show_amount
 
         account = means.account
@@ -294,11 +325,7 @@ class GenerateVideosOperator(RenderingOperator):
         try:
             account.require_room_for(checked.renders, at_most, asked_by=asker.task)
         except BudgetExceeded:
-            missing, cost = count_missing(
-                (Row(**values) for values in checked.rows),
-                is_paid=lambda row: is_paid(row, means, asker),
-                account=account,
-            )
+            missing, cost = self._missing(checked, means, asker)
             account.require_room_for(missing, cost, asked_by=asker.task)
         if checked.at_most is not None:
             unpriced = f", and {checked.unpriced:,} rows have no price" if checked.unpriced else ""
@@ -310,12 +337,22 @@ class GenerateVideosOperator(RenderingOperator):
                 unpriced,
             )
 
-    def _estimate(self, checked: Checked, means: Means, context: Context) -> NoReturn:
+    def _missing(self, checked: Checked, means: Means, asker: Asker) -> tuple[int, Decimal | None]:
+        from airflow_provider_codegateway.batch import Row, count_missing, is_paid
+
+        return count_missing(
+            map(Row.from_dict, checked.rows),
+            is_paid=lambda row: is_paid(row, means, asker),
+            account=means.account,
+        )
+
+    def _estimate(self, checked: Checked, means: Means, asker: Asker, context: Context) -> NoReturn:
         from airflow_provider_codegateway.spend.prices import show_amount
 
-        at_most = None if checked.unpriced else show_amount(checked.at_most)
+        renders, cost = self._missing(checked, means, asker)
         currency = means.account.settings.currency
-        estimate = {"renders": checked.renders, "at_most": at_most, "currency": currency}
+        at_most = None if currency is None else show_amount(cost)
+        estimate = {"renders": renders, "at_most": at_most, "currency": currency}
         if "ti" in context:
             context["ti"].xcom_push(key="estimate", value=estimate)
         words = (
@@ -324,7 +361,7 @@ class GenerateVideosOperator(RenderingOperator):
             else f"at most {at_most} {currency}"
         )
         raise AirflowSkipException(
-            f"dry_run=True: {checked.renders:,} renders would cost {words}. Nothing was bought."
+            f"dry_run=True: {renders:,} renders would cost {words}. Nothing was bought."
         )
 
     def _checked_max_active(self) -> int:
@@ -345,7 +382,7 @@ class GenerateVideosOperator(RenderingOperator):
     def _put_args(self) -> dict[str, Any]:
         return demanded_args(self.s3_extra_args or {})
 
-    def _defer(self, max_active: int, asker: Asker) -> NoReturn:
+    def _defer(self, max_active: int, asker: Asker, rows_digest: str) -> NoReturn:
         from airflow_provider_codegateway.triggers.videos import BatchTrigger
 
         trigger = BatchTrigger(
@@ -357,6 +394,7 @@ class GenerateVideosOperator(RenderingOperator):
             former_requester=asker.former_requester,
             asked_by=asdict(asker.task),
             put_args=self._put_args,
+            rows_digest=rows_digest,
         )
         self.defer(
             trigger=trigger,
@@ -379,7 +417,7 @@ class GenerateVideosOperator(RenderingOperator):
         self.result_path = (deferred or {}).get("result_path", self.result_path)
         try:
             match event:
-                case {"status": "ended", "summary": dict(summary)}:
+                case {"status": "ended", "summary": {"manifest": str(), "requests": int()} as summary}:
                     return self._hand_over(Summary.from_dict(summary), context)
                 case {"status": "failed", "error": dict(error)}:
                     raise from_dict(error)
@@ -427,7 +465,12 @@ class GenerateVideosOperator(RenderingOperator):
         tolerance = Tolerance.parse(self.tolerated_failures)
         if not tolerance.allows(summary.without_clip, summary.requests):
             raise self._incomplete(summary, f"tolerated_failures={self.tolerated_failures} allows fewer.")
-        self._add_asset_events(summary, context)
+        try:
+            self._add_asset_events(summary, context)
+        except CodeGatewayError as error:
+            if summary.renders_bought or summary.renders_unknown:
+                error.bought = Bought.YES if summary.renders_bought else Bought.PERHAPS
+            raise
         return summary.manifest
 
     def _incomplete(self, summary: Summary, reason: str) -> BatchIncomplete:

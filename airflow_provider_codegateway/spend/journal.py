@@ -19,6 +19,7 @@ import functools
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHECKPOINT = "checkpoint.json"
+_MONTH, _OBJECT = re.compile(r"\d{4}-\d{2}"), re.compile(r"\d{8,}\.jsonl")
+"""Another journal may be below this one."""
 _PROOF = "conditional-writes.txt"
 _PROOF_TEXT = b"This object exists so that the journal can prove that the store refuses to create it again.\n"
 
@@ -122,7 +125,8 @@ class Outcome:
                 if is_news
                 else None
             )
-        if self.kind == "bought" and (released := state.given_back.get(self.id)):
+        # What may have been bought counts as bought, also after somebody gave it back.
+        if self.kind in ("bought", "unknown") and (released := state.given_back.get(self.id)):
             return replace(released, kind="corrected", written=at, note=self.note, released_by=None)
         return None
 
@@ -197,7 +201,7 @@ class Journal:
             ):
                 for item in page.get("Contents", []):
                     month, _, name = item["Key"].removeprefix(prefix).partition("/")
-                    if name.endswith(".jsonl") and months(month):
+                    if _MONTH.fullmatch(month) and _OBJECT.fullmatch(name) and months(month):
                         yield item["Key"]
 
     def rows(self, key: str) -> list[Row]:

@@ -23,7 +23,7 @@ from airflow_provider_codegateway.clip import TaskRun
 from airflow_provider_codegateway.exceptions import (
     Bought,
     CodeGatewayError,
-    InvalidConnection,
+    InvalidTarget,
     RenderOutcomeUnknown,
 )
 from airflow_provider_codegateway.hooks.storage import as3_client
@@ -47,6 +47,7 @@ class BatchTrigger(BaseTrigger):
     :param max_active: how many rows may be under way at a time.
     :param requester: see ``Asker``.
     :param put_args: boto3's further arguments for the manifest.
+    :param rows_digest: of the rows as the operator stored them; None of an earlier version.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class BatchTrigger(BaseTrigger):
         former_requester: str | None = None,
         asked_by: Mapping[str, Any] | None = None,
         put_args: Mapping[str, Any] | None = None,
+        rows_digest: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.result_path = result_path
@@ -70,6 +72,7 @@ class BatchTrigger(BaseTrigger):
             requester=requester, former_requester=former_requester, task=TaskRun(**asked_by or {})
         )
         self.put_args = dict(put_args or {})
+        self.rows_digest = rows_digest
         self._batch: Batch | None = None
         self._moved_on = False
 
@@ -86,6 +89,7 @@ class BatchTrigger(BaseTrigger):
                 "former_requester": self.asker.former_requester,
                 "asked_by": asdict(self.asker.task),
                 "put_args": self.put_args,
+                "rows_digest": self.rows_digest,
             },
         )
 
@@ -109,15 +113,23 @@ class BatchTrigger(BaseTrigger):
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def _render_rows(self) -> Summary:
-        s3 = await as3_client(self.aws_conn_id)
-        hook = CodeGatewayVideoHook(self.codegateway_conn_id)
         try:
+            s3 = await as3_client(self.aws_conn_id)
+            hook = CodeGatewayVideoHook(self.codegateway_conn_id)
             means = await hook.ameans(s3=s3, max_active=self.max_active)
-        except InvalidConnection as error:  # deleted or changed since the task deferred
-            error.bought = Bought.PERHAPS  # by a triggerer that ran the batch before
+            at = rows_location(self.result_path)
+            stored = await to_the_end("inputs", LineFile.download, s3, at, self.put_args)
+            if self.rows_digest not in (None, stored.digest()):
+                stored.close()
+                raise InvalidTarget(
+                    f"{at.uri} holds the rows of another batch by now. Give each batch a result_path of its own, "
+                    "such as one with the run id in it, and run the task again."
+                )
+        except CodeGatewayError as error:  # what was there when the task deferred is gone or changed
+            if error.bought is Bought.NO:
+                error.bought = Bought.PERHAPS  # by a triggerer that ran the batch before
             raise
-        at = rows_location(self.result_path)
-        with await to_the_end("inputs", LineFile.download, s3, at, self.put_args) as rows:
+        with stored as rows:
             batch = Batch(
                 rows,
                 means,
