@@ -26,6 +26,9 @@ class Limits:
     answer_silence: float = 1.0
     """After which an answer that is whole is taken as it is, though its connection is held open."""
 
+    refusal_silence: float = 10.0
+    """After which a refusal is judged by what came of it."""
+
     # The ledger.
     poll_interval: float = 2.0
     """Between two looks at an entry that another run is working on."""

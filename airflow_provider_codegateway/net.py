@@ -31,7 +31,7 @@ from airflow_provider_codegateway import __version__
 from airflow_provider_codegateway.exceptions import InvalidConnection
 from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.redaction import redact_url
+from airflow_provider_codegateway.redaction import redact_url, redact_urls
 
 USER_AGENT = f"airflow-provider-codegateway/{__version__}"
 
@@ -301,6 +301,25 @@ class Stopped(Exception):
 
 class RedirectRefused(Exception):
     """A redirect that is not followed. The message says why, without the query of any URL."""
+
+
+_OF_THE_PARSER = re.compile(
+    r"(Server disconnected|[Pp]eer closed connection|[Rr]eceived body larger)[\w .,()]*"
+)
+
+
+def network_reason(error: Exception, cause: BaseException | None = None) -> str:
+    """What broke, for a message, without what a stranger may have put into it.
+
+    A parser quotes the line that it could not read, and a proxy its own words: a header with a key in it, for one.
+    """
+    name, text = type(error).__name__, str(cause or "") or str(error)
+    if isinstance(error, httpx.ProtocolError | httpcore.ProtocolError):
+        text = text if _OF_THE_PARSER.fullmatch(text) else "not HTTP as it is specified"
+    elif isinstance(error, httpx.ProxyError | httpcore.ProxyError):
+        status = re.match(r"\d{3}\b", text)
+        text = f"the proxy answered {status[0]}" if status else "the proxy refused"
+    return f"{name}: {redact_urls(text)}" if text else name
 
 
 NETWORK_ERRORS: tuple[type[Exception], ...] = (

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import httpx
 
-from airflow_provider_codegateway.exceptions import GatewayUnavailable
-from airflow_provider_codegateway.gateway.answers import Answer
+from airflow_provider_codegateway.exceptions import GatewayUnavailable, RenderOutcomeUnknown
+from airflow_provider_codegateway.gateway.answers import Answer, read_receipt
 from airflow_provider_codegateway.gateway.outcomes import (
     classify_error,
     classify_refusal,
@@ -32,6 +32,25 @@ from airflow_provider_codegateway.net import (
 )
 
 log = logging.getLogger(__name__)
+
+_LONG_KEY = 16
+"""A shorter key may be a word, which stands in links, too."""
+
+
+def _without_key(answer: bytes, api_key: str) -> bytes:
+    return answer.replace(api_key.encode(), b"***") if len(api_key) >= _LONG_KEY else answer
+
+
+def _has_link(answer: bytes) -> bool:
+    """Whether an answer is whole and of use: what says that a render is under way may be whole as well."""
+    if not is_whole_json(answer):
+        return False
+    try:
+        read_receipt(Answer(status=200, body=answer, render_seconds=0, received_at=0, is_secure=False))
+    except RenderOutcomeUnknown:
+        return False
+    return True
+
 
 LoadContent = Callable[[], Awaitable[bytes]]
 """Loads the JSON body of a request. Its ``CodeGatewayError`` passes through; nothing is sent then."""
@@ -164,7 +183,7 @@ class Gateway:
         return Answer(
             status=seen.status,
             # It goes to the ledger as it is, but for a key that the gateway may have echoed.
-            body=bytes(seen.body).replace(self.settings.api_key.encode(), b"***"),
+            body=_without_key(bytes(seen.body), self.settings.api_key),
             render_seconds=time.monotonic() - started,
             received_at=time.time(),
             is_secure=self.settings.secure,
@@ -197,9 +216,10 @@ class Gateway:
         while len(seen.body) < limit:
             coming = asyncio.ensure_future(anext(chunks, b""))
             try:
-                await asyncio.wait({coming}, timeout=self._limits.answer_silence)
+                patience = self._limits.answer_silence if is_success else self._limits.refusal_silence
+                await asyncio.wait({coming}, timeout=patience)
                 if not coming.done():
-                    if not is_success or is_whole_json(bytes(seen.body)):
+                    if not is_success or _has_link(bytes(seen.body)):
                         return
                     await asyncio.wait({coming})
                 chunk = coming.result()

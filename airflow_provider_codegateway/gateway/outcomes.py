@@ -27,7 +27,8 @@ from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, Gateway
 from airflow_provider_codegateway.gateway.words import words_of
 from airflow_provider_codegateway.http_dates import retry_after
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.redaction import redact_url, redact_urls
+from airflow_provider_codegateway.net import network_reason
+from airflow_provider_codegateway.redaction import redact_url
 
 REDIRECTED = frozenset(
     {
@@ -117,8 +118,7 @@ def classify_error(error: Exception, *, is_sent: bool = True) -> CodeGatewayErro
 
     :param is_sent: whether the last byte of the body was handed to the network. A render needs all of them.
     """
-    why = str(root_cause(error)) or str(error)
-    reason = f"{type(error).__name__}: {redact_urls(why)}" if why else type(error).__name__
+    reason = network_reason(error, root_cause(error))
     if isinstance(error, NEVER_SENT):
         return GatewayUnavailable(f"The gateway could not be reached ({reason}).")
     if not is_sent:
@@ -242,7 +242,7 @@ def _where_to(headers: Mapping[str, str], settings: GatewaySettings) -> str:
         target = None
     if target is None or not target.host:
         return "It does not say where to. Check the connection's base URL."
-    shown = redact_url(target)
+    shown = redact_url(target).replace(settings.api_key, "***")
     if not target.path.endswith(GENERATE_PATH):
         return f"It redirects to {shown}, which is not a CodeGateway's path. Check the connection's base URL."
     base_url = shown.removesuffix(GENERATE_PATH)

@@ -21,7 +21,8 @@ from airflow_provider_codegateway.gateway.client import Exchange, Gateway
 from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, own_error, root_cause
 from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, GatewaySettings
 from airflow_provider_codegateway.gateway.words import words_of
-from airflow_provider_codegateway.redaction import redact_url, redact_urls
+from airflow_provider_codegateway.net import network_reason
+from airflow_provider_codegateway.redaction import redact_url
 
 REQUEST = {"model": "google/veo-3.1-fast"}
 
@@ -151,4 +152,5 @@ def _broken(error: httpx.HTTPError, gateway: Gateway, url: str) -> str:
 
 
 def _why(error: httpx.HTTPError) -> str:
-    return redact_urls(str(root_cause(error)) or str(error) or "no more is known").rstrip(".")
+    name = f"{type(error).__name__}: "
+    return network_reason(error, root_cause(error)).removeprefix(name).rstrip(".") or "no more is known"

@@ -16,8 +16,14 @@ from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferErr
 from airflow_provider_codegateway.facts import Ending, Verdict
 from airflow_provider_codegateway.http_dates import http_date, retry_after
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.net import NETWORK_ERRORS, Client, RedirectRefused, Response
-from airflow_provider_codegateway.redaction import redact_url, redact_urls
+from airflow_provider_codegateway.net import (
+    NETWORK_ERRORS,
+    Client,
+    RedirectRefused,
+    Response,
+    network_reason,
+)
+from airflow_provider_codegateway.redaction import redact_url
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +37,14 @@ _XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error>", re.ASCII)
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body|!--)", re.ASCII | re.IGNORECASE)
 _EXPIRED = re.compile(
     rb"<Code>(?:ExpiredToken|RequestExpired|TokenRefreshRequired)</Code>"
-    rb"|<Message>[^<]*\bexpired\b"
+    rb"|<Code>(?:AccessDenied|InvalidToken|AuthenticationFailed)</Code>\s*<Message>[^<]*\bexpired\b"
     rb"|Signature not valid in the specified time frame",
     re.IGNORECASE,
 )
+
+
+_CLOCKS_APART = 86_400
+"""Seconds. A host that is further from our own clock is not believed: a filter's clock may be years off."""
 
 
 class _Broken(Exception):
@@ -43,6 +53,10 @@ class _Broken(Exception):
     def __init__(self, reason: str, *, retry_after: float = 0.0) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+class _Absent(_Broken):
+    """The host says that there is no such clip: for good, or not yet."""
 
 
 class _NotWhole(_Broken):
@@ -151,9 +165,7 @@ class Download:
         except RedirectRefused as error:
             raise ClipTransferError(f"{error}.") from None
         except NETWORK_ERRORS as error:
-            raise _Broken(
-                redact_urls(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-            ) from None
+            raise _Broken(network_reason(error)) from None
 
     def _at_a_decent_speed(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The chunks, as long as they come faster than a host that would keep a thread busy for hours."""
@@ -215,22 +227,23 @@ class Download:
                 f"answered {status}", retry_after=retry_after(response.headers.get("retry-after")) or 0.0
             )
         words = next(response.chunks, b"")[:4096]
-        if status in _GONE and not _HTML.match(words):
-            raise ClipExpired(
-                f"The clip at {shown} is gone: its host answered {status}. Only another render gives another clip."
-            )
         if (status in _GONE or status in _REFUSALS) and self._is_expired(response, words):
             raise ClipExpired(
                 f"The link to the clip at {shown} has run out: its host answered {status}. It cannot be renewed; only "
                 "another render gives another clip."
             )
+        if status in _GONE and not _HTML.match(words):
+            # A delivery network may not have a fresh clip yet: it is gone once that is said again and again.
+            raise _Absent(f"answered {status}")
         raise ClipTransferError(
             f"{shown} answered {status} instead of the clip. Retry the task: it asks again, for free. If that goes on, "
             "ask CodeGateway about this clip."
         )
 
     def _is_expired(self, response: Response, words: bytes) -> bool:
-        now = http_date(response.headers.get("date")) or time.time()
+        now, told = time.time(), http_date(response.headers.get("date"))
+        if told is not None and abs(told - now) < _CLOCKS_APART:  # else it is the host whose clock is wrong
+            now = told
         if self._expires_at is not None and now >= self._expires_at:
             return True
         return bool(_XML.match(words) and _EXPIRED.search(words))
@@ -243,6 +256,11 @@ class Download:
         ) from None
 
     def _give_up(self, broken: _Broken, failures: int) -> NoReturn:
+        if isinstance(broken, _Absent):
+            raise ClipExpired(
+                f"The clip at {self._shown} is gone: its host {broken}, {failures} times. Only another render gives "
+                "another clip."
+            ) from None
         of = "" if self._total is None else f" of {self._total}"
         raise ClipTransferError(
             f"The download of {self._shown} broke {failures} times in a row, the last time at byte "
@@ -297,6 +315,7 @@ def _strong_validator(headers: httpx.Headers) -> str | None:
     """What If-Range may hold (RFC 9110, 13.1.5): a strong ETag, or a date that is a second old."""
     etag = headers.get("etag")
     if etag is not None:
-        return etag if etag.startswith('"') else None
-    modified, now = http_date(headers.get("last-modified")), http_date(headers.get("date"))
-    return headers["last-modified"] if modified and now and now - modified >= 1 else None
+        return etag if etag.startswith('"') and etag.isascii() else None
+    date = headers.get("last-modified", "")
+    modified, now = http_date(date), http_date(headers.get("date"))
+    return date if date.isascii() and modified and now and now - modified >= 1 else None
