@@ -64,7 +64,12 @@ class CodeGatewayError(AirflowException):
             self.bought = bought
 
     def __str__(self) -> str:
-        return f"{super().__str__()}\n{self.bought.value}"
+        return f"{super().__str__()}\n{self.money}"
+
+    @property
+    def money(self) -> str:
+        """Whether anything was bought, in a sentence."""
+        return self.bought.value
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the way from the triggerer to the worker; see ``from_dict``."""
@@ -221,9 +226,6 @@ class BatchIncomplete(CodeGatewayError):
             return Bought.NO.value
         known = "1 render was bought" if self.renders == 1 else f"{self.renders:,} renders were bought"
         return f"{known}, and {self.perhaps:,} more may have been." if self.perhaps else f"{known}."
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}\n{self.money}"
 
 
 class BatchRefused(BatchIncomplete, AirflowFailException):

@@ -514,7 +514,7 @@ class Purchase:
             await self._give_back(number, type(error).__name__)
             raise
         if time.monotonic() - claim.asked_at > self._limits.look_patience:
-            await to_the_end("ledger", self.ledger.pass_on, number)
+            await to_the_end("ledger", _note, self.ledger.pass_on, number)
             await to_the_end(
                 "journal", self._account.released, self.ledger.owner, "the claim had become too old"
             )
@@ -536,15 +536,16 @@ class Purchase:
             raise
 
     async def _lose_claim(self, number: int) -> None:
-        """Another run has the claim, and will be seen to; or S3 says so of whatever it is asked.
+        """Pause, and look again: another run has the claim, or S3 refuses to create anything.
 
-        :raises StorageUnavailable: it goes on saying so, and there is no claim.
+        :raises StorageUnavailable: the claim is refused for long, and nobody has it.
         """
         self._losing_since = self._losing_since or time.monotonic()
         if time.monotonic() - self._losing_since > self._limits.list_patience:
             raise StorageUnavailable(
                 f"The S3 server behind {self.ledger.location.uri} refuses to create {number}.started, as if it were "
-                "there, and has no such object. Run the task again later."
+                "there, and has no such object. Run the task again later.",
+                bought=Bought.PERHAPS if self._attempts else Bought.NO,
             )
         await asyncio.sleep(min(0.5, self._limits.poll_interval))
 

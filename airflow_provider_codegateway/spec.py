@@ -1,5 +1,4 @@
-"""From the arguments of an operator, or of a row of a batch, to the ``ClipSpec`` of its purchase; and back, where the
-clip is not what was asked for."""
+"""From the arguments of an operator, or of a row of a batch, to the ``ClipSpec`` of its purchase."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ PATIENCE = 60_000
 def browsing(
     browser: Browser, world: World, user: str, *, refused_media: bool = False, **options: Any
 ) -> Iterator[Page]:
-    """A page of a browser in which the user is logged in. It must reach for nothing but Airflow and S3.
+    """A page of a browser in which the user is logged in. It may send requests to Airflow and S3 alone.
 
     :param refused_media: whether it may reach for videos that the page's policy does not name yet.
     """

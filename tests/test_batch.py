@@ -903,6 +903,22 @@ def test_rows_that_another_batch_replaced_are_not_rendered(run: Run, gateway: Em
     assert gateway.ledger == ()
 
 
+def test_no_asset_event_is_sent_for_the_clips_of_another_batch(
+    run: Run, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """The manifest was replaced before the task resumed: it says so, and what was bought."""
+    operator = run.operator(rows(1), deferrable=True, asset_events="clip", outlets=[AssetAlias("clips")])
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(run.context)
+    event = asyncio.run(first_event(deferred.value.trigger))
+    other = {"index": 0, "id": "x", "status": "stored", "uri": f"s3://{bucket}/other.mp4"}
+    s3.put_object(Bucket=bucket, Key="result/manifest.jsonl", Body=json.dumps(other).encode() + b"\n")
+    with pytest.raises(InvalidTarget, match="is the manifest of another batch by now") as refused:
+        operator.execute_complete(run.context, event)
+    assert refused.value.bought is Bought.YES
+    assert run.summary["stored"] == gateway.billed == 1
+
+
 @pytest.mark.parametrize("name", ["manifest.jsonl", "requests.jsonl", "progress.json"])
 def test_neither_a_clip_nor_the_requests_take_the_place_of_the_batchs_own_files(
     name: str, run: Run, gateway: Emulator, s3: S3Client, bucket: str

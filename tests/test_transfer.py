@@ -487,6 +487,14 @@ def test_a_clip_that_is_not_there_yet_is_waited_for(s3: S3Client, bucket: str, s
     assert s3.get_object(Bucket=bucket, Key=KEY)["Body"].read() == clip
 
 
+def test_one_not_found_after_other_failures_does_not_lose_the_clip(s3: S3Client, bucket: str) -> None:
+    """A host that is down, and says "not found" in between, has not said that the clip is gone."""
+    answers = [*[Answer(status=503)] * 5, Answer(status=404)]
+    with ClipServer(mp4_of(20_000), *answers) as server:
+        error = bring_nothing(server, s3, bucket, expires_at=time.time() + 3600)
+    assert not isinstance(error, ClipExpired)
+
+
 def test_an_etag_that_no_header_can_hold_is_not_sent_back(s3: S3Client, bucket: str) -> None:
     """The download that broke begins again."""
     clip = mp4_of(20_000)

@@ -44,6 +44,7 @@ class Summary:
     :param cost: of those renders, ``{"amount", "at_most", "currency"}`` with amounts as strings; None without prices.
     :param stopped: why no more rows were begun.
     :param errors: the first of them, each with its row.
+    :param digest: SHA-256 of the manifest; None if it was not written, or by an earlier version.
     """
 
     manifest: str
@@ -60,6 +61,7 @@ class Summary:
     cost: Mapping[str, Any] | None = None
     stopped: str | None = None
     errors: Sequence[str] = ()
+    digest: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -115,6 +115,7 @@ class Batch:
         self._begun_at = time.monotonic()
         self._is_left = False
         self._progress_failed = False
+        self._digest: str | None = None  # of the manifest as it was written last
         self._first_errors: list[str] = []
 
     async def run(self) -> Summary:
@@ -148,6 +149,7 @@ class Batch:
             cost=self._tally.cost(),
             stopped=None if self._stopped is None else str(self._stopped.args[0]),
             errors=tuple(self._first_errors),
+            digest=self._digest,
         )
 
     def stop(self, reason: CodeGatewayError) -> None:
@@ -418,6 +420,7 @@ class Batch:
                     lines.append(_line(row, "not_begun", self._why_not_begun()))
             metadata = {_BATCH: self._id, MADE_BY: self._asker.requester}
             lines.upload(self._means.s3, self._manifest, put_args=self._put_args, metadata=metadata)
+            self._digest = lines.digest()
 
     def _is_own_manifest(self) -> bool:
         at = self._manifest

@@ -34,7 +34,7 @@ from airflow_provider_codegateway.net import (
 log = logging.getLogger(__name__)
 
 _LONG_KEY = 16
-"""A shorter key may be a word, which stands in links, too."""
+"""A shorter key may be an ordinary word, and part of a link."""
 
 
 def _without_key(answer: bytes, api_key: str) -> bytes:

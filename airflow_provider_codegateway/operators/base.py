@@ -11,7 +11,6 @@ from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperat
 from airflow_provider_codegateway import metrics
 from airflow_provider_codegateway.clip import NO_RUN, TaskRun, identities
 from airflow_provider_codegateway.exceptions import (
-    BatchIncomplete,
     Bought,
     CodeGatewayError,
     InvalidRequest,
@@ -98,10 +97,9 @@ class RenderingOperator(BaseOperator):
     def _report(self, error: CodeGatewayError, context: Context) -> None:
         """Count and log what a failure cost, and leave it for the task's page. The rest of it Airflow logs."""
         metrics.failed(error, self.model)
-        cost = error.money if isinstance(error, BatchIncomplete) else error.bought.value
-        self.log.error("%s", cost)
+        self.log.error("%s", error.money)
         if self.do_xcom_push and "ti" in context:
-            told = {"class": type(error).__name__, "message": error.args[0], "bought": cost}
+            told = {"class": type(error).__name__, "message": error.args[0], "bought": error.money}
             try:
                 context["ti"].xcom_push(key="clip_error", value=told)
             except Exception as failure:  # the error itself matters more

@@ -30,6 +30,7 @@ from airflow_provider_codegateway.exceptions import (
     BudgetExceeded,
     CodeGatewayError,
     InvalidRequest,
+    InvalidTarget,
     RenderOutcomeUnknown,
     from_dict,
 )
@@ -225,8 +226,7 @@ class GenerateVideosOperator(RenderingOperator):
             if self.dry_run_only:
                 self._estimate(checked, means, asker, context)
             # The first write below result_path, before anything is bought: the manifest goes there, too.
-            rows_at = rows_location(self.result_path)
-            rows.upload(self._s3, rows_at, put_args=self._put_args)
+            rows.upload(self._s3, rows_location(self.result_path), put_args=self._put_args)
             self.log.info(
                 "Rendering %s rows, at most %d at a time. The manifest will be at %s.",
                 f"{len(rows):,}",
@@ -453,6 +453,8 @@ class GenerateVideosOperator(RenderingOperator):
         )
 
     def _hand_over(self, summary: Summary, context: Context) -> str:
+        from airflow_provider_codegateway.batch import Tolerance
+
         self.log.info(
             "%s rows: %s. The manifest is at %s.", f"{summary.requests:,}", summary, summary.manifest
         )
@@ -460,8 +462,6 @@ class GenerateVideosOperator(RenderingOperator):
             # The connection too: Airflow keeps the rendered arguments of the last runs only.
             value = {**summary.as_dict(), "aws_conn_id": self.aws_conn_id}
             context["ti"].xcom_push(key="batch", value=value)
-        from airflow_provider_codegateway.batch import Tolerance
-
         tolerance = Tolerance.parse(self.tolerated_failures)
         if not tolerance.allows(summary.without_clip, summary.requests):
             raise self._incomplete(summary, f"tolerated_failures={self.tolerated_failures} allows fewer.")
@@ -492,6 +492,11 @@ class GenerateVideosOperator(RenderingOperator):
             lineage.add_batch_events(self.outlets, context, [(location, summary.as_dict())])
             return
         with LineFile.download(self._s3, location, self._put_args) as rows:
+            if summary.digest not in (None, rows.digest()):
+                raise InvalidTarget(
+                    f"{location.uri} is the manifest of another batch by now, so no asset event is sent for the clips. "
+                    "Give each batch a result_path of its own, and run the task again."
+                )
             events = (
                 (clip, row)
                 for row in rows

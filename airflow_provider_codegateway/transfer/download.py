@@ -108,7 +108,7 @@ class Download:
         :raises ClipExpired: the clip's host refused the link, which has run out.
         :raises ClipTransferError: the clip cannot be had now.
         """
-        failures, best, not_whole_at = 0, 0, -1
+        failures, absences, best, not_whole_at = 0, 0, 0, -1
         while True:
             try:
                 self._one_connection(sink)
@@ -118,8 +118,14 @@ class Download:
                         self._give_up_for_good(broken)
                     not_whole_at = self._offset
                 failures = 1 if self._offset > best else failures + 1
+                absences = absences + 1 if isinstance(broken, _Absent) else 0
                 best = max(best, self._offset)
                 self._require_time()
+                if absences > self._limits.max_failures:
+                    raise ClipExpired(
+                        f"The clip at {self._shown} is gone: its host {broken}, {absences} times. Only another render "
+                        "gives another clip."
+                    ) from None
                 if failures > self._limits.max_failures:
                     self._give_up(broken, failures)
                 log.info("The download of %s broke at byte %d: %s.", self._shown, self._offset, broken)
@@ -256,11 +262,6 @@ class Download:
         ) from None
 
     def _give_up(self, broken: _Broken, failures: int) -> NoReturn:
-        if isinstance(broken, _Absent):
-            raise ClipExpired(
-                f"The clip at {self._shown} is gone: its host {broken}, {failures} times. Only another render gives "
-                "another clip."
-            ) from None
         of = "" if self._total is None else f" of {self._total}"
         raise ClipTransferError(
             f"The download of {self._shown} broke {failures} times in a row, the last time at byte "
