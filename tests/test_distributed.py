@@ -12,10 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import httpx
+import psutil
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 from media_samples import mp4_of
@@ -111,7 +112,7 @@ def test_every_clip_is_stored_although_a_worker_and_a_triggerer_are_killed(
                 for number in (1, 2):
                     airflow.start_triggerer(f"triggerer-{number}")
                     airflow.start(f"worker-{number}", f"celery worker -H worker-{number} --skip-serve-logs")
-                lost = run_and_kill(airflow, emulator)
+                run_and_kill(airflow, emulator)
                 ended = {dag_id: airflow.wait_for_run(dag_id, seconds=600) for dag_id in DAGS}
         except BaseException:
             print(sandbox.log_tail(300), file=sys.stderr)
@@ -126,28 +127,47 @@ def test_every_clip_is_stored_although_a_worker_and_a_triggerer_are_killed(
             if key.endswith(".mp4"):
                 assert sandbox.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() == MP4
         assert stored(sandbox, "_codegateway/") == []
-        assert emulator.billed <= 2 * CLIPS + BLOCKING + lost
+        assert emulator.billed <= 2 * CLIPS + BLOCKING + _hung_up(emulator)
 
 
-def run_and_kill(airflow: AirflowServer, emulator: RemoteEmulator) -> int:
-    """Start all runs, and kill a worker and a triggerer while they render; how many renders were lost."""
-    everything = 2 * CLIPS + BLOCKING
+def run_and_kill(airflow: AirflowServer, emulator: RemoteEmulator) -> None:
+    """Start all runs, and kill a worker and a triggerer as soon as both of them wait for renders."""
+
+    port = httpx.URL(emulator.url).port
+
+    def busiest(kind: str) -> str:
+        return max((f"{kind}-{number}" for number in (1, 2)), key=renders_of)
+
+    def renders_of(part: str) -> int:
+        """How many renders it waits for: the emulator holds all answers, so each has an open connection."""
+        first = psutil.Process(airflow.processes[part].pid)
+        found = 0
+        for process in (first, *first.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                peers = [each.raddr for each in process.net_connections("tcp") if each.raddr]
+                found += sum(peer.port == port for peer in peers)
+        return found
+
+    def seen_by_the_emulator() -> bool:
+        """Whether it has no connection left of a client that is gone: to that one it would send an answer."""
+        closed = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_CLOSE_WAIT]
+        return all(each.laddr.port != port for each in closed)
+
+    kinds = ("worker", "triggerer")
     with emulator.holding():
         for dag_id in DAGS:
             airflow.trigger(dag_id)
-        emulator.wait_for(rendering=everything, timeout=300)
-        in_blocking = airflow.tasks("spread_blocking")
-        worker = str(in_blocking[0]["hostname"])
-        print(f"The first blocking clip is at {worker!r}.")
-        airflow.stop("worker-1", signal.SIGKILL)
-        airflow.stop("triggerer-1", signal.SIGKILL)
-        began = time.monotonic()
-        airflow.wait_until(lambda: _lost(emulator) > 0, what="renders lost", seconds=60)
-        print(f"Lost {_lost(emulator)} renders after {time.monotonic() - began:.1f} s.")
-    emulator.wait_for(rendering=0, timeout=60)
-    return _lost(emulator)
+        airflow.wait_until(
+            lambda: all(renders_of(busiest(kind)) for kind in kinds), what="both at work", seconds=300
+        )
+        victims = {part: renders_of(part) for part in map(busiest, kinds)}
+        print(f"Killed with their renders: {victims}")
+        for part in victims:
+            airflow.stop(part, signal.SIGKILL)
+        airflow.wait_until(seen_by_the_emulator, what="the loss seen by the emulator")
 
 
-def _lost(emulator: RemoteEmulator) -> int:
+def _hung_up(emulator: RemoteEmulator) -> int:
+    """How many renders nobody waited for until their end: of those that were killed, or that took too long."""
     ledger: Any = emulator.ledger
     return sum(render.answered is False for render in ledger)
