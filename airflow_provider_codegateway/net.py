@@ -96,8 +96,56 @@ def require_usable_proxy(url: httpx.URL) -> None:
         ) from None
 
 
-def post_transport(url: httpx.URL) -> httpx.AsyncHTTPTransport:
+class Wire:
+    """What came over the connection of one POST, as it came: what no parser of HTTP reads may be a paid answer.
+
+    The connection stays open until ``aclose``, so that one can read on where a parser gave up.
+
+    :param limit: bytes that are kept.
+    """
+
+    def __init__(self, limit: int = LIMITS.max_answer_bytes) -> None:
+        self.received = bytearray()
+        self._limit = limit
+        self._stream: httpcore.AsyncNetworkStream | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much has come as is kept."""
+        return len(self.received) >= self._limit
+
+    def open(self, stream: httpcore.AsyncNetworkStream) -> None:
+        """What is read from now on is what counts: below it is a proxy's tunnel, or TLS."""
+        self.received.clear()
+        self._stream = stream
+
+    def keep(self, data: bytes) -> bytes:
+        """Take note of what came."""
+        self.received += data[: self._limit - len(self.received)]
+        return data
+
+    async def more(self) -> bool:
+        """Read on. Whether something came; False at the end, however the connection ended."""
+        try:
+            return self._stream is not None and bool(await self._stream.read(BODY_CHUNK))
+        except NETWORK_ERRORS:
+            return False
+
+    async def aclose(self) -> None:
+        """End the connection."""
+        if (stream := self._stream) is not None:
+            self._stream = None
+            await stream.aclose()
+
+    def is_open(self, stream: httpcore.AsyncNetworkStream) -> bool:
+        """Whether this connection is to stay open."""
+        return stream is self._stream
+
+
+def post_transport(url: httpx.URL, wire: Wire | None = None) -> httpx.AsyncHTTPTransport:
     """What carries one POST, and is not used again.
+
+    :param wire: takes what comes. Whoever hands one in closes it.
 
     A pooled connection may be closed by the other side at any time, and a POST on it would then fail with an unknown
     outcome. And a pool looks through all of its connections at each call: with a thousand renders in flight, that
@@ -105,6 +153,7 @@ def post_transport(url: httpx.URL) -> httpx.AsyncHTTPTransport:
     """
     proxy = proxy_for(url)
     return _PostTransport(
+        wire or Wire(),
         verify=tls_context(),
         proxy=None if proxy is None else httpx.Proxy(proxy, ssl_context=_certificates_of(proxy)),
         limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
@@ -115,9 +164,9 @@ def post_transport(url: httpx.URL) -> httpx.AsyncHTTPTransport:
 class _PostTransport(httpx.AsyncHTTPTransport):
     """httpx's transport, on connections that see an answer which comes before the body was sent."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, wire: Wire, **options: Any) -> None:
         super().__init__(**options)
-        self._pool._network_backend = _PostBackend()
+        self._pool._network_backend = _PostBackend(wire)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         with quiet():
@@ -129,7 +178,8 @@ class _PostTransport(httpx.AsyncHTTPTransport):
 
 
 class _PostBackend(httpcore.AsyncNetworkBackend):
-    def __init__(self) -> None:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
         self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -142,7 +192,7 @@ class _PostBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         stream: Any = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
         stream._stream = _ResetStream(stream._stream)  # below TLS
-        return _PostStream(stream)
+        return _PostStream(stream, self._wire)
 
     async def sleep(self, seconds: float) -> None:
         await self._backend.sleep(seconds)
@@ -194,9 +244,11 @@ class _PostStream(httpcore.AsyncNetworkStream):
     sees the answer.
     """
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+    def __init__(self, stream: httpcore.AsyncNetworkStream, wire: Wire) -> None:
         self._stream = stream
+        self._wire = wire
         self._early: asyncio.Task[bytes] | None = None
+        wire.open(self)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         if len(buffer) < BODY_CHUNK:  # a head, or the end of a body: too little to be held up
@@ -217,14 +269,16 @@ class _PostStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         if self._early is None:
-            return await self._stream.read(max_bytes, timeout)
+            return self._wire.keep(await self._stream.read(max_bytes, timeout))
         await asyncio.wait({self._early}, timeout=timeout)
         if not self._early.done():
             raise httpcore.ReadTimeout
         early, self._early = self._early, None
-        return early.result()
+        return self._wire.keep(early.result())
 
     async def aclose(self) -> None:
+        if self._wire.is_open(self):
+            return
         if self._early is not None:
             await _cancelled(self._early)
         await self._stream.aclose()
@@ -235,7 +289,7 @@ class _PostStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
-        return _PostStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        return _PostStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._wire)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

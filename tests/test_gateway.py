@@ -147,7 +147,7 @@ def test_every_status_has_the_class_of_the_table(status: int) -> None:
 def test_whoever_answers_a_request_that_was_not_sent_whole_nothing_was_bought(status: int) -> None:
     """The gateway cannot render half a request."""
     for body in (*OWN.values(), *NOT_OWN.values()):
-        error = classify_refusal(status, {}, body, settings=SETTINGS, is_sent=False)
+        error = classify_refusal(status, {}, body, settings=SETTINGS, seconds=None)
         assert error.bought is Bought.NO
         assert isinstance(error, RequestRejected if status in REFUSED else GatewayUnavailable)
 

@@ -11,7 +11,8 @@ import binascii
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -124,7 +125,8 @@ def read_receipt(answer: Answer) -> Receipt:
     """
     text = answer.text
     content = _first_object(text)
-    url = _usable(_url_in(content)) or _usable(_url_in_text(text))
+    scheme = "https:" if answer.is_secure else "http:"
+    url = next(filter(None, (_usable(each, scheme) for each in _links_in(content, text))), None)
     if url is None:
         # Of what this failed on, nothing is to be shown by whoever reports local variables.
         del text, content
@@ -149,9 +151,14 @@ def link_over_https(url: str) -> str:
 
 def _unusable(answer: Answer) -> RenderOutcomeUnknown:
     said = words_of(answer.text.encode("utf-8", "replace"))
+    # A login page is as likely to be of somebody who let nothing through.
+    bought = Bought.PERHAPS if _PAGE.match(answer.text) else Bought.YES
     return RenderOutcomeUnknown(
-        f"The gateway answered {answer.status} without a usable clip URL: {said}.", bought=Bought.YES
+        f"The gateway answered {answer.status} without a usable clip URL: {said}.", bought=bought
     )
+
+
+_PAGE = re.compile(r"\s{0,999}<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
 
 
 # Text.
@@ -160,13 +167,22 @@ def _unusable(answer: Answer) -> RenderOutcomeUnknown:
 def _text_of(body: bytes) -> str:
     """At most a MiB of text, in whatever encoding and coding it came; compressed once or twice, too."""
     for _ in range(2):
-        if not body.startswith(b"\x1f\x8b"):
-            break
-        try:
-            body = zlib.decompressobj(wbits=31).decompress(body, MIB)
-        except zlib.error:
-            break
+        body = _unpacked(body)
     return body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff")
+
+
+def _unpacked(body: bytes) -> bytes:
+    """What gzip or deflate packed, if that is what it is."""
+    if body.lstrip()[:1] in (b"{", b"[", b""):
+        return body
+    for form in (31, zlib.MAX_WBITS, -zlib.MAX_WBITS):  # gzip, and deflate with and without the head of zlib
+        try:
+            unpacked = zlib.decompressobj(wbits=form).decompress(body, MIB)
+        except zlib.error:
+            continue
+        if form == 31 or unpacked.lstrip().startswith((b"{", b"[")):
+            return unpacked
+    return body
 
 
 def _first_object(text: str) -> dict[str, Any]:
@@ -186,34 +202,45 @@ def _integer(digits: str) -> int | None:
 # The link.
 
 
-def _url_in(content: Mapping[str, Any]) -> object:
-    match content:
-        case {"data": [{"url": url}, *_]}:
-            return url
-    return None
+def _links_in(content: Mapping[str, Any], text: str) -> Iterator[object]:
+    """What may be the link: where the guide has it, or close by."""
+    data = content.get("data")
+    for each in data if isinstance(data, list) else [data]:
+        yield each.get("url") if isinstance(each, dict) else each
+    if "error" not in content:
+        yield content.get("url")
+    # An answer that is cut off, is not JSON for another reason, or is a string in another JSON.
+    for each in (text, text.replace('\\"', '"').replace("\\\\", "\\")):
+        yield from _links_in_text(each)
 
 
 # Bounded repetitions, and none that another can take over from: a MiB takes time in proportion to its length.
-_LINK = re.compile(
-    r'"data"\s{0,99}:\s{0,99}\[\s{0,99}\{[^{}\[\]]{0,4096}?"url"\s{0,99}:\s{0,99}("(?:[^"\\]|\\.){1,8192}")'
-)
+_LINK = re.compile(r'"url"\s{0,99}:\s{0,99}("(?:[^"\\]|\\.){1,8192}")', re.IGNORECASE)
+_FURTHEST = 4096
+"""Characters between ``"data"`` and its ``"url"``."""
 
 
-def _url_in_text(text: str) -> object:
-    """The link in an answer that is cut off, or is not JSON for another reason."""
+def _links_in_text(text: str) -> Iterator[object]:
     for match in _LINK.finditer(text):
-        try:
-            return json.loads(match[1], strict=False)
-        except ValueError:
-            continue
-    return None
+        if '"data"' in text[max(0, match.start() - _FURTHEST) : match.start()].lower():
+            with suppress(ValueError):
+                yield json.loads(match[1], strict=False)
 
 
-def _usable(url: object) -> str | None:
+_AROUND = "".join(map(chr, range(33))) + "<>\"'\xa0\u200b\u2060\ufeff"
+"""What may stand around a link and is no part of one."""
+
+
+def _usable(url: object, scheme: str) -> str | None:
+    """A link as browsers read it.
+
+    :param scheme: of one that begins with ``//``.
+    """
     if not isinstance(url, str) or len(url) > LONGEST_LINK:
         return None
-    # As browsers do: white space around is cut, line breaks and tabs inside are left out.
-    url = re.sub(r"[\r\n\t]", "", url.strip())
+    # White space around is cut, line breaks and tabs inside are left out.
+    url = re.sub(r"[\r\n\t]", "", url.strip(_AROUND)).replace("&amp;", "&")
+    url = f"{scheme}{url}" if url.startswith("//") else url
     try:
         parsed = httpx.URL(url)
         usable = parsed.scheme in ("https", "http") and bool(parsed.host) and url.isprintable()

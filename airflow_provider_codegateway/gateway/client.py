@@ -20,11 +20,13 @@ from airflow_provider_codegateway.gateway.outcomes import (
     is_whole_json,
     retry_delay,
 )
+from airflow_provider_codegateway.gateway.raw import raw_answer
 from airflow_provider_codegateway.gateway.settings import DEADLINE_FLOOR, GENERATE_PATH, GatewaySettings
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import (
     BODY_CHUNK,
     USER_AGENT,
+    Wire,
     post_transport,
     proxy_for,
     require_usable_proxy,
@@ -52,6 +54,13 @@ def _has_link(answer: bytes) -> bool:
     return True
 
 
+def _take(wire: Wire, seen: Exchange) -> None:
+    """Take over a success that came, if it has more than HTTP made of it."""
+    status, body = raw_answer(bytes(wire.received)) or (0, b"")
+    if 200 <= status < 300 and len(body.strip()) > len(seen.body.strip()):
+        seen.status, seen.body = status, bytearray(body)
+
+
 LoadContent = Callable[[], Awaitable[bytes]]
 """Loads the JSON body of a request. Its ``CodeGatewayError`` passes through; nothing is sent then."""
 
@@ -60,16 +69,35 @@ LoadContent = Callable[[], Awaitable[bytes]]
 class Exchange:
     """What is known of one POST while it is under way."""
 
-    is_sent: bool = False
-    """Whether the last bytes of the body were handed to the network. A render needs all of them."""
+    sent_at: float | None = None
+    """When the last bytes of the body were handed to the network (monotonic). A render needs all of them."""
+    answered_at: float | None = None
+    """When an answer began."""
     status: int = 0
     headers: httpx.Headers = field(default_factory=httpx.Headers, repr=False)
     body: bytearray = field(default_factory=bytearray, repr=False)
 
     @property
+    def is_sent(self) -> bool:
+        """Whether the body was sent whole."""
+        return self.sent_at is not None
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status < 300
+
+    @property
     def has_answer(self) -> bool:
         """Whether a success has brought more than the white space that keeps a connection alive."""
-        return 200 <= self.status < 300 and bool(self.body.strip())
+        return self.is_success and bool(self.body.strip())
+
+    @property
+    def seconds(self) -> float | None:
+        """From the end of the request to the beginning of the answer; None if it was not sent whole."""
+        if self.sent_at is None or self.answered_at is None:
+            return None
+        return max(self.answered_at - self.sent_at, 0.0)
 
 
 async def _send_and_forget(unsent: list[bytes], seen: Exchange) -> AsyncIterator[bytes]:
@@ -78,7 +106,7 @@ async def _send_and_forget(unsent: list[bytes], seen: Exchange) -> AsyncIterator
     for start in range(0, last, BODY_CHUNK):
         yield bytes(content[start : start + BODY_CHUNK])
     # The next chunk is asked for when the one before was handed on.
-    seen.is_sent = True
+    seen.sent_at = time.monotonic()
     yield bytes(content[last:])
 
 
@@ -156,9 +184,7 @@ class Gateway:
                 elapsed = time.monotonic() - started
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    if seen.has_answer:
-                        break
-                    raise classify_silence(self.settings, is_sent=seen.is_sent)
+                    break
                 if elapsed >= self._limits.progress_interval:
                     log.info("Rendering for %d s.", elapsed)
                 await asyncio.wait({exchange}, timeout=min(self._limits.progress_interval, left))
@@ -172,13 +198,21 @@ class Gateway:
                 exchange.cancel()
                 await asyncio.wait({exchange})
         # What came may be whole, though HTTP says that more should come.
-        if not exchange.cancelled() and (error := exchange.exception()) and not seen.has_answer:
-            if not isinstance(error, Exception):
-                raise error
-            raise classify_error(error, is_sent=seen.is_sent) from error
-        if not 200 <= seen.status < 300:
+        if not seen.has_answer:
+            if exchange.cancelled():
+                raise classify_silence(self.settings, is_sent=seen.is_sent)
+            if error := exchange.exception():
+                if not isinstance(error, Exception):
+                    raise error
+                raise classify_error(error, is_sent=seen.is_sent) from error
+        if not seen.is_success or not (seen.is_sent or _has_link(bytes(seen.body))):
             raise classify_refusal(
-                seen.status, seen.headers, bytes(seen.body), settings=self.settings, is_sent=seen.is_sent
+                seen.status,
+                seen.headers,
+                bytes(seen.body),
+                settings=self.settings,
+                seconds=seen.seconds,
+                limits=self._limits,
             )
         return Answer(
             status=seen.status,
@@ -197,29 +231,64 @@ class Gateway:
         """
         length = {"Content-Length": str(len(unsent[0]))}
         url = self.settings.base_url + GENERATE_PATH
-        async with (
-            self._client() as client,
-            client.stream("POST", url, content=_send_and_forget(unsent, seen), headers=length) as response,
-        ):
-            seen.status, seen.headers = response.status_code, response.headers
-            try:
-                await self._read(response.aiter_raw(), seen)
-            except httpx.HTTPError:
-                # The status of a refusal says enough.
-                if 200 <= seen.status < 300:
-                    raise
+        wire = Wire(self._limits.max_answer_bytes)
+        try:
+            async with (
+                self._client(wire) as client,
+                client.stream(
+                    "POST", url, content=_send_and_forget(unsent, seen), headers=length
+                ) as response,
+            ):
+                seen.answered_at = time.monotonic()
+                seen.status, seen.headers = response.status_code, response.headers
+                try:
+                    await self._read(response.aiter_raw(), seen)
+                except httpx.HTTPError:
+                    # The status of a refusal says enough.
+                    if seen.is_success:
+                        raise
+            if seen.is_success and not _has_link(bytes(seen.body)):
+                await self._read_wire(wire, seen, is_over=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            await self._read_wire(wire, seen, is_over=False)
+            raise
+        finally:
+            await wire.aclose()
+
+    async def _read_wire(self, wire: Wire, seen: Exchange, *, is_over: bool) -> None:
+        """Look for an answer in what HTTP does not allow.
+
+        :param is_over: whether the answer is whole, as HTTP has it.
+        """
+        coming = None
+        try:
+            while not wire.is_full:
+                coming = coming or asyncio.ensure_future(wire.more())
+                await asyncio.wait({coming}, timeout=self._limits.answer_silence)
+                if not coming.done():
+                    _take(wire, seen)
+                    if is_over or _has_link(bytes(seen.body)):
+                        return
+                    continue
+                if not coming.result():
+                    return
+                coming = None
+        finally:
+            if coming is not None and not coming.done():
+                coming.cancel()
+                await asyncio.wait({coming})
+            _take(wire, seen)
 
     async def _read(self, chunks: AsyncIterator[bytes], seen: Exchange) -> None:
         """Read an answer until it ends, or is too long, or is whole and nothing more comes."""
-        is_success = 200 <= seen.status < 300
-        limit = self._limits.max_answer_bytes if is_success else self._limits.max_error_bytes
+        limit = self._limits.max_answer_bytes if seen.is_success else self._limits.max_error_bytes
         while len(seen.body) < limit:
             coming = asyncio.ensure_future(anext(chunks, b""))
             try:
-                patience = self._limits.answer_silence if is_success else self._limits.refusal_silence
+                patience = self._limits.answer_silence if seen.is_success else self._limits.refusal_silence
                 await asyncio.wait({coming}, timeout=patience)
                 if not coming.done():
-                    if not is_success or _has_link(bytes(seen.body)):
+                    if not seen.is_success or _has_link(bytes(seen.body)):
                         return
                     await asyncio.wait({coming})
                 chunk = coming.result()
@@ -232,10 +301,10 @@ class Gateway:
             seen.body += chunk[: limit - len(seen.body)]
             del chunk  # error trackers show the local variables of whatever fails, and there is a link in it
 
-    def _client(self) -> httpx.AsyncClient:
+    def _client(self, wire: Wire) -> httpx.AsyncClient:
         settings = self.settings
         return httpx.AsyncClient(
-            transport=post_transport(httpx.URL(settings.base_url)),
+            transport=post_transport(httpx.URL(settings.base_url), wire),
             headers={
                 "Authorization": f"Bearer {settings.api_key}",
                 "Content-Type": "application/json",

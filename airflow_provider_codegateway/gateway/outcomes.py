@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ REJECTED = (
         }
     )
 )
-"""The same request will be refused again, whoever refuses it. Nothing was bought."""
+"""The same request will be refused again, whoever refuses it. Nothing was bought.
+
+But for one case: a page of somebody else that comes as late as an answer may have taken the place of one."""
 
 UNAVAILABLE = frozenset(
     {
@@ -151,15 +154,21 @@ def classify_refusal(
     answer: bytes,
     *,
     settings: GatewaySettings,
-    is_sent: bool = True,
+    seconds: float | None = 0.0,
+    limits: Limits = LIMITS,
 ) -> CodeGatewayError:
-    """The error that an answer is whose status is not 2xx.
+    """The error that an answer is whose status is not 2xx, or that came before the request was sent whole.
 
-    :param is_sent: whether the last byte of the body was handed to the network.
+    :param seconds: from the end of the request to the beginning of the answer; None if it was not sent whole.
     """
     own = own_error(answer)
     who = "The gateway" if own is not None else "The gateway, or a proxy on the way to it,"
     said = f"{who} answered {status}: {words_of(answer, settings.api_key)}."
+    if own is None and status in REJECTED and seconds is not None and seconds > limits.foreign_refusal:
+        return RenderOutcomeUnknown(
+            f"{said} It came {seconds:.0f} s after the request, so a filter may have put it in the place of the "
+            "gateway's answer."
+        )
     if status in REDIRECTED:
         return RequestRejected(f"{said} {_where_to(headers, settings)}", status=status)
     if status in REJECTED:
@@ -168,9 +177,9 @@ def classify_refusal(
         advice = _ADVICE if own is not None else _FOREIGN_ADVICE
         return RequestRejected(f"{said}{advice.get(status, '')}", status=status)
     wait = retry_after(headers.get("retry-after"))
-    if status in UNAVAILABLE and own is not None:
+    if status in UNAVAILABLE and own is not None and not own.is_of_time:
         return GatewayUnavailable(said, retry_after=wait, status=status)
-    if not is_sent:
+    if seconds is None:
         return GatewayUnavailable(f"{said} The request had not been sent whole.", retry_after=wait)
     return RenderOutcomeUnknown(said)
 
@@ -181,6 +190,14 @@ class OwnError:
 
     message: str
     kind: str = ""
+
+    @property
+    def is_of_time(self) -> bool:
+        """Whether it says that something took too long: what took long was begun."""
+        return (
+            re.search(r"time[sd]?[ _-]?out|deadline", f"{self.kind} {self.message[:LONGEST_TEXT]}", re.I)
+            is not None
+        )
 
 
 def own_error(answer: bytes) -> OwnError | None:
