@@ -8,6 +8,7 @@ alone does not have, and to addresses that were checked.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextvars
 import functools
 import ipaddress
@@ -22,12 +23,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import anyio.abc
 import httpcore
 import httpx
 
-from airflow_provider_codegateway import __version__
+from airflow_provider_codegateway import __version__, http_heads
 from airflow_provider_codegateway.exceptions import InvalidConnection
 from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.limits import LIMITS, Limits
@@ -353,6 +355,10 @@ class Stopped(Exception):
     """Another thread stopped the client."""
 
 
+class TooSlow(httpcore.ReadTimeout):
+    """The host sends bytes, and none of the body."""
+
+
 class RedirectRefused(Exception):
     """A redirect that is not followed. The message says why, without the query of any URL."""
 
@@ -430,6 +436,7 @@ class Client:
         self._ssl_context = ssl_context
         self._stopped = threading.Event()
         self._sockets: set[socket.socket] = set()
+        self._useless_since: float | None = None
 
     def stop(self) -> None:
         """End the request in flight, and allow no other. From any thread."""
@@ -487,7 +494,10 @@ class Client:
             "Accept-Encoding": "identity",
             "User-Agent": USER_AGENT,
         }
+        if url.userinfo:
+            sent["Authorization"] = b"Basic " + base64.b64encode(unquote_to_bytes(url.userinfo))
         sent.update(headers)
+        self._useless_since = None
         with (
             self._translated(),
             quiet(),
@@ -508,8 +518,13 @@ class Client:
                 status=answer.status,
                 headers=answer_headers,
                 length=int(length) if re.fullmatch(r"[0-9]{1,15}", length) else None,
-                chunks=answer.iter_stream(),
+                chunks=self._passed_on(answer.iter_stream()),
             )
+
+    def _passed_on(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+            self._useless_since = None
 
     def _timeouts(self) -> dict[str, float]:
         connect, read = self._limits.connect_timeout, self._limits.read_timeout
@@ -539,6 +554,17 @@ class Client:
         if left <= 0:
             raise httpcore.ReadTimeout("it took too long")
         return left if timeout is None else min(timeout, left)
+
+    def came(self) -> None:
+        """Bytes came, of whatever they are.
+
+        :raises TooSlow: they have come for long, and none of them was of the body: a head, or the frame of chunks.
+        """
+        now = time.monotonic()
+        if self._useless_since is None:
+            self._useless_since = now
+        elif now - self._useless_since > self._limits.speed_window:
+            raise TooSlow("it sends, and nothing of the body comes")
 
     def opened(self, sock: socket.socket) -> None:
         """A connection was opened."""
@@ -615,6 +641,7 @@ class _Backend(httpcore.NetworkBackend):
 
 
 _READ_SIZE = 256 * 1024
+_LONGEST_HEAD = 64 * 1024
 
 
 class _Stream(httpcore.NetworkStream):
@@ -624,11 +651,36 @@ class _Stream(httpcore.NetworkStream):
         self._client = client
         self._stream = stream
         self._socket: socket.socket = stream.get_extra_info("socket")
+        self._head: bytes | None = b""
+        """What came of the answer's head; None once it is whole."""
         client.opened(self._socket)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        # httpcore asks for 64 KiB at a time. More at once takes less of the processor for a clip.
-        return self._stream.read(max(max_bytes, _READ_SIZE), self._client.left(timeout))
+        while True:
+            # httpcore asks for 64 KiB at a time. More at once takes less of the processor for a clip.
+            data = self._stream.read(max(max_bytes, _READ_SIZE), self._client.left(timeout))
+            if data:
+                self._client.came()
+            if self._head is None:
+                return data
+            self._head += data
+            if not b"HTTP/".startswith(self._head[:5]):  # a SOCKS proxy says how it goes, before the head
+                said, self._head = self._head, b""
+                return said
+            if not data or len(self._head) > _LONGEST_HEAD or http_heads.END.search(self._head):
+                return self._mended()
+
+    def _mended(self) -> bytes:
+        """The heads that are whole, as a parser takes them, and what follows."""
+        heads, left = b"", self._head or b""
+        while end := http_heads.END.search(left):
+            head, left = left[: end.end()], left[end.end() :]
+            heads += http_heads.mended(head)
+            if not http_heads.is_interim(head):
+                self._head = None
+                return heads + left
+        self._head = left if heads else None
+        return heads or left
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, self._client.left(timeout))

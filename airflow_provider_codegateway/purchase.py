@@ -741,6 +741,7 @@ class Purchase:
             metadata=lambda facts: replace(marks, facts=facts).as_metadata(),
             upload_args=self.spec.upload_args,
             expires_at=self._runs_out(number, receipt),
+            allows_http=self._allows_http_links,
             limits=self._limits,
         )
         showing_life = asyncio.create_task(self._show_life(number))

@@ -28,7 +28,9 @@ class Answer:
     :param content_range: the Content-Range that is claimed.
     :param etag: the ETag from now on; empty for none.
     :param hold: wait for this before each send.
-    :param trickle: send a byte now and then, from the ``head`` or the ``body`` on.
+    :param trickle: send a byte now and then, from the ``head`` or the ``body`` on; or so many bytes after the head, the
+        last of them for ever, such as a chunk's extension.
+    :param raw: sent as it is, in place of all that, or before what trickles.
     """
 
     status: int | None = None
@@ -42,7 +44,8 @@ class Answer:
     content_range: str | None = None
     etag: str | None = None
     hold: threading.Event | None = None
-    trickle: str = ""
+    trickle: str | bytes = ""
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,14 @@ class ClipServer:
             headers["Content-Length"] = str(len(body) if answer.length == "true" else answer.length)
         headers |= answer.headers
         head = f"HTTP/1.1 {status} X\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers.items()) + "\r\n"
+        if answer.raw is not None:
+            connection.sendall(answer.raw)
+            if not answer.trickle:
+                return
+        if isinstance(answer.trickle, bytes):
+            connection.sendall(head.encode() + answer.trickle)
+            self._trickle(connection, answer.trickle[-1:] * 10_000)
+            return
         if answer.trickle:
             slow = len(head) if answer.trickle == "body" else 0
             connection.sendall(head[:slow].encode())

@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("__init__", "clip", "limits", "redaction", "exceptions"),
-            *("get_provider_info", "threads", "foreign", "http_dates"),
+            *("get_provider_info", "threads", "foreign", "http_dates", "http_heads"),
         }
     ),
     frozenset({"s3", "net"}),

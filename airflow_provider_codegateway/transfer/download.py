@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn, Protocol
@@ -15,12 +16,13 @@ import httpx
 from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferError
 from airflow_provider_codegateway.facts import Ending, Verdict
 from airflow_provider_codegateway.http_dates import http_date, retry_after
-from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.limits import LIMITS, MIB, Limits
 from airflow_provider_codegateway.net import (
     NETWORK_ERRORS,
     Client,
     RedirectRefused,
     Response,
+    TooSlow,
     network_reason,
 )
 from airflow_provider_codegateway.redaction import redact_url
@@ -84,16 +86,27 @@ class Download:
 
     :param url: presigned or not.
     :param expires_at: Unix seconds at which the link runs out, where that is known.
+    :param allows_http: whether a redirect from https to http is followed.
     :raises ClipTransferError: the URL is not http or https.
     """
 
-    def __init__(self, url: str, *, expires_at: float | None = None, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        expires_at: float | None = None,
+        allows_http: bool = False,
+        limits: Limits = LIMITS,
+    ) -> None:
         self._url = _require_http(url)
         self._shown = redact_url(url)
         self._expires_at = expires_at
+        self._check_redirect = _require_url if allows_http else _require_no_less_secure
         self._limits = limits
+        self._unzip: _Unzip | None = None
         self._client = Client(seconds=limits.transfer_timeout, limits=limits)
         self._offset = 0
+        self._ended_at = -1
         self._total: int | None = None
         self._etag: str | None = None
         self._validator: str | None = None
@@ -113,6 +126,8 @@ class Download:
             try:
                 self._one_connection(sink)
             except _Broken as broken:
+                if self._is_whole_all_the_same(sink):
+                    return
                 if isinstance(broken, _NotWhole):
                     if self._offset == not_whole_at:
                         self._give_up_for_good(broken)
@@ -138,18 +153,36 @@ class Download:
     def _one_connection(self, sink: Sink) -> None:
         with (
             self._network(),
-            self._client.get(self._url, self._range(), check_redirect=_require_no_less_secure) as response,
+            self._client.get(self._url, self._range(), check_redirect=self._check_redirect) as response,
         ):
             if self._is_at_its_end(response) and sink.ending().verdict is not Verdict.CUT:
                 return
             self._begin(response, sink)
             for chunk in self._at_a_decent_speed(response.chunks):
-                _pour(chunk, sink)
+                if not self._offset and chunk.startswith(_GZIP):
+                    self._unzip = _Unzip()
+                for piece in (chunk,) if self._unzip is None else self._unzip(chunk):
+                    _pour(piece, sink)
                 self._offset += len(chunk)
             is_announced = self._total is not None or _ends_where_it_says(response)
         if self._total is not None and self._offset != self._total:
             raise _Broken(f"ended at byte {self._offset} of {self._total}")
+        if self._unzip is not None:
+            self._unzip.require_some()
         self._require_whole(sink.ending(), is_announced=is_announced)
+
+    def _is_whole_all_the_same(self, sink: Sink) -> bool:
+        """Whether its host announced more than it has, twice, and the clip says that it is whole."""
+        is_again, self._ended_at = self._ended_at == self._offset, self._offset
+        if not is_again or not self._offset or sink.ending().verdict is not Verdict.WHOLE:
+            return False
+        log.warning(
+            "%s announced %s bytes and sent %d, twice. The clip says that it is whole.",
+            self._shown,
+            self._total,
+            self._offset,
+        )
+        return True
 
     def _is_at_its_end(self, response: Response) -> bool:
         """Whether the host, asked to go on, says that nothing follows."""
@@ -170,6 +203,8 @@ class Download:
             yield
         except RedirectRefused as error:
             raise ClipTransferError(f"{error}.") from None
+        except TooSlow:
+            self._give_up_slow()
         except NETWORK_ERRORS as error:
             raise _Broken(network_reason(error)) from None
 
@@ -181,12 +216,14 @@ class Download:
             count += len(chunk)
             if (seconds := time.monotonic() - since) >= self._limits.speed_window:
                 if count < self._limits.slowest * seconds:
-                    raise ClipTransferError(
-                        f"{self._shown} sends less than {self._limits.slowest // 1024} KiB a second; the download was "
-                        f"given up at byte {self._offset}. Retry the task: it downloads again, for free, while the "
-                        "link lives."
-                    )
+                    self._give_up_slow()
                 since, count = time.monotonic(), 0
+
+    def _give_up_slow(self) -> NoReturn:
+        raise ClipTransferError(
+            f"{self._shown} sends less than {self._limits.slowest // 1024} KiB a second; the download was given up at "
+            f"byte {self._offset}. Retry the task: it downloads again, for free, while the link lives."
+        ) from None
 
     def _range(self) -> dict[str, str]:
         if self._offset and self._validator:
@@ -195,13 +232,13 @@ class Download:
 
     def _begin(self, response: Response, sink: Sink) -> None:
         """Find out what this answer brings: the whole clip, or the rest of it."""
-        if response.status not in (200, 206, 416):
+        if not 200 <= response.status < 300 and response.status != 416:
             self._refuse(response)
         if response.status == 206 and self._continues(response):
             return
         if self._offset:
             self._restart(sink)
-        if response.status != 200:
+        if response.status == 416 or not _is_from_the_start(response):
             raise _Broken(f"answered {response.status} with another range than asked for")
         self._total = response.length
         self._etag = response.headers.get("etag")
@@ -224,6 +261,7 @@ class Download:
             "The download of %s starts again: its host did not go on from byte %d.", self._shown, self._offset
         )
         self._offset, self._total, self._etag, self._validator = 0, None, None, None
+        self._unzip = None
         sink.restart()
 
     def _refuse(self, response: Response) -> NoReturn:
@@ -276,6 +314,54 @@ class Download:
             ) from None
 
 
+def _is_from_the_start(response: Response) -> bool:
+    """Whether an answer brings all of it. Some say "a part" of the whole."""
+    if response.status != 206:
+        return True
+    given = response.headers.get("content-range", "")
+    match = re.fullmatch(r"bytes 0-(\d+)/(\d+|\*)", given)
+    return not given or (match is not None and match[2] in ("*", str(int(match[1]) + 1)))
+
+
+_GZIP = b"\x1f\x8b\x08"
+
+
+class _Unzip:
+    """A clip that its host packed, though nobody asked for that."""
+
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(wbits=31)
+        self._came, self._made = 0, 0
+
+    def require_some(self) -> None:
+        """:raises ClipTransferError: nothing came of it."""
+        if not self._made:
+            raise ClipTransferError("The clip came compressed by gzip, and cannot be unpacked.")
+
+    def __call__(self, chunk: bytes) -> Iterator[bytes]:
+        """What a chunk unpacks to, in pieces.
+
+        :raises ClipTransferError: it is not what a video packs to.
+        """
+        self._came += len(chunk)
+        while chunk and not self._decoder.eof:
+            try:
+                piece = self._decoder.decompress(chunk, MIB)
+            except zlib.error:
+                raise ClipTransferError("The clip came compressed by gzip, and cannot be unpacked.") from None
+            chunk = self._decoder.unconsumed_tail
+            self._made += len(piece)
+            if self._made > _MOST_UNPACKED * (self._came + MIB):
+                raise ClipTransferError(
+                    "The clip came compressed by gzip, and unpacks to more than a video does."
+                )
+            yield piece
+
+
+_MOST_UNPACKED = 50
+"""Bytes that one byte of a video unpacks to: its pictures are packed already."""
+
+
 def _ends_where_it_says(response: Response) -> bool:
     """Whether the body's end is known from its head, and not by the connection's end."""
     coding = response.headers.get("transfer-encoding", "").lower()
@@ -295,7 +381,7 @@ def _pour(chunk: bytes, sink: Sink) -> None:
 def _require_http(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
-        usable = parsed.scheme in ("http", "https") and bool(parsed.host) and not parsed.userinfo
+        usable = parsed.scheme in ("http", "https") and bool(parsed.host)
         usable = usable and parsed.port != 0
     except (httpx.InvalidURL, ValueError):
         usable = False
@@ -304,11 +390,16 @@ def _require_http(url: str) -> httpx.URL:
     return parsed
 
 
+def _require_url(_: httpx.URL, target: httpx.URL) -> None:
+    _require_http(str(target))
+
+
 def _require_no_less_secure(url: httpx.URL, target: httpx.URL) -> None:
     _require_http(str(target))
     if url.scheme == "https" and target.scheme != "https":
         raise ClipTransferError(
-            f"{redact_url(url)} redirects from https to {redact_url(target)}, which is not followed."
+            f"{redact_url(url)} redirects from https to {redact_url(target)}, which is not followed. To allow http, "
+            'set {"http_links": "allow"} in the connection\'s extra.'
         )
 
 

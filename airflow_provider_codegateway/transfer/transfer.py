@@ -50,13 +50,14 @@ class StoredClip:
 class Transfer:
     """Brings the clip behind a URL to S3. An object already at the key is replaced, in one step.
 
-    :param url: the clip's URL, presigned or not. It is sent no credentials.
+    :param url: the clip's URL, presigned or not. It is sent no credentials but those that stand in it.
     :param s3: a boto3 client, as ``S3Hook(...).get_conn()`` gives it.
     :param metadata: makes the object's metadata, ASCII, of the clip's facts. A long clip's facts may be known only
         when its metadata are sent already; then it is told None.
     :param upload_args: as ``S3Hook(extra_args=...)``: each goes to all calls that take it. Older Ceph servers
         silently drop ``Tagging`` from multipart uploads.
     :param expires_at: Unix seconds at which the link runs out, where that is known.
+    :param allows_http: whether a redirect from https to http is followed.
     :raises ClipTransferError: the URL is not http or https.
     """
 
@@ -69,9 +70,10 @@ class Transfer:
         metadata: Callable[[Facts | None], Mapping[str, str]],
         upload_args: Mapping[str, Any] | None = None,
         expires_at: float | None = None,
+        allows_http: bool = False,
         limits: Limits = LIMITS,
     ) -> None:
-        self._download = Download(url, expires_at=expires_at, limits=limits)
+        self._download = Download(url, expires_at=expires_at, allows_http=allows_http, limits=limits)
         self._target = UploadTarget(s3, target, metadata, upload_args or {})
         self._upload = Upload(self._target, limits)
 
