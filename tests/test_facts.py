@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
 import pytest
+from av.video.frame import VideoFrame
 from hypothesis import given
 from hypothesis import strategies as st
 from media_samples import mp4
@@ -119,6 +121,88 @@ def test_no_index_breaks_the_reading(at: int, value: bytes) -> None:
     clip[at : at + len(value)] = value
     facts = walked(bytes(clip)).facts
     assert facts is None or Marks.from_metadata(marks(facts).as_metadata()).facts == facts
+
+
+def several_frames(folder: Path, movflags: str) -> bytes:
+    """Two seconds with a key frame in each of ten frames, so that there are several fragments."""
+    path = folder / "clip.mp4"
+    with av.open(str(path), "w", format="mp4", options={"movflags": movflags}) as container:
+        stream = container.add_stream("libx264", rate=5, options={"g": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(10):
+            container.mux(stream.encode(VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def boxes_of(clip: bytes) -> list[tuple[str, bytes]]:
+    """The top-level boxes."""
+    found, at = [], 0
+    while at < len(clip):
+        size, kind = struct.unpack_from(">I4s", clip, at)
+        found.append((kind.decode(), clip[at : at + size]))
+        at += size
+    return found
+
+
+@pytest.mark.parametrize("frames", [1, 10])
+def test_boxes_that_all_end_are_not_enough(frames: int, tmp_path: Path) -> None:
+    """The index says where the last picture ends: what is cut between two boxes is not whole."""
+    clip = several_frames(tmp_path, "faststart") if frames == 10 else mp4()
+    parts = dict(boxes_of(clip))
+    front, media = clip[: clip.index(parts["mdat"])], parts["mdat"][8:]
+    half = len(media) // 2
+    assert (
+        walked(front + box(b"mdat", media[:half]) + box(b"mdat", media[half:])).ending().verdict
+        is Verdict.WHOLE
+    )
+    for short in (
+        box(b"mdat"),
+        box(b"mdat", media[:half]),
+        box(b"mdat", media[:half], size=0),
+        box(b"mdat", size=0),
+    ):
+        ending = walked(front + short).ending()
+        assert ending.verdict is Verdict.CUT
+        assert "its pictures and sound go on to byte" in ending.words
+    assert walked(front + box(b"mdat", media, size=0)).ending().verdict is Verdict.WHOLE
+
+
+def test_an_index_of_nothing_is_not_a_clip() -> None:
+    """A muxer that died before the first picture leaves a head without tracks."""
+    for moov in (box(b"moov"), box(b"moov", box(b"mvhd", struct.pack(">12xII", 1000, 0)))):
+        assert walked(FTYP + moov + MDAT).ending().words == "its index (the moov box) is empty"
+
+
+@pytest.mark.parametrize("left_out", [1, 5, 9])
+def test_fragments_that_are_announced_must_come(left_out: int, tmp_path: Path) -> None:
+    """By the segment index, by the length of all fragments, or as a fragment's head without its pictures."""
+    clip = several_frames(tmp_path, "frag_keyframe+empty_moov+default_base_moof")
+    parts = boxes_of(clip)
+    fragments = [each for name, each in parts if name in ("moof", "mdat")]
+    start, media, sizes = clip.index(fragments[0]), b"".join(fragments), list(map(len, fragments))
+    cut = media[: sum(sizes[: -2 * left_out])]
+    assert walked(clip[:start] + cut).ending().verdict is (Verdict.SILENT if cut else Verdict.CUT)
+
+    index = struct.pack(">4xIIIIHH", 1, 1000, 0, 0, 0, 1) + struct.pack(">III", len(media), 2000, 0)
+    whole = clip[:start] + box(b"sidx", index)
+    assert walked(whole + media).ending().verdict is Verdict.SILENT
+    assert "its segments go on to byte" in walked(whole + cut).ending().words or not cut
+
+    extends = struct.pack(">4xI", 2000)
+    old = dict(parts)["moov"]
+    moov = old.replace(b"mvex", b"mvex" + box(b"mehd", extends))
+    at = moov.index(b"mvex") - 4
+    moov = moov[:at] + struct.pack(">I", struct.unpack_from(">I", moov, at)[0] + 16) + moov[at + 4 :]
+    moov = struct.pack(">I", len(moov)) + moov[4:]
+    told = clip[:start].replace(old, moov)
+    assert walked(told + media).ending().verdict is Verdict.SILENT
+    expected = "of its seconds are missing" if left_out > 5 else ""
+    assert expected in walked(told + cut).ending().words
+
+    assert (
+        walked(clip[:start] + cut + media[len(cut) :][: sizes[-2 * left_out]]).ending().verdict is Verdict.CUT
+    )
 
 
 def test_an_index_that_is_too_long_is_not_kept() -> None:

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from airflow_provider_codegateway.clip import Facts
-from airflow_provider_codegateway.facts.tracks import Index
+from airflow_provider_codegateway.facts.tracks import Index, end_of_segments
 from airflow_provider_codegateway.limits import LIMITS, Limits
 
 
@@ -209,16 +209,17 @@ class _Elements:
         while data:
             if self._rest_is_anything or self._left:
                 count = len(data) if self._rest_is_anything else min(self._left, len(data))
+                self._at += count
                 self._pass(data[:count])
                 self._left = max(0, self._left - count)
                 if not self._left and not self._rest_is_anything:
                     self._close()
             else:
                 count = min(self._head_size - len(self._head), len(data))
+                self._at += count
                 self._head += data[:count]
                 if len(self._head) == self._head_size:
                     self._open(bytes(self._head))
-            self._at += count
             data = data[count:]
 
     def _begin(self, size: int) -> None:
@@ -244,7 +245,9 @@ class _Elements:
 class _Boxes(_Elements):
     """MP4 and QuickTime (ISO/IEC 14496-12): a size in 4 bytes, a type, perhaps a size in 8 bytes."""
 
-    _KEPT = frozenset({b"moov", b"moof"})
+    _KEPT = frozenset({b"moov", b"moof", b"sidx"})
+    _ROUNDING = 1.0
+    """Seconds of fragments that may be missing."""
 
     def __init__(self, index: Index, max_index_bytes: int) -> None:
         super().__init__(8)
@@ -254,6 +257,7 @@ class _Boxes(_Elements):
         self._last = b""
         self._ended: set[bytes] = set()
         self._kept: bytearray | None = None
+        self._segments_end = 0
 
     def _open(self, head: bytes) -> None:
         size, self._type = struct.unpack(">I4s", head[:8])
@@ -295,9 +299,11 @@ class _Boxes(_Elements):
     def _close(self) -> None:
         self._ended.add(self._type)
         self._last = self._type
-        if self._kept is not None:
-            self._index.add(self._type, bytes(self._kept))
-            self._kept = None
+        kept, self._kept = self._kept, None
+        if kept is not None and self._type == b"sidx":
+            self._segments_end = max(self._segments_end, self._at + end_of_segments(bytes(kept)))
+        elif kept is not None:
+            self._index.add(self._type, bytes(kept))
 
     def ending(self) -> Ending:
         """Whole: all boxes have ended, and the index and the media are there."""
@@ -307,15 +313,26 @@ class _Boxes(_Elements):
         there = self._ended | ({self._type} if self._rest_is_anything else set())
         if b"moov" not in there:
             return self._cut("its index (the moov box) is missing")
-        is_fragmented = self._index.is_fragmented
-        if b"mdat" not in there and not is_fragmented:
+        if self._index.is_fragmented:
+            return self._ending_of_fragments(there)
+        if b"mdat" not in there:
             return self._cut("its media (the mdat box) are missing")
-        if is_fragmented:
-            if self._head or b"moof" not in there:
-                return self._cut("its last fragment is missing")
-            # Any of its fragments could be the last one, but for the index that some muxers write at the end.
-            return Ending(Verdict.WHOLE if self._last == b"mfra" else Verdict.SILENT)
-        return Ending(Verdict.SILENT if self._rest_is_anything or self._head else Verdict.WHOLE)
+        if self._index.is_empty:
+            return self._cut("its index (the moov box) is empty")
+        if self._index.end > self._at:
+            return self._cut(f"its pictures and sound go on to byte {self._index.end:,}")
+        is_open = self._rest_is_anything or self._head
+        return Ending(Verdict.SILENT if is_open and not self._index.end else Verdict.WHOLE)
+
+    def _ending_of_fragments(self, there: set[bytes]) -> Ending:
+        if self._head or b"moof" not in there or self._last == b"moof":
+            return self._cut("its last fragment is missing")
+        if self._segments_end > self._at:
+            return self._cut(f"its segments go on to byte {self._segments_end:,}")
+        if (missing := self._index.missing_seconds()) > self._ROUNDING:
+            return self._cut(f"{missing:.1f} of its seconds are missing")
+        # Any of its fragments could be the last one, but for the index that some muxers write at the end.
+        return Ending(Verdict.WHOLE if self._last == b"mfra" else Verdict.SILENT)
 
     def _cut(self, why: str) -> Ending:
         return Ending(Verdict.CUT, why)

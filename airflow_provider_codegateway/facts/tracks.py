@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from airflow_provider_codegateway.clip import Facts
@@ -35,6 +36,8 @@ class _Track:
     """How long it is played, in ticks of the movie."""
     fragment_default: int = 0
     """Ticks of a sample of a fragment that does not say."""
+    end: int = 0
+    """Where its last sample ends in the file; 0 where that is not known."""
 
 
 @dataclass
@@ -42,8 +45,11 @@ class Index:
     """The tracks of an MP4, whose index comes in one piece or with each fragment."""
 
     is_fragmented: bool = False
+    _announced_ticks: int = 0
+    """How long all fragments are together, in ticks of the movie."""
     _timescale: int = 0
     _tracks: list[_Track] = field(default_factory=list)
+    _is_read: bool = False
     _is_broken: bool = False
 
     def add(self, kind: bytes, content: bytes) -> None:
@@ -51,10 +57,27 @@ class Index:
         try:
             if kind == b"moov":
                 self._add_movie(content)
+                self._is_read = bool(self._timescale) or not content
             else:
                 self._add_fragment(content)
         except (struct.error, ValueError, IndexError, RecursionError):
             self._is_broken = True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it came in one piece, and has nothing to play."""
+        return self._is_read and not self.is_fragmented and not any(each.samples for each in self._tracks)
+
+    @property
+    def end(self) -> int:
+        """The byte of the file at which the last sample ends; 0 where that is not known."""
+        return 0 if self._is_broken else max((each.end for each in self._tracks), default=0)
+
+    def missing_seconds(self) -> float:
+        """How many of the announced seconds the fragments do not bring. A little of it is rounding."""
+        came = max((each.ticks / each.timescale for each in self._tracks if each.timescale), default=0.0)
+        announced = self._announced_ticks / self._timescale if self._timescale else 0.0
+        return 0.0 if self._is_broken else announced - came
 
     def facts(self) -> Facts | None:
         """What is known of the picture, and whether there is sound."""
@@ -86,6 +109,9 @@ class Index:
             elif kind == b"mvex":
                 self.is_fragmented = True
                 for inner, default in _boxes(content):
+                    if inner == b"mehd":
+                        layout = ">4xQ" if default[0] == 1 else ">4xI"
+                        self._announced_ticks = _known(*struct.unpack_from(layout, default))
                     if inner == b"trex":
                         number, _, duration = struct.unpack_from(">4xIII", default)
                         for track in self._tracks:
@@ -180,6 +206,47 @@ def _read_samples(stbl: bytes, track: _Track) -> None:
             track.samples = sum(count for count, _ in pairs)
             # By the samples: a header may be off, and of an empty table it says nothing.
             track.ticks = sum(count * ticks for count, ticks in pairs) or track.ticks
+    with suppress(struct.error, LookupError, ValueError):  # tables that say nothing of use
+        track.end = _end_of_samples(dict(_boxes(stbl)))
+
+
+def _end_of_samples(tables: dict[bytes, bytes]) -> int:
+    """Where the last chunk of samples ends: it begins at an offset, and has so many samples of so many bytes."""
+    offsets = _numbers(tables[b"co64"], "Q") if b"co64" in tables else _numbers(tables[b"stco"], "I")
+    size, count = struct.unpack_from(">4xII", tables[b"stsz"])
+    sizes = None if size else _numbers(tables[b"stsz"][4:], "I")
+    runs = list(struct.iter_unpack(">III", tables[b"stsc"][8:]))
+    last = max(range(len(offsets)), key=offsets.__getitem__)
+    first_sample = 0
+    for (first, samples, _), following in zip(
+        runs, [*(run[0] for run in runs[1:]), len(offsets) + 1], strict=True
+    ):
+        if first <= last + 1 < following:
+            first_sample += (last + 1 - first) * samples
+            in_chunk = min(samples, count - first_sample)
+            return offsets[last] + (
+                size * in_chunk if sizes is None else sum(sizes[first_sample:][:in_chunk])
+            )
+        first_sample += (following - first) * samples
+    return 0
+
+
+def _numbers(table: bytes, kind: str) -> Sequence[int]:
+    """A table's numbers, after how many there are."""
+    (count,) = struct.unpack_from(">4xI", table)
+    return struct.unpack_from(f">{count}{kind}", table, 8)
+
+
+def end_of_segments(sidx: bytes) -> int:
+    """How many bytes after a segment index its segments end; 0 where it cannot be read."""
+    try:
+        at = 28 if sidx[0] == 1 else 20
+        (offset,) = struct.unpack_from(">Q" if sidx[0] == 1 else ">I", sidx, at - (8 if sidx[0] == 1 else 4))
+        (count,) = struct.unpack_from(">2xH", sidx, at)
+        parts = struct.unpack_from(">" + "I8x" * count, sidx, at + 4)
+    except (struct.error, IndexError):
+        return 0
+    return offset + sum(each & 0x7FFFFFFF for each in parts) if parts else 0
 
 
 def _read_picture(stsd: bytes, track: _Track) -> None:
