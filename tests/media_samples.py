@@ -36,7 +36,7 @@ def image(encoder: str, pix_fmt: str) -> bytes:
     noise = random.Random(encoder)
     frame.planes[0].update(noise.randbytes(frame.planes[0].buffer_size))
     file = io.BytesIO()
-    with av.open(file, "w", format="image2pipe") as container:
+    with av.open(file, "w", format={"gif": "gif", "libwebp": "webp"}.get(encoder, "image2pipe")) as container:
         stream = cast("av.VideoStream", container.add_stream(encoder, rate=1))
         stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
         for packet in [*stream.encode(frame.reformat(format=pix_fmt)), *stream.encode(None)]:

@@ -25,7 +25,7 @@ from airflow.serialization.helpers import serialize_template_field
 from airflow_run import AIRFLOW
 from hypothesis import given
 from hypothesis import strategies as st
-from media_samples import image, png
+from media_samples import image, mp4, png
 
 from airflow_provider_codegateway import inputs
 from airflow_provider_codegateway.exceptions import MediaUnavailable
@@ -37,25 +37,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PNG = png(64, 64)
-MP4 = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(64)
+MP4 = mp4()
 SECRET = "X-Amz-Signature=5f2c9d0e7a4b1c8365f2c9d0e7a4b1c8"
 
 IMAGES = {
     "image/png": PNG,
     "image/jpeg": image("mjpeg", "yuvj420p"),
-    "image/gif": b"GIF89a\x01\x00",
-    "image/webp": b"RIFF\x0c\x00\x00\x00WEBPVP8 \x00\x00\x00\x00",
-    "image/bmp": b"BM\x13\x00\x00\x00\x00\x00\x00\x00\x36\x00\x00\x00\x28\x00\x00\x00\x01",
-    "image/tiff": b"II*\x00\x08\x00\x00\x00",
-    "image/heic": b"\x00\x00\x00\x10ftypheic\x00\x00\x00\x00",
-    "image/avif": b"\x00\x00\x00\x10ftypavif\x00\x00\x00\x00",
+    "image/gif": image("gif", "rgb8"),
+    "image/webp": b"RIFF\x0e\x00\x00\x00WEBPVP8 \x02\x00\x00\x00ab",
+    "image/bmp": image("bmp", "bgr24"),
+    "image/tiff": image("tiff", "rgb24"),
+    "image/heic": b"\x00\x00\x00\x10ftypheic\x00\x00\x00\x00\x00\x00\x00\x0cmeta\x00\x00\x00\x00",
+    "image/avif": b"\x00\x00\x00\x10ftypavif\x00\x00\x00\x00\x00\x00\x00\x0cmeta\x00\x00\x00\x00",
 }
+SEGMENT = b"\x18\x53\x80\x67\x82ab"
 VIDEOS = {
     "video/mp4": MP4,
-    "video/quicktime": b"\x00\x00\x00\x14ftypqt  \x00\x00\x00\x00",
-    "video/webm": b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\x01\x42\xf7\x81\x01\x42\x82\x84webm",
-    "video/x-matroska": b"\x1a\x45\xdf\xa3\xa3\x42\x86\x81\x01\x42\x82\x88matroska",
-    "video/x-msvideo": b"RIFF\x24\x00\x00\x00AVI LIST",
+    "video/quicktime": MP4.replace(b"ftypisom", b"ftypqt  "),
+    "video/webm": b"\x1a\x45\xdf\xa3\x8f\x42\x86\x81\x01\x42\xf7\x81\x01\x42\x82\x84webm" + SEGMENT,
+    "video/x-matroska": b"\x1a\x45\xdf\xa3\x8f\x42\x86\x81\x01\x42\x82\x88matroska" + SEGMENT,
+    "video/x-msvideo": b"RIFF\x08\x00\x00\x00AVI LIST",
 }
 
 
@@ -75,7 +76,14 @@ def resolve(reference: str, **changes: Any) -> str:
 # ------------------------------------------------------------------------------------------------
 # Whole or not
 
-ENCODERS = {"png": "rgb24", "mjpeg": "yuvj420p", "bmp": "bgr24"}
+ENCODERS = {
+    "png": "rgb24",
+    "mjpeg": "yuvj420p",
+    "bmp": "bgr24",
+    "gif": "rgb8",
+    "tiff": "rgb24",
+    "libwebp": "yuv420p",
+}
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -95,6 +103,34 @@ def test_half_an_image_of_boxes_is_refused(media_type: str) -> None:
     """The size that it names is the size that it has."""
     with pytest.raises(ValueError, match="not whole"):
         resolve(f"data:{media_type};base64,{b64(IMAGES[media_type][:-1])}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PNG[:33] + PNG[-12:],
+        b"\xff\xd8\xff\xe0\x00\x04ab\xff\xd9",
+        b"GIF89a\x01\x00\x01\x00\x00\x00\x00\x3b",
+        b"RIFF\x0c\x00\x00\x00WEBPVP8 \x00\x00\x00\x00",
+        image("bmp", "bgr24")[:54],
+        b"II*\x00\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+        b"\x00\x00\x00\x10ftypheic\x00\x00\x00\x00",
+    ],
+    ids=["png", "jpeg", "gif", "webp", "bmp", "tiff", "heic"],
+)
+def test_a_head_alone_is_not_an_image(data: bytes) -> None:
+    """It ends as its format has it, and there is no picture in it."""
+    with pytest.raises(ValueError, match="not whole"):
+        resolve(b64(data))
+
+
+@given(part=st.floats(0.02, 0.999), movflags=st.sampled_from(["faststart", ""]))
+def test_half_a_reference_video_is_refused(part: float, movflags: str) -> None:
+    """By the same rule as a clip that is stored."""
+    whole = mp4(movflags=movflags)
+    resolve(b64(whole), kind="video")
+    with pytest.raises(ValueError, match="not whole"):
+        resolve(b64(whole[: max(32, int(len(whole) * part))]), kind="video")
 
 
 def test_the_preview_in_a_photo_does_not_end_it() -> None:
@@ -122,7 +158,6 @@ def test_the_preview_in_a_photo_does_not_end_it() -> None:
         ("https://example.com:99999/a.png", "port"),
         ("https://exa mple.com/a.png", "white space"),
         ("https://example.com\\@10.0.0.1/a.png", "backslash"),
-        ("https://example.com/a.png\n", "white space"),
         ("https://user:password@example.com/a.png", "user or password"),
         ("https://localhost/a.png", "internal host"),
         ("https://LOCALHOST./a.png", "internal host"),
@@ -149,7 +184,7 @@ def test_the_preview_in_a_photo_does_not_end_it() -> None:
         ("a lone lighthouse, on a cliff", "base64"),
         ("iVBORw0KGgo=A", "base64"),
         ("data:image/png,iVBORw0KGgo", "must be base64"),
-        ("data:video/mp4;base64," + b64(PNG), "media type"),
+        ("data:image/png;base64," + b64(MP4), "video/mp4; an image is needed"),
         ("data:image/png;base64,!!!!", "not base64"),
         ("data:image/png;base64,", "empty"),
         (b64(MP4), "video/mp4; an image is needed"),
@@ -179,6 +214,12 @@ def test_refused(reference: str, why: str) -> None:
         "data:image/png;base64," + b64(PNG),
         "DATA:image/png;charset=x;BASE64," + b64(PNG),
         "data:;base64," + b64(PNG),
+        "data:application/octet-stream;base64," + b64(PNG),
+        "data:video/mp4;base64," + b64(PNG),
+        "https://example.com/a.png\n",
+        " s3://bucket/a.png ",
+        "s3a://bucket/a.png",
+        "S3N://bucket/a.png",
         "data:image/png;base64," + quote(b64(PNG), safe=""),
     ],
 )
@@ -295,7 +336,7 @@ def test_any_text_is_judged_and_described(text: str) -> None:
 def test_url_is_passed_on_untouched() -> None:
     """A model that takes URLs gets the URL as it was written."""
     url = f"https://example.com/%7Ea.png?b=%2F+c&{SECRET}"
-    assert resolve(url) == url
+    assert resolve(url) == resolve(f" {url}\n") == url
 
 
 @given(st.binary(max_size=400), st.sampled_from(["plain", "url-safe", "unpadded", "wrapped", "data"]))
@@ -323,7 +364,9 @@ def test_s3_key_is_taken_literally() -> None:
         return PNG
 
     assert resolve("s3://bucket/a b/c?d#e%20f.png", read_s3=read_s3, max_bytes=5000) == b64(PNG)
-    assert asked == [("bucket", "a b/c?d#e%20f.png", 5000)]
+    assert resolve(" s3a://bucket/a.png\n", read_s3=read_s3) == b64(PNG)
+    assert [each[:2] for each in asked] == [("bucket", "a b/c?d#e%20f.png"), ("bucket", "a.png")]
+    assert asked[0][2] == 5000
 
 
 @pytest.mark.parametrize(

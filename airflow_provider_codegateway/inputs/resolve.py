@@ -57,7 +57,7 @@ def resolve(
     source = parse(reference, kind=kind, max_bytes=max_bytes)
     match source:
         case WebAddress() if accepts_url:
-            return reference
+            return reference.strip()
         case WebAddress(url):
             data = (fetcher or _public_fetcher()).fetch(url, kind=kind, max_bytes=max_bytes)
         case S3Object(bucket, key):
@@ -68,7 +68,7 @@ def resolve(
             pass
     check_bytes(data, reference, kind=kind, max_bytes=max_bytes)
     if not is_whole(data):
-        raise ValueError(f"{describe(reference)} is not whole: its end is missing; give the whole file")
+        raise ValueError(f"{describe(reference)} is not whole: a part of it is missing; give the whole file")
     return encode(data)
 
 
