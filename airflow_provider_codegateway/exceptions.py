@@ -27,7 +27,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -42,7 +42,7 @@ class Bought(Enum):
     YES = "One render was bought."
 
 
-_FACTS = ("status", "retry_after")
+_FACTS = ("status", "retry_after", "renders", "perhaps")
 
 LONGEST_MESSAGE = 20_000
 """Characters. A message may have words of others in it, and goes into Airflow's database with a trigger's event."""
@@ -57,6 +57,10 @@ class CodeGatewayError(AirflowException):
     """
 
     bought: Bought = Bought.PERHAPS
+    renders: int = 0
+    """How many renders were bought, where that is counted."""
+    perhaps: int = 0
+    """How many more may have been, where that is counted."""
 
     def __init__(self, message: str, *, bought: Bought | None = None) -> None:
         super().__init__(safe_lines(str(message), LONGEST_MESSAGE))
@@ -69,7 +73,18 @@ class CodeGatewayError(AirflowException):
     @property
     def money(self) -> str:
         """Whether anything was bought, in a sentence."""
-        return self.bought.value
+        if self.renders + self.perhaps < 2:
+            return self.bought.value
+        known = "1 render was bought" if self.renders == 1 else f"{self.renders:,} renders were bought"
+        if not self.renders:
+            return f"{self.perhaps:,} renders may have been bought."
+        return f"{known}, and {self.perhaps:,} more may have been." if self.perhaps else f"{known}."
+
+    def count(self, renders: int, perhaps: int) -> Self:
+        """Say how many renders were bought, and how many more may have been."""
+        self.renders, self.perhaps = renders, perhaps
+        self.bought = Bought.YES if renders else Bought.PERHAPS if perhaps else Bought.NO
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the way from the triggerer to the worker; see ``from_dict``."""
@@ -215,17 +230,8 @@ class BatchIncomplete(CodeGatewayError):
 
     def __init__(self, message: str, *, renders: int = 0, perhaps: int = 0) -> None:
         super().__init__(message)
-        self.renders = renders
-        self.perhaps = perhaps
+        self.renders, self.perhaps = renders, perhaps
         self.bought = Bought.PERHAPS if perhaps else Bought.YES if renders else Bought.NO
-
-    @property
-    def money(self) -> str:
-        """How many renders were bought, in a sentence."""
-        if not self.renders and not self.perhaps:
-            return Bought.NO.value
-        known = "1 render was bought" if self.renders == 1 else f"{self.renders:,} renders were bought"
-        return f"{known}, and {self.perhaps:,} more may have been." if self.perhaps else f"{known}."
 
 
 class BatchRefused(BatchIncomplete, AirflowFailException):
@@ -242,7 +248,7 @@ def from_dict(error: dict[str, Any]) -> CodeGatewayError:
     made = error_class(str(error.get("message", "The trigger did not say what failed.")))
     made.bought = Bought.__members__.get(str(error.get("bought")), Bought.PERHAPS)
     for name in _FACTS:
-        if name in error and name in vars(made):
+        if name in error and hasattr(made, name):
             setattr(made, name, error[name])
     return made
 

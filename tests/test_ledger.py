@@ -152,6 +152,12 @@ def step_of(state: Entry, *, fingerprint: str = "f", max_renders: int = 2) -> Cl
         ([abandoned(), dead(2)], 2, "Render 2, started"),
         ([expired()], 1, "was bought and is lost"),
         ([dead(), dead(2), dead(3)], 2, "Render 3, started"),
+        ([dead()], 1, "\nOne render may have been bought."),
+        ([expired()], 1, "\nOne render was bought."),
+        ([dead(), dead(2)], 2, "\n2 renders may have been bought."),
+        ([expired(), expired(2)], 2, "\n2 renders were bought."),
+        ([expired(), dead(2)], 2, "\n1 render was bought, and 1 more may have been."),
+        ([expired()], 1, "What the gateway answered is kept: python -m airflow_provider_codegateway.ledger show"),
     ],
 )
 def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_to_do(

@@ -152,10 +152,9 @@ def next_step(
             )
     if last.number >= max_renders:
         raise RenderLimitReached(
-            f"max_renders={max_renders} is used up. {describe_attempts(entry)} To buy another render, raise "
-            f"max_renders, or delete the ledger entry: {forget_command(location)}",
-            bought=money(entry),
-        )
+            f"max_renders={max_renders} is used up. {describe_attempts(entry)}{_where_answers_are(entry, location)} To "
+            f"buy another render, raise max_renders, or delete the ledger entry: {forget_command(location)}"
+        ).count(*renders(entry))
     return Claim(last.number + 1)
 
 
@@ -182,8 +181,16 @@ def _conflict(entry: Entry, location: S3Location) -> LedgerConflict:
     )
     return LedgerConflict(
         f"The ledger at {location.uri} belongs to another request (model {entry.model}, fingerprint "
-        f"{str(entry.fingerprint)[:SHOWN]}…) whose clip is not delivered yet. {describe_attempts(entry)} {advice}",
-        bought=money(entry),
+        f"{str(entry.fingerprint)[:SHOWN]}…) whose clip is not delivered yet. {describe_attempts(entry)} {advice}"
+    ).count(*renders(entry))
+
+
+def _where_answers_are(entry: Entry, location: S3Location) -> str:
+    if not any(attempt.rendered for attempt in entry.attempts):
+        return ""
+    return (
+        " What the gateway answered is kept: python -m airflow_provider_codegateway.ledger show --answer "
+        f"{shlex.quote(location.uri)}"
     )
 
 
@@ -242,6 +249,12 @@ def money(entry: Entry) -> Bought:
     if not entry.attempts:
         return Bought.NO
     return Bought.YES if any(attempt.rendered for attempt in entry.attempts) else Bought.PERHAPS
+
+
+def renders(entry: Entry) -> tuple[int, int]:
+    """How many renders were bought for the clip of this entry, and how many more may have been."""
+    bought = sum(attempt.rendered is not None for attempt in entry.attempts)
+    return bought, len(entry.attempts) - bought
 
 
 def forget_command(location: S3Location) -> str:
