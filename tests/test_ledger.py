@@ -157,7 +157,11 @@ def step_of(state: Entry, *, fingerprint: str = "f", max_renders: int = 2) -> Cl
         ([dead(), dead(2)], 2, "\n2 renders may have been bought."),
         ([expired(), expired(2)], 2, "\n2 renders were bought."),
         ([expired(), dead(2)], 2, "\n1 render was bought, and 1 more may have been."),
-        ([expired()], 1, "What the gateway answered is kept: python -m airflow_provider_codegateway.ledger show"),
+        (
+            [expired()],
+            1,
+            "What the gateway answered is kept: python -m airflow_provider_codegateway.ledger show",
+        ),
     ],
 )
 def test_when_the_limit_is_reached_the_message_says_what_was_bought_and_what_to_do(

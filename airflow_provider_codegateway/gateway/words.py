@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from urllib.parse import quote
 
 from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.redaction import redact_urls
@@ -15,8 +16,9 @@ def words_of(answer: bytes, api_key: str = "") -> str:
 
     The video endpoint's error is a plain string, elsewhere it is an object, and a proxy answers HTML.
     """
-    if api_key:
-        answer = answer.replace(api_key.encode(), b"***")  # before any cut, which could leave a part of it
+    keys = {api_key, quote(api_key, safe="")} - {""}
+    for key in keys:
+        answer = answer.replace(key.encode(), b"***")  # before any cut, which could leave a part of it
     try:
         content: Any = json.loads(answer)
     except (ValueError, RecursionError):
@@ -29,8 +31,8 @@ def words_of(answer: bytes, api_key: str = "") -> str:
         else:
             text = error if isinstance(error, str) else _as_json(error)
     text = safe_text(text)
-    if api_key:
-        text = text.replace(api_key, "***")
+    for key in keys:
+        text = text.replace(key, "***")
     text = " ".join(redact_urls(text).split()).rstrip(".")
     text = re.sub(r"\?\S+", "?…", text)  # the query of a link without a scheme
     text = re.sub(r"[A-Za-z0-9+/_=-]{80,}", "…", text)  # an echoed image
