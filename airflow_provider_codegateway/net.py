@@ -87,6 +87,8 @@ def require_usable_proxy(url: httpx.URL) -> None:
     if (proxy := proxy_for(url)) is None:
         return
     try:
+        if (httpx.Proxy(proxy).url.port or 1) > 65_535:
+            raise httpx.InvalidURL("its port is too large")
         _pool(proxy, None, httpcore.SyncBackend())
         post_transport(url)
     except (ImportError, RuntimeError, ValueError, httpx.InvalidURL) as error:
@@ -325,18 +327,21 @@ def _certificates_of(proxy: str) -> ssl.SSLContext | None:
 
 
 def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:
-    host = url.host.lower().rstrip(".")
+    # An international name may be spelled either way.
+    hosts = {url.host.lower().rstrip("."), url.raw_host.decode("ascii").lower().rstrip(".")}
     port = url.port or {"https": 443, "http": 80}.get(url.scheme)
     for entry in re.split(r"[\s,]+", no_proxy.lower()):
         if entry == "*":
             return True
         match = re.fullmatch(
-            r"(\[[0-9a-f:.%]+\]|[^:]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:./]*)(?::([0-9]+))?", entry
+            r"(\[[0-9a-f:.%]+\](?:/[0-9]+)?|[^:]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:./]*)(?::([0-9]+))?", entry
         )
         if match is None or (match[2] and int(match[2]) != port):
             continue
-        name = match[1].strip("[]").lstrip("*").lstrip(".").rstrip(".")
-        if name and (host == name or host.endswith(f".{name}") or _is_within(host, name)):
+        name = re.sub(r"[\[\]]", "", match[1]).lstrip("*").lstrip(".").rstrip(".")
+        if name and any(
+            host == name or host.endswith(f".{name}") or _is_within(host, name) for host in hosts
+        ):
             return True
     return False
 
@@ -379,7 +384,36 @@ def network_reason(error: Exception, cause: BaseException | None = None) -> str:
     elif isinstance(error, httpx.ProxyError | httpcore.ProxyError):
         status = re.match(r"\d{3}\b", text)
         text = f"the proxy answered {status[0]}" if status else "the proxy refused"
-    return f"{name}: {redact_urls(text)}" if text else name
+    return f"{name}: {redact_urls(text)}".rstrip(".") if text else name
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What lies below httpx's "All connection attempts failed"."""
+    below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None
+    below = below or error.__cause__ or error.__context__
+    # A handshake that waits for bytes has not failed by itself.
+    return error if below is None or isinstance(below, ssl.SSLWantReadError) else root_cause(below)
+
+
+_TRUST = (
+    " If a proxy of your network signs anew what passes, name its CA in SSL_CERT_FILE on this machine: REQUESTS_CA_BUNDLE "
+    "and the like are not read."
+)
+
+
+def network_advice(error: Exception) -> str:
+    """What to do about it, as a sentence with a blank before it; nothing where there is nothing to say."""
+    if isinstance(root_cause(error), ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(
+        error
+    ):
+        return _TRUST
+    if isinstance(error, httpx.ProxyError | httpcore.ProxyError):
+        if str(error).startswith("407"):
+            return " The proxy asks for a user and a password: put them into HTTPS_PROXY or HTTP_PROXY."
+        return (
+            " Let the proxy of HTTPS_PROXY, HTTP_PROXY or ALL_PROXY pass this host, or name it in NO_PROXY."
+        )
+    return ""
 
 
 NETWORK_ERRORS: tuple[type[Exception], ...] = (

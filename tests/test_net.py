@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +12,13 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from clip_server import ClipServer
-from media_samples import mp4_of, png
+from media_samples import mp4, mp4_of, png
 from proxies import Proxy
 
 from airflow_provider_codegateway import inputs
 from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.emulator import Emulator
-from airflow_provider_codegateway.exceptions import InvalidConnection
+from airflow_provider_codegateway.exceptions import CodeGatewayError, GatewayUnavailable, InvalidConnection
 from airflow_provider_codegateway.gateway import BlockingCall, Gateway, GatewaySettings, read_receipt
 from airflow_provider_codegateway.inputs.fetch import Fetcher
 from airflow_provider_codegateway.limits import Limits
@@ -49,7 +51,11 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def buy(gateway: Emulator, host: str) -> str:
     url = httpx.URL(gateway.url).copy_with(host=host)
-    settings = GatewaySettings(base_url=str(url), api_key=gateway.api_key, retries=0)
+    return buy_at(str(url), gateway.api_key)
+
+
+def buy_at(url: str, api_key: str = "sk-cg-x") -> str:
+    settings = GatewaySettings(base_url=url, api_key=api_key, retries=0)
     request = build_request("google/veo-3.1-fast", prompt="p")
     return read_receipt(BlockingCall().run(Gateway(settings).generate(request.content))).url
 
@@ -121,7 +127,9 @@ def test_an_image_that_is_internal_by_dns_is_refused_before_the_proxy_is_asked(
     assert proxy.asked_for == []
 
 
-@pytest.mark.parametrize("proxy", ["ftp://proxy.example:21", "socks4://proxy.example", "http://"])
+@pytest.mark.parametrize(
+    "proxy", ["ftp://proxy.example:21", "socks4://proxy.example", "http://", "http://proxy.example:99999"]
+)
 def test_a_proxy_that_could_not_be_used_is_refused_before_anything_is_bought(
     proxy: str, gateway: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +154,47 @@ def test_a_certificate_file_that_cannot_be_read_is_refused(
     finally:
         tls_context.cache_clear()
     assert gateway.ledger == ()
+
+
+@pytest.mark.parametrize("who", ["gateway", "clip", "image"])
+def test_a_certificate_that_is_not_trusted_names_the_variable(
+    who: str, certificate: Path, s3: S3Client, bucket: str
+) -> None:
+    """The one that is read: those of other programs are set in many images, and do nothing here."""
+    fetcher = Fetcher(addresses=lambda *_: ["127.0.0.1"], is_public=lambda _: True)
+    with ClipServer(mp4(), certificate=certificate) as server:
+        image = httpx.URL(server.url.replace("localhost", "a.example"))
+        ask = {
+            "gateway": lambda: buy_at(server.url.partition("/clips")[0]),
+            "clip": lambda: store(server.url, s3, bucket),
+            "image": lambda: fetcher.fetch(image, kind="image", max_bytes=1000),
+        }[who]
+        with pytest.raises(CodeGatewayError) as error:
+            ask()
+    assert "name its CA in SSL_CERT_FILE on this machine" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(407, "put them into HTTPS_PROXY"), (403, "Let the proxy of HTTPS_PROXY")]
+)
+def test_a_tunnel_that_a_proxy_refuses_says_what_to_do(
+    status: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was bought, and nothing was sent."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(GatewayUnavailable) as error:
+            buy_at("https://gateway.example")
+    assert words in str(error.value)
+    assert "Nothing was bought." in str(error.value)
 
 
 # Who is exempt.
@@ -176,6 +225,9 @@ def test_a_certificate_file_that_cannot_be_read_is_refused(
         ("[::1]:9", "http://[::1]:9/", True),
         ("[::1]:8", "http://[::1]:9/", False),
         ("fd00::/8", "http://[fd00::1]/", True),
+        ("[fd00::]/8", "http://[fd00::1]/", True),
+        ("bücher.example", "https://xn--bcher-kva.example/", True),
+        ("xn--bcher-kva.example", "https://bücher.example/", True),
         ("", "https://a.example/", False),
     ],
 )

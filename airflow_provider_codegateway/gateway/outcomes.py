@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, Gateway
 from airflow_provider_codegateway.gateway.words import words_of
 from airflow_provider_codegateway.http_dates import retry_after
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.net import network_reason
+from airflow_provider_codegateway.net import network_advice, network_reason, root_cause
 from airflow_provider_codegateway.redaction import redact_url
 
 REDIRECTED = frozenset(
@@ -123,7 +122,7 @@ def classify_error(error: Exception, *, is_sent: bool = True) -> CodeGatewayErro
     """
     reason = network_reason(error, root_cause(error))
     if isinstance(error, NEVER_SENT):
-        return GatewayUnavailable(f"The gateway could not be reached ({reason}).")
+        return GatewayUnavailable(f"The gateway could not be reached ({reason}).{network_advice(error)}")
     if not is_sent:
         return GatewayUnavailable(f"The connection broke before the request was sent whole ({reason}).")
     return RenderOutcomeUnknown(f"The request was sent and no whole answer came back ({reason}).")
@@ -138,14 +137,6 @@ def classify_silence(settings: GatewaySettings, *, is_sent: bool) -> CodeGateway
     return RenderOutcomeUnknown(
         f"The gateway gave no whole answer within the deadline of {settings.deadline:g} s."
     )
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """What lies below httpx's "All connection attempts failed"."""
-    below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None
-    below = below or error.__cause__ or error.__context__
-    # A handshake that waits for bytes has not failed by itself.
-    return error if below is None or isinstance(below, ssl.SSLWantReadError) else root_cause(below)
 
 
 def classify_refusal(

@@ -18,10 +18,10 @@ import httpx
 
 from airflow_provider_codegateway.exceptions import Bought
 from airflow_provider_codegateway.gateway.client import Exchange, Gateway
-from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, own_error, root_cause
+from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, own_error
 from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, GatewaySettings
 from airflow_provider_codegateway.gateway.words import words_of
-from airflow_provider_codegateway.net import network_reason
+from airflow_provider_codegateway.net import network_advice, network_reason, root_cause
 from airflow_provider_codegateway.redaction import redact_url
 
 REQUEST = {"model": "google/veo-3.1-fast"}
@@ -127,8 +127,7 @@ def _broken(error: httpx.HTTPError, gateway: Gateway, url: str) -> str:
             )
         case ssl.SSLCertVerificationError() as cause:
             words = (
-                f"The certificate of {host} is not trusted ({cause.verify_message}). If a proxy of your network "
-                "signs anew what passes, name its CA in SSL_CERT_FILE on this machine."
+                f"The certificate of {host} is not trusted ({cause.verify_message}).{network_advice(error)}"
             )
         case ssl.SSLError() as cause:
             words = (
@@ -153,4 +152,4 @@ def _broken(error: httpx.HTTPError, gateway: Gateway, url: str) -> str:
 
 def _why(error: httpx.HTTPError) -> str:
     name = f"{type(error).__name__}: "
-    return network_reason(error, root_cause(error)).removeprefix(name).rstrip(".") or "no more is known"
+    return network_reason(error, root_cause(error)).removeprefix(name) or "no more is known"

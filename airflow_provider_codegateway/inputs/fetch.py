@@ -8,15 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import httpcore
 import httpx
 
 from airflow_provider_codegateway.exceptions import MediaUnavailable
 from airflow_provider_codegateway.inputs.formats import Kind, shown_size
 from airflow_provider_codegateway.inputs.public import is_public, parse_url
 from airflow_provider_codegateway.inputs.words import describe
-from airflow_provider_codegateway.net import NETWORK_ERRORS, Addresses, Client, RedirectRefused, Response
-from airflow_provider_codegateway.redaction import redact_urls
+from airflow_provider_codegateway.net import (
+    NETWORK_ERRORS,
+    Addresses,
+    Client,
+    RedirectRefused,
+    Response,
+    network_advice,
+    network_reason,
+    root_cause,
+)
 
 
 def _look_up(host: str, port: int) -> list[str]:
@@ -67,10 +74,7 @@ class Fetcher:
         except RedirectRefused as error:
             raise ValueError(str(error)) from None
         except NETWORK_ERRORS as error:
-            # Of a protocol error only its name: its text quotes what the server sent.
-            why = (
-                type(error).__name__ if isinstance(error, httpcore.ProtocolError) else redact_urls(str(error))
-            )
+            why = f"{network_reason(error, root_cause(error))}.{network_advice(error)}"
             raise MediaUnavailable(f"{shown} could not be fetched: {why}") from None
 
     def _public_addresses(self, shown: str, host: str, port: int) -> list[str]:

@@ -23,6 +23,7 @@ from airflow_provider_codegateway.net import (
     RedirectRefused,
     Response,
     TooSlow,
+    network_advice,
     network_reason,
 )
 from airflow_provider_codegateway.redaction import redact_url
@@ -52,9 +53,10 @@ _CLOCKS_APART = 86_400
 class _Broken(Exception):
     """This connection will bring no more; another one may."""
 
-    def __init__(self, reason: str, *, retry_after: float = 0.0) -> None:
+    def __init__(self, reason: str, *, retry_after: float = 0.0, advice: str = "") -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+        self.advice = advice
 
 
 class _Absent(_Broken):
@@ -206,7 +208,7 @@ class Download:
         except TooSlow:
             self._give_up_slow()
         except NETWORK_ERRORS as error:
-            raise _Broken(network_reason(error)) from None
+            raise _Broken(network_reason(error), advice=network_advice(error)) from None
 
     def _at_a_decent_speed(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The chunks, as long as they come faster than a host that would keep a thread busy for hours."""
@@ -303,7 +305,8 @@ class Download:
         of = "" if self._total is None else f" of {self._total}"
         raise ClipTransferError(
             f"The download of {self._shown} broke {failures} times in a row, the last time at byte "
-            f"{self._offset}{of}: {broken}. Retry the task: it downloads again, for free, while the link lives."
+            f"{self._offset}{of}: {broken}.{broken.advice} Retry the task: it downloads again, for free, while the link "
+            "lives."
         ) from None
 
     def _require_time(self) -> None:
