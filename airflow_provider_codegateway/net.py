@@ -396,8 +396,8 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 _TRUST = (
-    " If a proxy of your network signs anew what passes, name its CA in SSL_CERT_FILE on this machine: REQUESTS_CA_BUNDLE "
-    "and the like are not read."
+    " If a proxy of your network signs anew what passes, name its CA in SSL_CERT_FILE on this machine: "
+    "REQUESTS_CA_BUNDLE and the like are not read."
 )
 
 

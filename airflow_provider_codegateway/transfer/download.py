@@ -305,8 +305,8 @@ class Download:
         of = "" if self._total is None else f" of {self._total}"
         raise ClipTransferError(
             f"The download of {self._shown} broke {failures} times in a row, the last time at byte "
-            f"{self._offset}{of}: {broken}.{broken.advice} Retry the task: it downloads again, for free, while the link "
-            "lives."
+            f"{self._offset}{of}: {broken}.{broken.advice} Retry the task: it downloads again, for free, while the "
+            "link lives."
         ) from None
 
     def _require_time(self) -> None:
