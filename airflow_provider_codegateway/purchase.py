@@ -400,6 +400,15 @@ class Purchase:
         self._abort_uploads(self._open_uploads())
         self.ledger.clear_delivered(delivered.number, delivered.owner)
 
+    def unknown_before(self, clip: Clip) -> int:
+        """How many renders this run began for the clip, before the one that became it, and may have bought."""
+        return sum(
+            each.rendered is None
+            and each.number < clip.renders_bought
+            and self.spec.is_requested_by(each.requester)
+            for each in self._attempts
+        )
+
     def stop_buying(self) -> None:
         """The clip is no longer waited for: begin no render. One that is under way or paid is brought to its end."""
         self._buys = False

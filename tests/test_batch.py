@@ -26,7 +26,8 @@ from batch_runner import HASTY
 from media_samples import mp4, png
 from s3_proxy import S3Proxy, S3Request, Verdict
 
-from airflow_provider_codegateway.clip import MADE_BY
+from airflow_provider_codegateway.batch import LineFile, store_rows
+from airflow_provider_codegateway.clip import MADE_BY, S3Location, TaskRun
 from airflow_provider_codegateway.decorators.videos import generate_videos_task
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
@@ -987,3 +988,85 @@ def test_a_run_does_not_claim_what_another_run_bought(
         other.execute([{"id": "sku-0", "prompt": "q"}])
     assert (other.summary["renders_bought"], other.summary["renders_unknown"]) == (0, 0)
     assert gateway.billed == 1
+
+
+def mapped(run: Run, index: int, run_id: str = "run") -> Run:
+    """Another map index of the same task."""
+    other = Run(run.s3, run.bucket, run_id)
+    other.context["ti"].map_index = index
+    return other
+
+
+def test_mapped_batches_that_share_a_folder_are_refused_for_free(
+    run: Run, gateway: Emulator, deferrable: bool
+) -> None:
+    """Each would overwrite the manifest of the other. One that is cleared, and another run, may use it again."""
+    shards = [mapped(run, 0), mapped(run, 1)]
+    shards[0].execute(rows(2), deferrable=deferrable)
+    with pytest.raises(InvalidRequest, match=r"rows of map index 0 of this task.*result_path of its own"):
+        shards[1].execute(rows(2), s3_key="clips/{id}-b.mp4", deferrable=deferrable)
+    assert gateway.billed == 2
+    shards[0].execute(rows(2), deferrable=deferrable)
+    mapped(run, 1, "next").execute(rows(2), deferrable=deferrable)
+    assert gateway.billed == 2
+
+
+def test_of_mapped_batches_that_begin_at_once_one_has_the_folder(s3: S3Client, bucket: str) -> None:
+    """The store decides."""
+    at = S3Location(bucket, "result/requests.jsonl")
+
+    def store(index: int) -> str:
+        with LineFile() as lines:
+            lines.append({"index": index})
+            try:
+                store_rows(lines, s3, at, put_args={}, task=TaskRun(dag_id="d", map_index=index))
+            except InvalidRequest:
+                return "refused"
+        return "stored"
+
+    with ThreadPoolExecutor(8) as pool:
+        assert Counter(pool.map(store, range(8))) == {"stored": 1, "refused": 7}
+
+
+def test_a_render_that_may_have_been_bought_is_not_counted_as_bought(run: Run, gateway: Emulator) -> None:
+    """Its clip came of the next one, in another try of the same run."""
+    gateway.fail_next(Fault.reset_after())
+    with pytest.raises(BatchIncomplete):
+        run.execute(rows(1))
+    run.execute(rows(1))
+    assert gateway.billed == 2
+    assert (run.summary["renders_bought"], run.summary["renders_unknown"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"ledger_conn_id": "nowhere"}, "ledger_conn_id='nowhere': "),
+        ({"ledger_conn_id": 5}, "ledger_conn_id=5 is not the name of an AWS connection"),
+        ({"s3_extra_args": {"ACL": 5}}, "s3_extra_args: Invalid type for parameter ACL"),
+        ({"s3_extra_args": {"Tagging": {"a": "b"}}}, "s3_extra_args: Invalid type for parameter Tagging"),
+    ],
+)
+def test_what_would_fail_at_its_first_use_is_refused_with_the_rows(
+    row: dict[str, Any], words: str, run: Run, gateway: Emulator
+) -> None:
+    """A connection that there is not, and values that boto3 does not take."""
+    with pytest.raises(InvalidRequest, match=re.escape(words)) as error:
+        run.execute([*rows(1), {"id": "b", "prompt": "p", **row}])
+    assert "Row 2 (id 'b'): " in str(error.value)
+    assert gateway.billed == 0
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_table_with_another_separator_is_told_so(separator: str, run: Run, s3: S3Client) -> None:
+    """As spreadsheets write it in many countries."""
+    body = f"id{separator}prompt\n1{separator}a\n".encode()
+    s3.put_object(Bucket=run.bucket, Key="rows.csv", Body=body)
+    with pytest.raises(InvalidRequest, match=r"Separate columns by commas, not by"):
+        run.execute(f"s3://{run.bucket}/rows.csv")
+
+
+def test_blanks_around_a_model_are_no_matter(run: Run, gateway: Emulator) -> None:
+    """A table's cell often has them."""
+    run.execute(rows(1, model=f" {SEEDANCE} "))
+    assert [render.model for render in gateway.ledger] == [SEEDANCE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,13 +164,13 @@ def test_a_certificate_that_is_not_trusted_names_the_variable(
     fetcher = Fetcher(addresses=lambda *_: ["127.0.0.1"], is_public=lambda _: True)
     with ClipServer(mp4(), certificate=certificate) as server:
         image = httpx.URL(server.url.replace("localhost", "a.example"))
-        ask = {
+        asks: dict[str, Callable[[], object]] = {
             "gateway": lambda: buy_at(server.url.partition("/clips")[0]),
             "clip": lambda: store(server.url, s3, bucket),
             "image": lambda: fetcher.fetch(image, kind="image", max_bytes=1000),
-        }[who]
+        }
         with pytest.raises(CodeGatewayError) as error:
-            ask()
+            asks[who]()
     assert "name its CA in SSL_CERT_FILE on this machine" in str(error.value)
 
 

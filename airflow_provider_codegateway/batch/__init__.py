@@ -1,5 +1,6 @@
 """Many clips in one task: rows are checked whole, rendered side by side, and listed in a manifest."""
 
+from airflow_provider_codegateway.batch.folder import store_rows
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.batch.result import (
     Summary,
@@ -36,4 +37,5 @@ __all__ = [
     "progress_beside",
     "read_requests",
     "rows_location",
+    "store_rows",
 ]

@@ -73,12 +73,14 @@ class LineFile:
         *,
         put_args: Mapping[str, Any],
         metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        """Store the file as one object.
+        only_if_absent: bool = False,
+    ) -> bool:
+        """Store the file as one object. Whether it was stored: False if there is one, and there must not be.
 
         :raises InvalidTarget, StorageUnavailable: see ``s3.storage_error``.
         """
         self._file.seek(0)
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if only_if_absent else {}
         try:
             s3.put_object(
                 Bucket=at.bucket,
@@ -86,10 +88,16 @@ class LineFile:
                 Body=self._file,
                 ContentType="application/x-ndjson",
                 Metadata=dict(metadata or {}),
+                **condition,
                 **put_args,
             )
         except Exception as error:
+            if only_if_absent and problem_of(error) is Problem.EXISTS:
+                return False
+            if only_if_absent and problem_of(error) is Problem.UNSUPPORTED:
+                return self.upload(s3, at, put_args=put_args, metadata=metadata)
             raise storage_error(error, doing="write the batch", at=at, permission="s3:PutObject") from error
+        return True
 
     @classmethod
     def download(

@@ -29,6 +29,7 @@ from airflow_provider_codegateway.clip import (
     split_uri,
 )
 from airflow_provider_codegateway.exceptions import BudgetExceeded, InvalidRequest, InvalidTarget
+from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.ledger import Ledger
 from airflow_provider_codegateway.models import (
     PORTABLE,
@@ -258,6 +259,10 @@ def _csv_rows(text: Iterable[str]) -> Iterator[Any]:
     # Strict: a quote that is never closed would make one prompt of all rows that follow.
     reader = csv.DictReader(text, strict=True, restval=_MISSING)
     names = reader.fieldnames or ()
+    if len(names) == 1 and (other := re.search(r"[;\t|]", names[0])):
+        raise InvalidRequest(
+            f"The header is one column, {safe_text(names[0], 100)!r}. Separate columns by commas, not by {other[0]!r}."
+        )
     if doubled := [name for name in names if names.count(name) > 1]:
         raise InvalidRequest(f"The header names {doubled[0]!r} twice. Give each column a name of its own.")
     for row in reader:
@@ -307,14 +312,16 @@ def check_rows(
     s3: S3Client,
     account: Account,
     own: Collection[S3Location] = (),
+    connect: Callable[[str], object] = lambda _: None,
 ) -> Checked:
     """Complete and check every row, media included. Nothing is bought.
 
     :param defaults: arguments for all rows. ``s3_key`` may name fields of the row, as in ``"{id}.mp4"``.
     :param own: the files that the batch itself writes: no clip may take their place.
+    :param connect: makes a client of an AWS connection, as of a row's ``ledger_conn_id``; raises ``InvalidTarget``.
     :raises MediaUnavailable, StorageUnavailable: an input could not be read now.
     """
-    checker = _Checker(defaults, s3, account, own)
+    checker = _Checker(defaults, s3, account, own, connect)
     checked = Checked(LineFile())
     numbered = enumerate(raw)
     try:
@@ -336,9 +343,16 @@ def check_rows(
 
 class _Checker:
     def __init__(
-        self, defaults: Mapping[str, Any], s3: S3Client, account: Account, own: Collection[S3Location]
+        self,
+        defaults: Mapping[str, Any],
+        s3: S3Client,
+        account: Account,
+        own: Collection[S3Location],
+        connect: Callable[[str], object],
     ) -> None:
         self._own = own
+        self._connect = connect
+        self._connected: dict[str, str | None] = {}
         self._defaults = {name: value for name, value in defaults.items() if _is_set(value)}
         self._key_template = self._defaults.pop("s3_key", None)
         self._key_fields = _template_fields(self._key_template)
@@ -406,6 +420,8 @@ class _Checker:
                 priced_by = {name: value for name, value in chain[0].items() if name != "model"}
                 look_at = partial(self._look_at, row.upload_args)
                 requests = tuple(request.with_media(look_at) for request in requests)
+                if problem := self._problem_of_connection(row.arguments.get("ledger_conn_id")):
+                    problems.append(problem)
                 if not problems:
                     spec = row.spec(requests, Asker(requester=""))
                     Ledger.of_clip(self._s3, spec)
@@ -416,6 +432,20 @@ class _Checker:
             except BudgetExceeded as error:
                 problems.append(error.args[0])
         return replace(row, priced_by=priced_by, chain=chain, problems=problems), cost
+
+    def _problem_of_connection(self, name: object) -> str | None:
+        """Why there is no ledger by this connection; looked at once for all rows."""
+        if name is None:
+            return None
+        if not isinstance(name, str):
+            return f"ledger_conn_id={name!r} is not the name of an AWS connection."
+        if name not in self._connected:
+            try:
+                self._connect(name)
+                self._connected[name] = None
+            except InvalidTarget as error:
+                self._connected[name] = f"ledger_conn_id={name!r}: {error.args[0]}"
+        return self._connected[name]
 
     def _worst_cost(self, requests: Sequence[VideoRequest], spec: ClipSpec) -> Decimal | None:
         """What the render costs at most, by whichever model of the chain; None if one has no price."""

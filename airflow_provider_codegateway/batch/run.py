@@ -307,7 +307,8 @@ class Batch:
     # Results.
 
     def _keep_clip(self, row: Row, clip: Clip) -> None:
-        self._tally.add_clip(clip, row)
+        purchase = self._active.get(row.index)
+        self._tally.add_clip(clip, row, perhaps=0 if purchase is None else purchase.unknown_before(clip))
         status: Status = "stored" if clip.renders_bought_here else "reused"
         error = None
         if clip.mismatches:
@@ -509,12 +510,16 @@ class _Tally:
         self._unpriced = 0
         self._currency = account.settings.currency
 
-    def add_clip(self, clip: Clip, row: Row) -> None:
-        """Count what this run bought of a clip."""
+    def add_clip(self, clip: Clip, row: Row, perhaps: int = 0) -> None:
+        """Count what this run bought of a clip.
+
+        :param perhaps: how many of its renders only may have been bought.
+        """
         here = clip.renders_bought_here
         if not here:
             return
-        self.bought += here
+        self.bought += here - perhaps
+        self.perhaps += perhaps
         if clip.cost is not None and here == clip.renders_bought:
             self._add(Cost.from_dict(clip.cost))
         else:

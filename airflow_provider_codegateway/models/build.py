@@ -58,6 +58,7 @@ def build_request(
     """
     if not isinstance(model, str) or not model.strip():
         raise InvalidRequest(f"model={model!r} is not the name of a model. Use {one_of(MODELS)}.")
+    model = model.strip()
     if parameters is not None and not isinstance(parameters, Mapping):
         raise InvalidRequest(
             f"parameters must be a dict of names and values, not {type(parameters).__name__}."

@@ -210,7 +210,13 @@ class GenerateVideosOperator(RenderingOperator):
             raise
 
     def _run(self, context: Context) -> str:
-        from airflow_provider_codegateway.batch import Batch, Tolerance, manifest_location, rows_location
+        from airflow_provider_codegateway.batch import (
+            Batch,
+            Tolerance,
+            manifest_location,
+            rows_location,
+            store_rows,
+        )
         from airflow_provider_codegateway.gateway import BlockingCall
 
         manifest = manifest_location(self.result_path)
@@ -226,7 +232,9 @@ class GenerateVideosOperator(RenderingOperator):
             if self.dry_run_only:
                 self._estimate(checked, means, asker, context)
             # The first write below result_path, before anything is bought: the manifest goes there, too.
-            rows.upload(self._s3, rows_location(self.result_path), put_args=self._put_args)
+            store_rows(
+                rows, self._s3, rows_location(self.result_path), put_args=self._put_args, task=asker.task
+            )
             self.log.info(
                 "Rendering %s rows, at most %d at a time. The manifest will be at %s.",
                 f"{len(rows):,}",
@@ -285,10 +293,13 @@ class GenerateVideosOperator(RenderingOperator):
         :raises InvalidRequest: rows are wrong; all of them are named.
         """
         from airflow_provider_codegateway.batch import check_rows, read_requests
+        from airflow_provider_codegateway.hooks.storage import s3_client
 
         defaults = {name: reveal(getattr(self, name)) for name in DEFAULT_FIELDS}
         raw = read_requests(reveal(self.requests), self._s3, self.s3_extra_args or {})
-        checked = check_rows(raw, defaults=defaults, s3=self._s3, account=means.account, own=own)
+        checked = check_rows(
+            raw, defaults=defaults, s3=self._s3, account=means.account, own=own, connect=s3_client
+        )
         try:
             self._refuse_invalid(checked)
             if self.asset_events == "clip":

@@ -19,6 +19,7 @@ from airflow_provider_codegateway.exceptions import (
     InvalidTarget,
 )
 from airflow_provider_codegateway.facts import Container, Ending
+from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.redaction import redact_urls
 from airflow_provider_codegateway.s3 import (
@@ -64,6 +65,13 @@ def require_upload_args(s3: S3Client, upload_args: Mapping[str, Any]) -> None:
             f"s3_extra_args has {', '.join(wrong)}, which cannot be set here. Use arguments of PutObject and "
             "CreateMultipartUpload such as ACL, ServerSideEncryption, SSEKMSKeyId, StorageClass or Tagging."
         )
+    from botocore.validate import ParamValidator  # a DAG file needs no botocore
+
+    shape = s3.meta.service_model.operation_model("PutObject").input_shape
+    assert shape is not None
+    report = ParamValidator().validate({"Bucket": "b", "Key": "k", **upload_args}, shape)
+    if report.has_errors():
+        raise InvalidRequest(f"s3_extra_args: {safe_text(report.generate_report(), 500)}.")
 
 
 _uploads = Proofs()
