@@ -26,21 +26,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_codegateway.models import MediaField, VideoRequest
 
-TERMS = (
-    "s3_key",
-    "s3_bucket",
-    "if_exists",
-    "max_renders",
-    "max_cost",
-    "fallbacks",
-    "fallback_on",
-    "on_mismatch",
-    "ledger_prefix",
-    "ledger_conn_id",
-    "s3_extra_args",
-)
-"""The arguments of a clip that are not the request's."""
-
 
 def clip_spec(
     requests: Sequence[VideoRequest],

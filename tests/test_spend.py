@@ -531,6 +531,65 @@ class TestCommand:
         )
         assert out.endswith("2 renders: not known, 1 without a price.\n")
 
+    @pytest.mark.parametrize(
+        ("name", "text", "words"),
+        [
+            ("a.csv", "model;prompt\na;b\n", "Separate columns by commas"),
+            ("a.csv", "model,prompt,prompt\na,b,c\n", "names 'prompt' twice"),
+            ("a.csv", f"model,prompt\n{VEO}\n", "row 1: it has fewer cells than the header"),
+            ("a.csv", f"model,prompt\n{VEO},a,b\n", "row 1: it has more cells than the header"),
+            ("a.csv", f'model,prompt\n{VEO},"a\n', "is not CSV"),
+            (
+                "a.csv",
+                f"model,promt\n{VEO},a\n",
+                "row 1: 'promt' is not a field of a row. Did you mean 'prompt'?",
+            ),
+            ("a.csv", f"model,prompt,parameters\n{VEO},a,x\n", "row 1: parameters must be an object"),
+            (
+                "a.jsonl",
+                f'{{"model": "{VEO}", "prompt": "a", "prompt": "b"}}',
+                "the field 'prompt' is there twice",
+            ),
+            ("a.jsonl", '{"model"', "row 1: it is not JSON"),
+            ("a.json", "[5]", "row 1: it is int, not an object"),
+        ],
+    )
+    def test_estimate_reads_a_file_as_a_batch_does(
+        self, name: str, text: str, words: str, command: Any, tmp_path: Path
+    ) -> None:
+        """What a batch would refuse is not estimated."""
+        (tmp_path / name).write_text(text)
+        status, out, err = command(
+            "estimate", str(tmp_path / name), place=["--settings", settings_file(tmp_path)]
+        )
+        assert (status, out) == (1, "")
+        assert words in err
+
+    def test_estimate_takes_the_columns_of_the_key(self, command: Any, tmp_path: Path) -> None:
+        """And a byte order mark, empty cells, and parameters as JSON."""
+        rows = f"\ufeffsku,model,prompt,seed,parameters\n1,{VEO},a,,{{}}\n"
+        (tmp_path / "rows.csv").write_text(rows)
+        status, out, err = command(
+            "estimate",
+            str(tmp_path / "rows.csv"),
+            "--defaults",
+            json.dumps({"s3_key": "spring/{sku}.mp4", "duration": 4}),
+            place=["--settings", settings_file(tmp_path)],
+        )
+        assert (status, err) == (0, "")
+        assert out.endswith("1 render: 0.4 EUR.\n")
+        status, _, err = command(
+            "estimate", "-", "--defaults", "[]", place=["--settings", settings_file(tmp_path)]
+        )
+        assert (status, "is not an object of JSON" in err) == (1, True)
+
+    @pytest.mark.parametrize("day", ["yesterday", "2026-13", "2026-11-26T00:00", "26.11.2026"])
+    def test_report_takes_days_and_months_alone(self, day: str, command: Any, tmp_path: Path) -> None:
+        """Any other text would leave out what it should not."""
+        for option in ("--since", "--until"):
+            with pytest.raises(SystemExit):
+                command("report", option, day, place=["--settings", settings_file(tmp_path)])
+
     def test_names_what_is_wrong(self, command: Any, tmp_path: Path, bucket: str) -> None:
         """A missing file, a broken one, a journal that is not there."""
         assert (

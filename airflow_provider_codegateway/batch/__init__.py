@@ -10,7 +10,6 @@ from airflow_provider_codegateway.batch.result import (
     rows_location,
 )
 from airflow_provider_codegateway.batch.rows import (
-    ROW_FIELDS,
     Asker,
     Checked,
     Row,
@@ -21,7 +20,6 @@ from airflow_provider_codegateway.batch.rows import (
 from airflow_provider_codegateway.batch.run import Batch, Means, is_paid
 
 __all__ = [
-    "ROW_FIELDS",
     "Asker",
     "Batch",
     "Checked",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
-import math
 import re
 import string
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from functools import partial
@@ -29,7 +26,6 @@ from airflow_provider_codegateway.clip import (
     split_uri,
 )
 from airflow_provider_codegateway.exceptions import BudgetExceeded, InvalidRequest, InvalidTarget
-from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.ledger import Ledger
 from airflow_provider_codegateway.models import (
     PORTABLE,
@@ -37,9 +33,19 @@ from airflow_provider_codegateway.models import (
     VideoRequest,
     build_chain,
 )
+from airflow_provider_codegateway.models.table import (
+    FROM_JSON,
+    ROW_FIELDS,
+    Unreadable,
+    csv_rows,
+    is_set,
+    json_rows,
+    parse_json,
+    plain,
+    unknown_field,
+)
 from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
 from airflow_provider_codegateway.spec import (
-    TERMS,
     checked_fallback_on,
     checked_if_exists,
     checked_max_cost,
@@ -56,21 +62,11 @@ from airflow_provider_codegateway.transfer import require_upload_args
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-ROW_FIELDS = ("id", "model", *PORTABLE, *TERMS)
-"""What a row may set. Everything else, such as the connections, is set for the whole batch."""
-
-_FROM_JSON = ("parameters", "s3_extra_args")
-"""Fields that a CSV cell holds as JSON."""
-
 _TOGETHER = 64
 """Rows whose media are looked at together."""
 _READERS = 8
 """Threads for that."""
 _BLOCK = 1024 * 1024
-_LONGEST_CELL = 64 * _BLOCK
-"""Characters of a CSV cell, which may be an image in base64."""
-_MISSING: Any = object()
-"""The value of a cell that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +195,6 @@ def read_requests(
         )
 
 
-class _Unreadable(str):
-    """Why a line is not a row."""
-
-
 def _read_object(uri: str, s3: S3Client, upload_args: Mapping[str, Any]) -> Iterator[Any]:
     at = split_uri(uri.strip())
     kind = uri.strip().lower().rpartition(".")[2]
@@ -215,7 +207,7 @@ def _read_object(uri: str, s3: S3Client, upload_args: Mapping[str, Any]) -> Iter
         _download(s3, at, file, paying_for(upload_args))
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:
-            yield from _csv_rows(text) if kind == "csv" else _json_rows(text)
+            yield from csv_rows(text) if kind == "csv" else json_rows(text)
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"{at.uri} is not UTF-8 ({error.reason}). Store it as UTF-8.") from None
         except csv.Error as error:
@@ -234,46 +226,6 @@ def _download(s3: S3Client, at: S3Location, file: IO[bytes], args: dict[str, Any
             ) from None
         raise storage_error(error, doing="read the requests", at=at, permission="s3:GetObject") from error
     file.seek(0)
-
-
-def _json_rows(lines: Iterable[str]) -> Iterator[Any]:
-    for line in lines:
-        if line.strip():
-            try:
-                yield json.loads(line, object_pairs_hook=_without_doubles)
-            except (ValueError, RecursionError) as error:
-                yield _Unreadable(f"it is not JSON ({error}). Write one object a line.")
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {doubled!r} is there twice")
-    return values
-
-
-def _csv_rows(text: Iterable[str]) -> Iterator[Any]:
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
-    # Strict: a quote that is never closed would make one prompt of all rows that follow.
-    reader = csv.DictReader(text, strict=True, restval=_MISSING)
-    names = reader.fieldnames or ()
-    if len(names) == 1 and (other := re.search(r"[;\t|]", names[0])):
-        raise InvalidRequest(
-            f"The header is one column, {safe_text(names[0], 100)!r}. Separate columns by commas, not by {other[0]!r}."
-        )
-    if doubled := [name for name in names if names.count(name) > 1]:
-        raise InvalidRequest(f"The header names {doubled[0]!r} twice. Give each column a name of its own.")
-    for row in reader:
-        if None in row:
-            yield _Unreadable("it has more cells than the header. Put quotes around cells with commas.")
-        elif _MISSING in row.values():
-            yield _Unreadable(
-                "it has fewer cells than the header: it may be cut off. Write empty cells, too."
-            )
-        else:
-            yield row
 
 
 # Checking.
@@ -353,7 +305,7 @@ class _Checker:
         self._own = own
         self._connect = connect
         self._connected: dict[str, str | None] = {}
-        self._defaults = {name: value for name, value in defaults.items() if _is_set(value)}
+        self._defaults = {name: value for name, value in defaults.items() if is_set(value)}
         self._key_template = self._defaults.pop("s3_key", None)
         self._key_fields = _template_fields(self._key_template)
         self._s3 = s3
@@ -364,7 +316,7 @@ class _Checker:
 
     def begin(self, index: int, values: Any) -> Row:
         """The row, with all problems that its values alone have, and what it shares with others."""
-        if isinstance(values, _Unreadable):
+        if isinstance(values, Unreadable):
             return Row(index=index, id=None, problems=[str(values)])
         if not isinstance(values, Mapping):
             return Row(
@@ -374,15 +326,15 @@ class _Checker:
                     f"it is {type(values).__name__}, not an object with fields such as prompt and s3_key."
                 ],
             )
-        given = {str(name): _plain(value) for name, value in values.items() if _is_set(value)}
+        given = {str(name): plain(value) for name, value in values.items() if is_set(value)}
         problems = [
-            self._unknown(name) for name in given if name not in ROW_FIELDS and name not in self._key_fields
+            unknown_field(name) for name in given if name not in ROW_FIELDS and name not in self._key_fields
         ]
         id_ = _as_id(given.get("id"))
         arguments = {**self._defaults, **{name: given[name] for name in ROW_FIELDS if name in given}}
         arguments.pop("id", None)
-        for name in _FROM_JSON:
-            _parse_json(name, arguments, problems)
+        for name in FROM_JSON:
+            parse_json(name, arguments, problems)
         _check_terms(arguments, problems)
         if "s3_key" not in arguments and self._key_template is not None:
             self._make_key({**given, "id": id_}, arguments, problems)
@@ -455,15 +407,6 @@ class _Checker:
         known = [amount for amount in amounts if amount is not None]
         return max(known) if len(known) == len(amounts) else None
 
-    def _unknown(self, name: str) -> str:
-        close = difflib.get_close_matches(name, ROW_FIELDS, n=1)
-        if close:
-            return f"{name!r} is not a field of a row. Did you mean {close[0]!r}?"
-        return (
-            f"{name!r} is not a field of a row. Use {', '.join(ROW_FIELDS)}; put anything else that the model has into "
-            "parameters."
-        )
-
     def _make_key(self, given: Mapping[str, Any], arguments: dict[str, Any], problems: list[str]) -> None:
         values = {name: _as_id(given.get(name, arguments.get(name))) for name in self._key_fields}
         if missing := [name for name, value in values.items() if value is None]:
@@ -520,20 +463,6 @@ class _Checker:
         return None
 
 
-def _is_set(value: object) -> bool:
-    """Whether a cell has a value. The gaps of a data frame are NaN, NaT and NA."""
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return False
-    value = _plain(value)
-    return value is not None and value != "" and not (isinstance(value, float) and math.isnan(value))
-
-
-def _plain(value: Any) -> Any:
-    """A scalar of numpy or pandas as Python's own."""
-    is_scalar = hasattr(value, "item") and hasattr(value, "dtype") and getattr(value, "shape", None) == ()
-    return value.item() if is_scalar else value
-
-
 def _as_id(value: object) -> str | None:
     """Text or an integer as text; None for anything else."""
     if isinstance(value, str) and value.strip():
@@ -561,17 +490,6 @@ def _template_fields(template: object) -> list[str]:
             f"s3_key={template!r} is not supported. Use plain field names in braces, such as '{{id}}.mp4'."
         )
     return list(dict.fromkeys(names))
-
-
-def _parse_json(name: str, arguments: dict[str, Any], problems: list[str]) -> None:
-    value = arguments.get(name)
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = json.loads(value)
-        arguments[name] = value
-    if value is not None and not isinstance(value, Mapping):
-        problems.append(f"{name} must be an object of names and values, not {type(value).__name__}.")
-        del arguments[name]
 
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {

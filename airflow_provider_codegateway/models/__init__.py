@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_provider_codegateway.models.build import PORTABLE, build_request
+from airflow_provider_codegateway.models.build import PORTABLE, TERMS, build_request
 from airflow_provider_codegateway.models.chain import Fallbacks, build_chain, chain_fingerprint
 from airflow_provider_codegateway.models.known import (
     MAX_PROMPT_CHARACTERS,
@@ -19,6 +19,7 @@ __all__ = [
     "MAX_PROMPT_CHARACTERS",
     "MODELS",
     "PORTABLE",
+    "TERMS",
     "Fallbacks",
     "HailuoRequest",
     "MediaField",

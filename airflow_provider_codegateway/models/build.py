@@ -30,6 +30,21 @@ PORTABLE = (
 )
 """The arguments that every model shares: those of ``build_request``, besides the model."""
 
+TERMS = (
+    "s3_key",
+    "s3_bucket",
+    "if_exists",
+    "max_renders",
+    "max_cost",
+    "fallbacks",
+    "fallback_on",
+    "on_mismatch",
+    "ledger_prefix",
+    "ledger_conn_id",
+    "s3_extra_args",
+)
+"""The arguments of a clip that are not the request's."""
+
 
 def build_request(
     model: str,

@@ -35,6 +35,7 @@ from airflow_provider_codegateway.inputs import reveal
 from airflow_provider_codegateway.links import ClipLink
 from airflow_provider_codegateway.models import (
     PORTABLE,
+    TERMS,
     Fallbacks,
     build_chain,
     placeholder,
@@ -49,7 +50,6 @@ from airflow_provider_codegateway.operators.base import (
     requesters,
 )
 from airflow_provider_codegateway.spec import (
-    TERMS,
     checked_if_exists,
     checked_max_cost,
     checked_max_renders,

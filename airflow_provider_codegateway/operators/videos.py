@@ -38,7 +38,7 @@ from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, reveal
 from airflow_provider_codegateway.limits import LIMITS
 from airflow_provider_codegateway.links import BatchLink
-from airflow_provider_codegateway.models import PORTABLE, Fallbacks
+from airflow_provider_codegateway.models import PORTABLE, TERMS, Fallbacks
 from airflow_provider_codegateway.operators.base import (
     FAILED_DEFERRAL,
     HidesMedia,
@@ -49,7 +49,6 @@ from airflow_provider_codegateway.operators.base import (
     requesters,
 )
 from airflow_provider_codegateway.s3 import demanded_args
-from airflow_provider_codegateway.spec import TERMS
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:

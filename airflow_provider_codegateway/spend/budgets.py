@@ -104,10 +104,10 @@ def refusal(
 def _refusal(budget: Budget, used: Used, cost: Cost | None, now: datetime) -> str:
     if budget.renders is not None:
         bought = used.total.renders - used.in_flight.renders - used.unresolved.renders
-        bound = "1 render" if budget.renders == 1 else f"{budget.renders} renders"
         return (
-            f"The budget of {bound} per {budget.per} has no room for another render: {used.name} has {bought} bought, "
-            f"{used.in_flight.renders} under way, {used.unresolved.renders} unresolved. {_opens(budget, now)}"
+            f"The budget of {_renders(budget.renders)} per {budget.per} has no room for another render: "
+            f"{used.name} has {bought} bought, {used.in_flight.renders} under way, {used.unresolved.renders} "
+            f"unresolved. {_opens(budget, now)}"
         )
     if cost is None or cost.at_most is None:
         return (
@@ -123,6 +123,10 @@ def _refusal(budget: Budget, used: Used, cost: Cost | None, now: datetime) -> st
         f"{show_amount(cost.at_most)} {unit}: {used.name} has {show_amount(total - in_flight - unresolved)} {unit} "
         f"bought, {show_amount(in_flight)} under way, {show_amount(unresolved)} unresolved. {_opens(budget, now)}"
     )
+
+
+def _renders(count: int) -> str:
+    return "1 render" if count == 1 else f"{count:,} renders"
 
 
 def _opens(budget: Budget, now: datetime) -> str:
@@ -150,7 +154,7 @@ def batch_refusal(
         if renders <= left:
             return None
         return (
-            f"The batch needs {renders:,} renders, and the budget of {budget.renders:,} renders per {budget.per} has "
+            f"The batch needs {_renders(renders)}, and the budget of {_renders(budget.renders)} per {budget.per} has "
             f"room for {left:,}. Make the batch smaller, or raise the budget."
         )
     assert budget.amount is not None

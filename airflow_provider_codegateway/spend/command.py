@@ -8,8 +8,9 @@ import io
 import json
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,15 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_codegateway.clip import split_uri
 from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidConnection, InvalidRequest
 from airflow_provider_codegateway.models import PORTABLE, build_chain
+from airflow_provider_codegateway.models.table import (
+    ROW_FIELDS,
+    Unreadable,
+    csv_rows,
+    is_set,
+    json_rows,
+    parse_json,
+    unknown_field,
+)
 from airflow_provider_codegateway.s3 import error_words, read_object
 from airflow_provider_codegateway.spend.journal import Journal, Outcome
 from airflow_provider_codegateway.spend.prices import cost_of_chain
@@ -229,20 +239,17 @@ def release(place: Place, options: argparse.Namespace) -> int:
 def estimate_rows(place: Place, options: argparse.Namespace) -> int:
     """What the requests in a file would cost: JSONL, a JSON list, or CSV. Every wrong row is listed at once."""
     settings = place.settings()
-    defaults = json.loads(options.defaults)
-    rows = _parse_rows(place.read(options.file), options.file)
+    defaults = _defaults(options.defaults)
     problems, lines, costs = [], [], []
-    for number, row in enumerate(rows, 1):
-        try:
-            arguments = {
-                name: value
-                for name, value in {**defaults, **row}.items()
-                if name in {"model", "fallbacks", *PORTABLE}
-            }
-            requests = build_chain(**arguments)
-        except (InvalidRequest, TypeError) as error:
-            words = error.problems if isinstance(error, InvalidRequest) else ["model is missing."]
-            problems += [f"row {number}: {each}" for each in words]
+    for number, row in enumerate(_rows(place.read(options.file), options.file), 1):
+        arguments, wrong = _arguments(row, defaults)
+        if not wrong:
+            try:
+                requests = build_chain(**arguments)
+            except InvalidRequest as error:
+                wrong = list(error.problems)
+        if wrong:
+            problems += [f"row {number}: {each}" for each in wrong]
             continue
         cost = cost_of_chain([settings.cost(request.body()) for request in requests])
         costs.append(cost)
@@ -265,24 +272,58 @@ def estimate_rows(place: Place, options: argparse.Namespace) -> int:
     if options.format == "table":
         unpriced = f", {total['unpriced']} without a price" if total["unpriced"] else ""
         amount = f"{total['amount']} {total['currency']}" if total["amount"] else "not known"
-        print(f"\n{total['renders']} renders: {amount}{unpriced}.")
+        renders = "1 render" if total["renders"] == 1 else f"{total['renders']:,} renders"
+        print(f"\n{renders}: {amount}{unpriced}.")
     return 0
 
 
-def _parse_rows(text: str, path: str) -> list[dict[str, Any]]:
+def _defaults(text: str) -> dict[str, Any]:
     try:
-        if path.lower().endswith(".csv"):
-            return [dict(row) for row in csv.DictReader(io.StringIO(text))]
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise InvalidRequest(
+            f"--defaults {text[:200]!r} is not an object of JSON, such as '{{\"duration\": 4}}'."
         )
-    except ValueError as error:
-        raise InvalidRequest(f"{path} is neither JSON, JSONL nor .csv ({error}).") from None
-    if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
-        raise InvalidRequest(f"{path}: row {wrong[0]} is not an object.")
-    return list(rows)
+    return values
+
+
+def _rows(text: str, path: str) -> Iterator[Any]:
+    """Each row as it was written, read as a batch reads it; a list of JSON besides."""
+    text = text.removeprefix("\ufeff")
+    if text.lstrip().startswith("["):
+        try:
+            yield from json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{path} is not JSON ({error}). Correct the file.") from None
+        return
+    lines = io.StringIO(text, newline="")
+    try:
+        yield from csv_rows(lines) if path.lower().endswith(".csv") else json_rows(lines)
+    except csv.Error as error:
+        raise InvalidRequest(f"{path} is not CSV ({error}). Correct the file.") from None
+
+
+def _arguments(row: Any, defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What of a row its price may depend on, and what is wrong with it."""
+    if isinstance(row, Unreadable):
+        return {}, [str(row)]
+    if not isinstance(row, dict):
+        return {}, [f"it is {type(row).__name__}, not an object with fields such as model and prompt."]
+    given = {**defaults, **{name: value for name, value in row.items() if is_set(value)}}
+    in_key = re.findall(r"\{(\w+)\}", str(defaults.get("s3_key", "")))
+    problems = [unknown_field(name) for name in given if name not in (*ROW_FIELDS, *in_key)]
+    parse_json("parameters", given, problems)
+    if "model" not in given:
+        problems.append("model is missing.")
+    return {name: given[name] for name in ("model", "fallbacks", *PORTABLE) if name in given}, problems
+
+
+def _day(text: str) -> str:
+    if not re.fullmatch(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day or a month, such as 2026-11-26 or 2026-11")
+    return text
 
 
 def _dimensions(text: str) -> str:
@@ -316,8 +357,10 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument(
         "--by", type=_dimensions, default="month", help=f"any of {','.join(DIMENSIONS)} (%(default)s)"
     )
-    shown.add_argument("--since", default="", metavar="DAY", help="first day or month, such as 2026-11")
-    shown.add_argument("--until", default="9", metavar="DAY", help="last day or month")
+    shown.add_argument(
+        "--since", type=_day, default="0000", metavar="DAY", help="first day or month, such as 2026-11"
+    )
+    shown.add_argument("--until", type=_day, default="9999", metavar="DAY", help="last day or month")
     estimated = command("estimate", estimate_rows, "what the requests in a file would cost")
     estimated.add_argument("file", help="JSONL, JSON or CSV, here or at s3://; - is the standard input")
     estimated.add_argument("--defaults", default="{}", help="JSON object of arguments for each row")

@@ -226,7 +226,8 @@ class State:
 
     def used(self, budget: Budget, row: Row, *, now: datetime) -> Used:
         """The same in detail, which takes a look at every open row."""
-        name = {"day": row.day, "month": row.day[:7], "run": f"the run {row.run_id}"}[budget.per]
+        run = "what no DAG run asked for" if row.run_id is None else f"the run {row.run_id}"
+        name = {"day": row.day, "month": row.day[:7], "run": run}[budget.per]
         in_flight = unresolved = Tally()
         for each in self.open.values():
             if _same_period(budget, each, row):
