@@ -79,6 +79,7 @@ _BY_CLASS = {
     "PartialCredentialsError": Problem.NO_CREDENTIALS,
     "ParamValidationError": Problem.REFUSED,
     "ResponseParserError": Problem.NOT_S3,
+    "RecursionError": Problem.NOT_S3,  # of botocore, which follows a redirect to the same place without end
 }
 _CHECKSUM_WORDS = ("checksum", "x-amz-trailer", "x-amz-sdk", "aws-chunked", "streaming-unsigned")
 _CONDITION_WORDS = "at least one of the pre-conditions"
@@ -113,6 +114,8 @@ def error_words(error: Exception) -> str:
 def error_text(error: Exception) -> str:
     """The code and the words that S3 answered with, safe to show."""
     said = redact_urls(_plain(_error(error).get("Message") or "")).rstrip(".")
+    if _status(error) == 407:
+        said = "a proxy asks for a user and a password, see HTTPS_PROXY"
     return f"{error_words(error)}: {said}" if said else error_words(error)
 
 

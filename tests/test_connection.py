@@ -84,6 +84,7 @@ ANSWERS: list[tuple[Fault, list[str]]] = [
         Fault.status(400, body="The plain HTTP request was sent to HTTPS port"),
         ["plain HTTP request", FOREIGN],
     ),
+    (Fault.status(400, body='{"error": {"code": 1}}'), ["answered 400", FOREIGN, NOTHING_BOUGHT]),
     (Fault.status(401), ["answered 401", "does not take the API key", NOTHING_BOUGHT]),
     (Fault.status(401, html=True), ["answered 401", FOREIGN]),
     (Fault.status(403), ["answered 403", "check the balance", NOTHING_BOUGHT]),

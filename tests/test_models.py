@@ -256,6 +256,12 @@ def test_switching_models_is_changing_one_string(
     assert (body["duration"], body["resolution"], body[image_field]) == (duration, resolution, PNG)
 
 
+def test_a_model_s_name_is_bounded() -> None:
+    """What is longer than S3 keeps beside a clip is refused for free."""
+    with pytest.raises(InvalidRequest, match="Use a name of at most 200 characters"):
+        build_request("acme/" + "x" * 300, prompt="p")
+
+
 @pytest.mark.parametrize("model", [*MODELS, "acme/next"])
 @pytest.mark.parametrize(
     "prompt", ["None", "none", " nan ", "NaN", "null", "undefined", "NaT", "<NA>", " ", "\n\t", "\u3000"]

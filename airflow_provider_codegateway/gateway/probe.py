@@ -51,7 +51,7 @@ async def probe(settings: GatewaySettings) -> tuple[bool, str]:
     status, headers, answer = seen.status, seen.headers, bytes(seen.body)
     said = words_of(answer, settings.api_key)
     content = _content(answer)
-    if status == 400 and "error" in content:
+    if status == 400 and own_error(answer) is not None:
         return True, (
             f"{settings.base_url} accepts the API key. It was asked for a clip without a prompt and refused "
             f"({said}). {_NOTHING_BOUGHT}"

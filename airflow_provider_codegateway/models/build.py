@@ -46,6 +46,10 @@ TERMS = (
 """The arguments of a clip that are not the request's."""
 
 
+LONGEST_MODEL = 200
+"""Characters: S3 keeps 2 KB beside a clip, and the name is there twice."""
+
+
 def build_request(
     model: str,
     *,
@@ -74,6 +78,10 @@ def build_request(
     if not isinstance(model, str) or not model.strip():
         raise InvalidRequest(f"model={model!r} is not the name of a model. Use {one_of(MODELS)}.")
     model = model.strip()
+    if len(model) > LONGEST_MODEL:
+        raise InvalidRequest(
+            f"model={model[:LONGEST_MODEL]!r}… is too long. Use a name of at most {LONGEST_MODEL} characters."
+        )
     if parameters is not None and not isinstance(parameters, Mapping):
         raise InvalidRequest(
             f"parameters must be a dict of names and values, not {type(parameters).__name__}."

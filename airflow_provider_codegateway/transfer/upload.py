@@ -71,7 +71,12 @@ def require_upload_args(s3: S3Client, upload_args: Mapping[str, Any]) -> None:
     assert shape is not None
     report = ParamValidator().validate({"Bucket": "b", "Key": "k", **upload_args}, shape)
     if report.has_errors():
-        raise InvalidRequest(f"s3_extra_args: {safe_text(report.generate_report(), 500)}.")
+        raise InvalidRequest(f"s3_extra_args: {_without_values(report.generate_report())}.")
+
+
+def _without_values(report: str) -> str:
+    """A report of botocore's, less the values that it quotes: one of them may be a customer's encryption key."""
+    return safe_text("; ".join(line.split(", value:")[0] for line in report.splitlines()), 500)
 
 
 _uploads = Proofs()
@@ -352,14 +357,13 @@ class UploadTarget:
         try:
             return method(Bucket=self.at.bucket, Key=self.at.key, **arguments)
         except ParamValidationError as error:
-            # Its report quotes values, and one of them may be a customer's encryption key.
-            report = "; ".join(line.split(", value:")[0] for line in str(error.kwargs["report"]).splitlines())
+            report = _without_values(str(error.kwargs["report"]))
             raise ClipTransferError(f"{operation} to {where} was not sent: {report}.") from None
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "unknown")
-            said = redact_urls(error.response.get("Error", {}).get("Message") or "no message").rstrip(".")
             remedy = _remedy(operation, error) + _stored(operation)
-            raise ClipTransferError(f"S3 refused {operation} of {where}: {code} ({said}).{remedy}") from error
+            raise ClipTransferError(
+                f"S3 refused {operation} of {where} ({error_text(error)}).{remedy}"
+            ) from error
         except BotoCoreError as error:
             reason = redact_urls(str(error)).rstrip(".")
             raise ClipTransferError(
