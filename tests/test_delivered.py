@@ -408,6 +408,20 @@ def test_the_papers_of_a_clip_say_where_it_comes_from(
     assert done.events == () or "topsecret" not in json.dumps(done.events)
 
 
+@pytest.mark.parametrize("refused", [0, 1, 2])
+def test_the_papers_of_a_chain_that_names_a_model_twice_have_the_request_that_was_rendered(
+    refused: int, deferrable: bool, gateway: Emulator, s3: S3Client, bucket: str
+) -> None:
+    """By its place in the chain, and not by the model's name."""
+    fallbacks = [{"model": VEO, "resolution": "1080p"}, {"model": SEEDANCE, "duration": 5}]
+    for _ in range(refused):
+        gateway.fail_next(Fault.status(503, retry_after=9_999))
+    run(bucket, fallbacks=fallbacks, sidecar_key=".json", deferrable=deferrable)
+    papers = json.loads(s3.get_object(Bucket=bucket, Key="clip.mp4.json")["Body"].read())
+    rendered = [render.request for render in gateway.ledger if render.billed_at]
+    assert [papers["request"]] == rendered
+
+
 def test_a_function_chooses_the_keys_beside_its_clip(
     deferrable: bool, gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:

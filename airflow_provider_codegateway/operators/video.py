@@ -249,6 +249,8 @@ class GenerateVideoOperator(RenderingOperator):
         lineage.require_assets(self.outlets, spec.target)
         self._beside()  # refuses for free
         self._shown_requests = {each.model: each.shown() for each in requests}
+        if len(self._shown_requests) < len(requests):  # a model is asked twice, with other parameters
+            self._shown_requests = {str(index): each.shown() for index, each in enumerate(requests)}
         purchase = self.hook.purchase(spec, s3=self._s3)
         if self.dry_run_only:
             self._estimate(purchase.preview(*requests), spec, context)
@@ -486,7 +488,8 @@ class GenerateVideoOperator(RenderingOperator):
             self._s3,
             clip,
             beside,
-            request=self._shown_requests.get(clip.model),
+            request=self._shown_requests.get(clip.model)
+            or self._shown_requests.get(str(len(clip.fallback or ()))),
             asked_by=asdict(asked_by(context)),
             upload_args=self.s3_extra_args or {},
             limits=self.hook.limits,
