@@ -589,16 +589,16 @@ class Client:
             raise httpcore.ReadTimeout("it took too long")
         return left if timeout is None else min(timeout, left)
 
-    def came(self) -> None:
-        """Bytes came, of whatever they are.
-
-        :raises TooSlow: they have come for long, and none of them was of the body: a head, or the frame of chunks.
-        """
-        now = time.monotonic()
-        if self._useless_since is None:
-            self._useless_since = now
-        elif now - self._useless_since > self._limits.speed_window:
+    def require_progress(self) -> None:
+        """:raises TooSlow: for long, all bytes that came were of a head, or of the frame around chunks."""
+        since = self._useless_since
+        if since is not None and time.monotonic() - since > self._limits.speed_window:
             raise TooSlow("it sends, and nothing of the body comes")
+
+    def came(self) -> None:
+        """Bytes came, of whatever they are. Until the first of them a host may take its time."""
+        if self._useless_since is None:
+            self._useless_since = time.monotonic()
 
     def opened(self, sock: socket.socket) -> None:
         """A connection was opened."""
@@ -691,10 +691,10 @@ class _Stream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         while True:
+            self._client.require_progress()
             # httpcore asks for 64 KiB at a time. More at once takes less of the processor for a clip.
             data = self._stream.read(max(max_bytes, _READ_SIZE), self._client.left(timeout))
-            if data:
-                self._client.came()
+            self._client.came()
             if self._head is None:
                 return data
             self._head += data
@@ -703,6 +703,7 @@ class _Stream(httpcore.NetworkStream):
                 return said
             if not data or len(self._head) > _LONGEST_HEAD or http_heads.END.search(self._head):
                 return self._mended()
+            del data  # error trackers show the local variables of whatever fails, and a head may have a link
 
     def _mended(self) -> bytes:
         """The heads that are whole, as a parser takes them, and what follows."""
