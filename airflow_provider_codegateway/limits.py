@@ -27,9 +27,9 @@ class Limits:
     """After which an answer that is whole is taken as it is, though its connection is held open."""
     refusal_silence: float = 10.0
     """After which a refusal is judged by what came of it."""
-    foreign_refusal: float = 20.0
-    """After the request. What is refused later, and not by CodeGateway, may have been an answer: a filter that reads
-    answers puts its own page in their place. No model renders that quickly."""
+    late_refusal: float = 20.0
+    """After the request. What comes later may stand for a render that was begun: a filter that reads answers sends its
+    own page instead of them, and a 503 may be of a model that failed. No model renders that quickly."""
 
     # The ledger.
     poll_interval: float = 2.0

@@ -119,7 +119,7 @@ class Wire:
         return len(self.received) >= self._limit
 
     def open(self, stream: httpcore.AsyncNetworkStream) -> None:
-        """What is read from now on is what counts: below it is a proxy's tunnel, or TLS."""
+        """Forget what came before: it was of the proxy's tunnel, or of the TLS handshake."""
         self.received.clear()
         self._stream = stream
 
@@ -396,7 +396,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 _TRUST = (
-    " If a proxy of your network signs anew what passes, name its CA in SSL_CERT_FILE on this machine: "
+    " If a proxy of your network re-signs TLS traffic, name its CA in SSL_CERT_FILE on this machine: "
     "REQUESTS_CA_BUNDLE and the like are not read."
 )
 
@@ -529,7 +529,9 @@ class Client:
             "User-Agent": USER_AGENT,
         }
         if url.userinfo:
-            sent["Authorization"] = b"Basic " + base64.b64encode(unquote_to_bytes(url.userinfo))
+            user, _, password = url.userinfo.partition(b":")
+            credentials = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+            sent["Authorization"] = b"Basic " + base64.b64encode(credentials)
         sent.update(headers)
         self._useless_since = None
         with (
@@ -710,8 +712,9 @@ class _Stream(httpcore.NetworkStream):
         heads, left = b"", self._head or b""
         while end := http_heads.END.search(left):
             head, left = left[: end.end()], left[end.end() :]
-            heads += http_heads.mended(head)
-            if not http_heads.is_interim(head):
+            read = http_heads.read(head)
+            heads += head if read is None else read.as_bytes()
+            if read is None or not read.is_interim:
                 self._head = None
                 return heads + left
         self._head = left if heads else None

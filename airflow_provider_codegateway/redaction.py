@@ -13,12 +13,20 @@ from airflow_provider_codegateway.foreign import LONGEST_TEXT, safe_text
 # A match may begin within a word, as a scheme may follow one: and no more than 32 characters before "://" are looked
 # at, so that a long text takes time in proportion to its length.
 _URL = re.compile(r"[a-z][a-z0-9+.-]{0,31}://[^\s\"'<>?]+(?:\?[^\s\"<>]*)?", re.IGNORECASE)
-_SECRET = re.compile(
-    r"\b(x-(?:amz|goog|oss|ms)-[a-z0-9-]{1,40}|(?:aws|google|oss)access(?:key)?id|signature|sig|policy|key-pair-id"
-    r"|(?:access|security|session)[_-]?token|token|api[_-]?key|password|secret)=[^\s&;,\"'<>]+",
-    re.IGNORECASE,
+_SECRETS = (
+    # Of signatures, in a query, a header or JSON.
+    re.compile(
+        r"\b(x-(?:amz|goog|oss|ms)-[a-z0-9-]{1,40}|(?:aws|google|oss)access(?:key)?id|signature|sig|key-pair-id)"
+        r"[\"']?\s{0,3}[=:]\s{0,3}[\"']?[^\s&;,\"'<>]{6,}",
+        re.IGNORECASE,
+    ),
+    # Words of everyday, in a query alone.
+    re.compile(
+        r"\b(policy|(?:access|security|session)[_-]?token|token|api[_-]?key|password|secret)=[^\s&;,\"'<>]{6,}",
+        re.IGNORECASE,
+    ),
 )
-"""A parameter that is a secret, or belongs to a signature, without the URL around it."""
+"""What is secret without the URL around it. Shorter values are words."""
 
 
 def redact_url(url: object) -> str:
@@ -42,4 +50,11 @@ def redact_urls(text: str) -> str:
 
     Parameters of a signature are hidden wherever they stand.
     """
-    return _SECRET.sub(r"\1=…", _URL.sub(lambda match: redact_url(match[0]), safe_text(text)))
+    text = _URL.sub(_redact_match, safe_text(text))
+    for secret in _SECRETS:
+        text = secret.sub(r"\1=…", text)
+    return text
+
+
+def _redact_match(match: re.Match[str]) -> str:
+    return redact_url(match[0]) + ("'" if match[0].endswith("'") else "")

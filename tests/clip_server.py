@@ -30,6 +30,7 @@ class Answer:
     :param hold: wait for this before each send.
     :param trickle: send a byte now and then, from the ``head`` or the ``body`` on; or so many bytes after the head, the
         last of them for ever, such as a chunk's extension.
+    :param pause: seconds between the head and the body.
     :param raw: sent as it is, in place of all that, or before what trickles.
     """
 
@@ -46,6 +47,7 @@ class Answer:
     hold: threading.Event | None = None
     trickle: str | bytes = ""
     raw: bytes | None = None
+    pause: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class ClipServer:
         self._writes = writes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._port = self._listener.getsockname()[1]
+        self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
 
     @property
@@ -94,6 +97,7 @@ class ClipServer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._stopped.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
@@ -169,6 +173,7 @@ class ClipServer:
             self._trickle(connection, head[slow:].encode() + body)
             return
         connection.sendall(head.encode())
+        self._stopped.wait(answer.pause)
         self._send_body(connection, body[: answer.cut], answer)
         if answer.reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

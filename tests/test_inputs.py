@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 import ssl
+import struct
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -131,6 +132,51 @@ def test_half_a_reference_video_is_refused(part: float, movflags: str) -> None:
     resolve(b64(whole), kind="video")
     with pytest.raises(ValueError, match="not whole"):
         resolve(b64(whole[: max(32, int(len(whole) * part))]), kind="video")
+
+
+def tiff(*entries: tuple[int, int, int, int], at: int = 8) -> bytes:
+    """A little TIFF with one directory, and 100 bytes after it."""
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *each) for each in entries)
+    return b"II*\0" + struct.pack("<I", at) + directory + bytes(4) + bytes(100)
+
+
+BMP = image("bmp", "bgr24")
+GIF = image("gif", "rgb8")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(BMP[:2] + struct.pack("<I", size) + BMP[6:] for size in (0, 54, 40, 2**31)),
+        tiff((273, 4, 1, 60)),
+        tiff((330, 4, 1, 8)) + b"",
+        GIF[:-1] + b"\0" + GIF[-1:],
+    ],
+    ids=["bmp 0", "bmp 54", "bmp 40", "bmp huge", "tiff without sizes", "tiff below", "gif with a zero"],
+)
+def test_what_readers_read_is_whole(data: bytes) -> None:
+    """Heads are often wrong about sizes that no reader looks at."""
+    if data == tiff((330, 4, 1, 8)):  # a directory that is below itself, and no picture
+        with pytest.raises(ValueError, match="not whole"):
+            resolve(b64(data))
+    else:
+        resolve(b64(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"RIFF\xff\xff\xff\xffWEBPVP8 ",
+        b"\xff\xd8\xff" + b"\xff" * 5_000_000,
+        tiff(*[(40_000 + n, 4, 500_000, 200) for n in range(3_000)]) + bytes(2_100_000),
+        tiff(*[(330, 4, 500_000, 200)] * 3_000) + bytes(2_100_000),
+    ],
+    ids=["webp", "jpeg", "tiff", "tiff below"],
+)
+def test_no_image_takes_more_than_its_size(data: bytes) -> None:
+    """Neither time nor memory: a check that took them by what a head says would not come to an end here."""
+    with pytest.raises(ValueError, match="not whole"):
+        resolve(b64(data))
 
 
 def test_the_preview_in_a_photo_does_not_end_it() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import gzip
 import json
 import socket
 import threading
 import zlib
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
 )
 from airflow_provider_codegateway.gateway import Answer, BlockingCall, Gateway, GatewaySettings, read_receipt
+from airflow_provider_codegateway.gateway.raw import raw_answer
 from airflow_provider_codegateway.limits import Limits
 
 if TYPE_CHECKING:
@@ -204,7 +207,11 @@ def test_what_no_parser_reads_is_read_though_it_comes_in_pieces(answer: bytes) -
         (whole(b"<html><title>Login</title>Sign in</html>"), RenderOutcomeUnknown, Bought.PERHAPS),
         (b"HTTP/1.1 200 OK\r\nX: 1\r\n", RenderOutcomeUnknown, Bought.PERHAPS),
         (whole(JSON, status=b"500 No"), RenderOutcomeUnknown, Bought.PERHAPS),
-        (whole(JSON, b"Bad Header: 1", status=b"400 No"), RenderOutcomeUnknown, Bought.PERHAPS),
+        (whole(b'{"error": "no"}', b"Bad Header: 1", status=b"402 No"), RequestRejected, Bought.NO),
+        (whole(b"<html>No</html>", b"Bad Header: 1", status=b"503 No"), RenderOutcomeUnknown, Bought.PERHAPS),
+        (whole(b'{"error": "timeout of the limit"}', status=b"429 No"), GatewayUnavailable, Bought.NO),
+        (whole(b'{"error": "upstream timing out"}', status=b"503 No"), RenderOutcomeUnknown, Bought.PERHAPS),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", RenderOutcomeUnknown, Bought.PERHAPS),
         (
             whole(b'{"error": "upstream request timeout"}', status=b"503 No"),
             RenderOutcomeUnknown,
@@ -228,6 +235,111 @@ def test_an_answer_without_a_link_says_no_more_than_it_knows(
     assert (type(outcome.value), outcome.value.bought) == (error, bought)
 
 
+ECHO = "https://example.com/input.mp4"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": [], "request": {"reference_video": {"url": ECHO}}},
+        {"data": [], "input": [{"url": ECHO}]},
+        {"error": "no", "data": {"input": {"video": {"url": ECHO}}}},
+        {"error": "no", "url": ECHO},
+        {"status": "queued", "url": ECHO},
+        {"data": [{"thumbnail": {"url": ECHO}}]},
+    ],
+)
+def test_a_link_to_something_else_is_not_the_clips(content: dict[str, Any]) -> None:
+    """An echo of what was sent, a picture, the address of a queue."""
+    body = json.dumps(content).encode()
+    with gateway_that_sends(whole(body)) as gateway, pytest.raises(RenderOutcomeUnknown):
+        read_receipt(post(gateway))
+
+
+def test_the_video_is_taken_and_not_its_cover() -> None:
+    """Where both have a link."""
+    body = json.dumps({"data": [{"cover": {"url": ECHO}, "video": {"url": LINK}}]}).encode()
+    with gateway_that_sends(whole(body)) as gateway:
+        assert read_receipt(post(gateway)).url == LINK
+
+
+@contextmanager
+def gateway_that_goes_on(*pieces: bytes, held: bool = False) -> Iterator[Gateway]:
+    """A gateway that sends its answer in pieces, a third of a second apart, and may hold the connection open."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            request = b""
+            while not request.endswith(b"}"):
+                request += connection.recv(65536)
+            with suppress(OSError):
+                for piece in pieces:
+                    connection.sendall(piece)
+                    done.wait(0.3)
+                if held:
+                    done.wait(60)
+
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            yield Gateway(GatewaySettings(base_url=url, api_key="sk-cg-x", retries=0), limits=QUICK)
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_what_says_that_a_render_is_under_way_does_not_end_the_wait() -> None:
+    """The clip's link comes in a second line."""
+    queued = json.dumps({"status": "queued", "url": ECHO}).encode() + b"\n"
+    with gateway_that_goes_on(HEAD + b"\r\n" + queued, b"", JSON) as gateway:
+        assert read_receipt(post(gateway)).url == LINK
+
+
+def test_a_refusal_that_no_parser_reads_is_not_waited_for() -> None:
+    """Though its connection is held open: the rest of the deadline would bring nothing."""
+    refusal = whole(b'{"error": "no"}', b"Bad Header: 1", status=b"402 No").replace(
+        b"Connection: close", b"X: 1"
+    )
+    with gateway_that_goes_on(refusal, held=True) as gateway, pytest.raises(RequestRejected, match="402"):
+        post(gateway)
+
+
+def test_an_answer_that_no_parser_reads_is_kept_when_the_task_is_stopped() -> None:
+    """At once, and not only after a second of silence."""
+
+    async def stopped(gateway: Gateway) -> Answer:
+        async def load() -> bytes:
+            return b'{"model": "google/veo-3.1-fast"}'
+
+        buying = asyncio.create_task(gateway.generate(load))
+        await asyncio.sleep(0.15)  # the answer is there by then; it is not whole before its link is
+        buying.cancel()
+        return await buying
+
+    with gateway_that_goes_on(HTTP["header with a space"], held=True) as gateway:
+        patient = Gateway(gateway.settings, limits=Limits(answer_silence=30.0))
+        assert read_receipt(asyncio.run(stopped(patient))).url == LINK
+
+
+def test_a_parser_s_quotation_of_a_link_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the answer was rescued, and nobody asked what the parser said."""
+    with gateway_that_sends(HTTP["chunked and is not"]) as gateway:
+        post(gateway)
+    gc.collect()
+    assert "X-Amz-Signature" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [250_000, 1_000_000])
+def test_a_long_head_takes_time_in_proportion(size: int) -> None:
+    """It is read on the event loop. One that took its square would not come to an end here."""
+    head = HEAD + b"X: " + b"transfer-encoding:" * (size // 18) + b"\r\nBad Header: 1\r\n\r\n"
+    assert raw_answer(head + JSON) == (200, JSON)
+
+
 def test_a_success_before_the_request_was_sent_whole_bought_nothing() -> None:
     """A login page that answers at once and closes has passed nothing on."""
     page = whole(b"<html>Sign in</html>")
@@ -236,13 +348,13 @@ def test_a_success_before_the_request_was_sent_whole_bought_nothing() -> None:
     assert outcome.value.bought is Bought.NO
 
 
-@pytest.mark.parametrize("status", [302, 307, 400, 401, 403, 404, 451, 511])
+@pytest.mark.parametrize("status", [302, 307, 400, 401, 403, 404, 451, 503, 511])
 def test_a_page_of_others_that_comes_as_late_as_an_answer_may_have_replaced_one(status: int) -> None:
     """A filter that reads answers puts its own page in their place. CodeGateway's own refusal is one at any time."""
-    late = Limits(foreign_refusal=-1.0)
+    late = Limits(late_refusal=-1.0)
     for body, bought in ((b"<html>Blocked</html>", Bought.PERHAPS), (b'{"error": "no"}', Bought.NO)):
         with gateway_that_sends(whole(body, status=b"%d No" % status)) as gateway:
             gateway = Gateway(gateway.settings, limits=late)
             with pytest.raises(CodeGatewayError) as outcome:
                 post(gateway)
-        assert outcome.value.bought is (bought if status != 302 else Bought.PERHAPS)
+        assert outcome.value.bought is (bought if status not in (302, 503) else Bought.PERHAPS)

@@ -148,15 +148,42 @@ def test_what_is_no_mp4_is_refused(s3: S3Client, bucket: str, body: bytes) -> No
 
 
 @pytest.mark.parametrize(("size", "claimed"), [(MIB, 1), (MIB, 1000), (8 * MIB, 1), (9 * MIB, 1000)])
+@pytest.mark.parametrize("kind", ["cut", "transport stream"])
 def test_length_that_is_too_long_is_never_believed(
-    s3: S3Client, bucket: str, size: int, claimed: int
+    s3: S3Client, bucket: str, size: int, claimed: int, kind: str
 ) -> None:
-    """A host that claims more bytes than it has ends in an error after a bounded number of requests."""
-    lie = Answer(length=size + claimed)
-    with ClipServer(mp4_of(size), *[lie] * 50) as server:
-        error = bring_nothing(server, s3, bucket)
-    assert "broke" in str(error)
+    """Where the clip itself cannot tell, that ends in an error after a bounded number of requests."""
+    packet = b"\x47" + bytes(187)
+    body = mp4_of(size)[:-100] if kind == "cut" else packet * (size // len(packet))
+    lie = Answer(length=len(body) + claimed)
+    with ClipServer(body, *[lie] * 50) as server:
+        bring_nothing(server, s3, bucket)
     assert len(server.requests) < 20
+
+
+@pytest.mark.parametrize("then", [Answer(status=503), Answer(cut=0, ignore_range=True)])
+def test_what_follows_the_media_is_not_given_up_for_another_failure(
+    s3: S3Client, bucket: str, then: Answer
+) -> None:
+    """Cut at the end of a box, and then a failure of another kind: the third connection brings the rest."""
+    clip = mp4_of(2_000)
+    with ClipServer(clip, Answer(cut=len(mp4())), then, etag="") as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("kind", ["mp4", "transport stream"])
+def test_a_part_that_does_not_say_which_is_not_taken_for_the_whole(
+    s3: S3Client, bucket: str, kind: str
+) -> None:
+    """206 without Content-Range, in answer to a request for the rest."""
+    packet = b"\x47" + bytes(187)
+    clip = mp4_of(4_000) if kind == "mp4" else packet * 40
+    part = raw(b"HTTP/1.1 206 Partial", b"Content-Length: 1000", b'ETag: "one"', body=clip[-1000:])
+    with ClipServer(clip, Answer(cut=len(clip) - 1000), part) as server:
+        stored = bring(server, s3, bucket)
+    assert stored.bytes == len(clip)
+    assert s3.get_object(Bucket=bucket, Key=KEY)["Body"].read() == clip
 
 
 def test_failed_transfer_leaves_the_older_object(s3: S3Client, bucket: str) -> None:
@@ -683,14 +710,22 @@ def test_a_clip_that_its_host_packed_is_unpacked(
     assert len(server.requests) == 2
 
 
+def test_a_clip_that_was_packed_in_two_pieces_is_whole(s3: S3Client, bucket: str) -> None:
+    """Gzip files may be joined."""
+    with ClipServer(gzip.compress(CLIP[:900]) + gzip.compress(CLIP[900:])) as server:
+        assert_stored(s3, bucket, CLIP, bring(server, s3, bucket))
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         (gzip.compress(mp4_of(2_000) + b" " * 200_000_000, 9), "unpacks to more than a video does"),
         (gzip.compress(mp4_of(2_000))[:20] + b"\xff" * 2_000, "cannot be unpacked"),
         (gzip.compress(mp4_of(MIB))[:-900], "not whole"),
+        (gzip.compress((b"\x47" + bytes(187)) * 9_000)[:-20], "whose end is missing"),
+        (b"\x1f\x8b\x08\x00", "whose end is missing"),
     ],
-    ids=["bomb", "damaged", "half"],
+    ids=["bomb", "damaged", "half", "half of a stream", "head"],
 )
 def test_what_is_packed_and_no_video_is_not_stored(
     s3: S3Client, bucket: str, body: bytes, words: str
@@ -706,6 +741,14 @@ def test_a_length_that_is_too_long_twice_is_not_believed(s3: S3Client, bucket: s
     with ClipServer(CLIP, *[wrong] * 9) as server:
         assert_stored(s3, bucket, CLIP, bring(server, s3, bucket))
     assert len(server.requests) == 2
+
+
+def test_a_host_may_begin_the_body_long_after_the_head(s3: S3Client, bucket: str) -> None:
+    """Silence is not a trickle."""
+    limits = Limits(first_backoff=0, max_backoff=0, speed_window=0.2)
+    with ClipServer(CLIP, Answer(pause=0.5)) as server:
+        assert_stored(s3, bucket, CLIP, bring(server, s3, bucket, limits=limits))
+    assert len(server.requests) == 1
 
 
 def test_the_credentials_of_a_link_go_to_its_host_alone(s3: S3Client, bucket: str) -> None:
@@ -814,6 +857,15 @@ def test_extra_args_go_to_the_calls_that_take_them(s3: S3Client, bucket: str, si
     if size > 8 * MIB:
         assert sent["UploadPart"]["ChecksumAlgorithm"] == "SHA256"
         assert "StorageClass" not in sent["UploadPart"]
+
+
+def test_what_boto3_takes_is_not_refused(s3: S3Client) -> None:
+    """A customer's key as bytes, which boto3 encodes by itself; and what one of the two calls takes alone."""
+    require_upload_args(s3, {"SSECustomerKey": b"k" * 32, "SSECustomerAlgorithm": "AES256"})
+    require_upload_args(s3, {"ChecksumAlgorithm": "CRC32", "ChecksumType": "COMPOSITE"})
+    with pytest.raises(InvalidRequest, match="Invalid type for parameter SSECustomerKey") as error:
+        require_upload_args(s3, {"SSECustomerKey": 5_551_234})
+    assert "5551234" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["StorageKlass", "Body", "Metadata", "ChecksumCRC32", "UploadId"])

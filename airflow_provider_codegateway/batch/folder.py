@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.clip import S3Location, TaskRun
-from airflow_provider_codegateway.exceptions import InvalidRequest
+from airflow_provider_codegateway.exceptions import InvalidRequest, StorageUnavailable
 from airflow_provider_codegateway.s3 import Problem, access_args, head_object, problem_of, storage_error
 
 if TYPE_CHECKING:
@@ -32,17 +32,28 @@ def store_rows(
     names = json.dumps([task.dag_id, task.task_id, task.run_id]).encode()
     run = hashlib.sha256(names).hexdigest()[:16]
     mark = f"{run}-{task.map_index}"
-    while True:
+    for _ in range(_ATTEMPTS):
         found = _mark_of(s3, at, put_args)
-        if found is not None and found != mark and found.startswith(f"{run}-"):
-            raise InvalidRequest(
-                f"{at.uri} has the rows of map index {found.rpartition('-')[2]} of this task. Give each mapped batch a "
-                "result_path of its own, such as '…/{{ ti.map_index }}/'."
-            )
+        _require_own(found, mark, at)
         is_absent = found is None
-        if rows.upload(s3, at, put_args=put_args, metadata={_SHARD: mark}, only_if_absent=is_absent):
-            return
-        # Another one has just created it: look whose it is.
+        if not rows.upload(s3, at, put_args=put_args, metadata={_SHARD: mark}, only_if_absent=is_absent):
+            continue  # another one has just created it: look whose it is
+        if not is_absent:  # over the rows of an earlier run, which others may replace as well
+            _require_own(_mark_of(s3, at, put_args), mark, at)
+        return
+    raise StorageUnavailable(f"S3 could not write the batch at {at.uri} (it is there, and is not).")
+
+
+_ATTEMPTS = 5
+
+
+def _require_own(found: str | None, mark: str, at: S3Location) -> None:
+    if found and found != mark and found.partition("-")[0] == mark.partition("-")[0]:
+        raise InvalidRequest(
+            f"{at.uri} has the rows of map index {found.rpartition('-')[2]} of this task. Give each mapped batch a "
+            "result_path of its own, such as '…/{{ ti.map_index }}/'. If it has one, and the list is in another order "
+            "since a clear, delete that file."
+        )
 
 
 def _mark_of(s3: S3Client, at: S3Location, put_args: Mapping[str, Any]) -> str | None:

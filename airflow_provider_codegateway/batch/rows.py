@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
-import string
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +38,7 @@ from airflow_provider_codegateway.models.table import (
     csv_rows,
     is_set,
     json_rows,
+    key_fields,
     parse_json,
     plain,
     unknown_field,
@@ -307,7 +306,7 @@ class _Checker:
         self._connected: dict[str, str | None] = {}
         self._defaults = {name: value for name, value in defaults.items() if is_set(value)}
         self._key_template = self._defaults.pop("s3_key", None)
-        self._key_fields = _template_fields(self._key_template)
+        self._key_fields = key_fields(self._key_template)
         self._s3 = s3
         self._account = account
         self._ids: dict[str, int] = {}
@@ -468,28 +467,6 @@ def _as_id(value: object) -> str | None:
     if isinstance(value, str) and value.strip():
         return value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _template_fields(template: object) -> list[str]:
-    """The fields that a key's template names.
-
-    :raises InvalidRequest: it has more than plain names in braces.
-    """
-    if not isinstance(template, str):
-        return []
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise InvalidRequest(
-            f"s3_key={template!r} is not a template ({error}). Use one such as '{{id}}.mp4'."
-        ) from None
-    names = [name for _, name, _, _ in parts if name is not None]
-    plain = all(re.fullmatch(r"[A-Za-z_]\w*", name) for name in names)
-    if not plain or any(spec or conversion for _, _, spec, conversion in parts):
-        raise InvalidRequest(
-            f"s3_key={template!r} is not supported. Use plain field names in braces, such as '{{id}}.mp4'."
-        )
-    return list(dict.fromkeys(names))
 
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {

@@ -322,7 +322,7 @@ class _Boxes(_Elements):
         if self._index.end > self._at:
             return self._cut(f"its pictures and sound go on to byte {self._index.end:,}")
         is_open = self._rest_is_anything or self._head
-        return Ending(Verdict.SILENT if is_open and not self._index.end else Verdict.WHOLE)
+        return Ending(Verdict.SILENT if is_open and not self._index.knows_its_end else Verdict.WHOLE)
 
     def _ending_of_fragments(self, there: set[bytes]) -> Ending:
         if self._head or b"moof" not in there or self._last == b"moof":

@@ -70,8 +70,13 @@ class Index:
 
     @property
     def end(self) -> int:
-        """The byte of the file at which the last sample ends; 0 where that is not known."""
+        """The byte of the file at which the last sample ends, as far as that is known."""
         return 0 if self._is_broken else max((each.end for each in self._tracks), default=0)
+
+    @property
+    def knows_its_end(self) -> bool:
+        """Whether that is known of all tracks."""
+        return self.end > 0 and all(each.end for each in self._tracks if each.samples)
 
     def missing_seconds(self) -> float:
         """How many of the announced seconds the fragments do not bring. A little of it is rounding."""
@@ -121,6 +126,7 @@ class Index:
             # Some muxers write how long the first fragment was.
             for track in self._tracks:
                 track.shown_ticks = 0
+                track.ticks = track.ticks if track.samples else 0
 
     def _add_fragment(self, moof: bytes) -> None:
         for kind, content in _boxes(moof):
@@ -214,6 +220,8 @@ def _end_of_samples(tables: dict[bytes, bytes]) -> int:
     """Where the last chunk of samples ends: it begins at an offset, and has so many samples of so many bytes."""
     offsets = _numbers(tables[b"co64"], "Q") if b"co64" in tables else _numbers(tables[b"stco"], "I")
     size, count = struct.unpack_from(">4xII", tables[b"stsz"])
+    if size == 1:  # old sound of QuickTime: a sample is not a byte, whatever this says
+        return 0
     sizes = None if size else _numbers(tables[b"stsz"][4:], "I")
     runs = list(struct.iter_unpack(">III", tables[b"stsc"][8:]))
     last = max(range(len(offsets)), key=offsets.__getitem__)
@@ -243,6 +251,8 @@ def end_of_segments(sidx: bytes) -> int:
         at = 28 if sidx[0] == 1 else 20
         (offset,) = struct.unpack_from(">Q" if sidx[0] == 1 else ">I", sidx, at - (8 if sidx[0] == 1 else 4))
         (count,) = struct.unpack_from(">2xH", sidx, at)
+        if at + 4 + 12 * count > len(sidx):
+            return 0
         parts = struct.unpack_from(">" + "I8x" * count, sidx, at + 4)
     except (struct.error, IndexError):
         return 0

@@ -126,7 +126,7 @@ def read_receipt(answer: Answer) -> Receipt:
     text = answer.text
     content = _first_object(text)
     scheme = "https:" if answer.is_secure else "http:"
-    url = next(filter(None, (_usable(each, scheme) for each in _links_in(content, text))), None)
+    url = next(filter(None, (_usable(each, scheme) for each in _links_in(text))), None)
     if url is None:
         # Of what this failed on, nothing is to be shown by whoever reports local variables.
         del text, content
@@ -141,6 +141,18 @@ def read_receipt(answer: Answer) -> Receipt:
         ),
         render_seconds=answer.render_seconds,
     )
+
+
+def names_a_clip(body: bytes) -> bool:
+    """Whether an answer is whole, and has a link where the guide has it: what says that a render is under way may be
+    whole as well, and have a link of another kind.
+    """
+    text = _text_of(body)
+    try:
+        content = json.loads(text, parse_int=_integer)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and any(_usable(each, "https:") for each in _links_of_data(content))
 
 
 def link_over_https(url: str) -> str:
@@ -187,11 +199,7 @@ def _unpacked(body: bytes) -> bytes:
 
 def _first_object(text: str) -> dict[str, Any]:
     """The JSON object that a text begins with; empty if there is none."""
-    decoder = json.JSONDecoder(parse_int=_integer, parse_constant=lambda name: None, strict=False)
-    try:
-        content, _ = decoder.raw_decode(text.lstrip())
-    except (ValueError, RecursionError):
-        return {}
+    content = _decoded(text.lstrip())
     return content if isinstance(content, dict) else {}
 
 
@@ -202,30 +210,67 @@ def _integer(digits: str) -> int | None:
 # The link.
 
 
-def _links_in(content: Mapping[str, Any], text: str) -> Iterator[object]:
+def _links_in(text: str) -> Iterator[object]:
     """What may be the link: where the guide has it, or close by."""
+    for content in _contents(text):
+        yield from _links_of_data(content)
+        if "error" not in content and "status" not in content:
+            yield content.get("url")
+    # An answer that is cut off, or is not JSON for another reason.
+    for match in _LINK.finditer(text):
+        with suppress(ValueError):
+            yield json.loads(match[1], strict=False)
+
+
+def _links_of_data(content: Mapping[str, Any]) -> Iterator[object]:
     data = content.get("data")
     for each in data if isinstance(data, list) else [data]:
-        yield each.get("url") if isinstance(each, dict) else each
-    if "error" not in content:
-        yield content.get("url")
-    # An answer that is cut off, is not JSON for another reason, or is a string in another JSON.
-    for each in (text, text.replace('\\"', '"').replace("\\\\", "\\")):
-        yield from _links_in_text(each)
+        if isinstance(each, dict):
+            each = {name.lower(): value for name, value in each.items()}
+            video = each.get("video")
+            yield each.get("url")
+            yield video.get("url") if isinstance(video, dict) else video
+        else:
+            yield each
+
+
+_MOST_LINES = 1000
+
+
+def _contents(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of an answer: the first thing in it, and what begins a line, as in a stream of events."""
+    yield from _objects_in(_decoded(text.lstrip()), depth=3)
+    for line in text.split("\n", _MOST_LINES)[:_MOST_LINES]:
+        if (line := line.strip().removeprefix("data:").lstrip()).startswith("{"):
+            yield from _objects_in(_decoded(line), depth=3)
+
+
+def _objects_in(value: object, depth: int) -> Iterator[dict[str, Any]]:
+    """An object, those in a list, and one that is written as text, by itself or as the body of another answer."""
+    if depth and isinstance(value, str):
+        yield from _objects_in(_decoded(value.lstrip()), depth - 1)
+    elif depth and isinstance(value, list):
+        for each in value[:_MOST_LINES]:
+            yield from _objects_in(each, depth - 1)
+    elif isinstance(value, dict):
+        value = {name.lower(): each for name, each in value.items()}
+        yield value
+        yield from _objects_in(value.get("body"), depth - 1) if depth else ()
+
+
+def _decoded(text: str) -> object:
+    """The value of JSON that a text begins with; None if there is none."""
+    decoder = json.JSONDecoder(parse_int=_integer, parse_constant=lambda name: None, strict=False)
+    try:
+        return decoder.raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        return None
 
 
 # Bounded repetitions, and none that another can take over from: a MiB takes time in proportion to its length.
-_LINK = re.compile(r'"url"\s{0,99}:\s{0,99}("(?:[^"\\]|\\.){1,8192}")', re.IGNORECASE)
-_FURTHEST = 4096
-"""Characters between ``"data"`` and its ``"url"``."""
-
-
-def _links_in_text(text: str) -> Iterator[object]:
-    for match in _LINK.finditer(text):
-        if '"data"' in text[max(0, match.start() - _FURTHEST) : match.start()].lower():
-            with suppress(ValueError):
-                yield json.loads(match[1], strict=False)
-
+_LINK = re.compile(
+    r'"data"\s{0,99}:\s{0,99}\[\s{0,99}\{[^{}\[\]]{0,4096}?"url"\s{0,99}:\s{0,99}("(?:[^"\\]|\\.){1,8192}")'
+)
 
 _AROUND = "".join(map(chr, range(33))) + "<>\"'\xa0\u200b\u2060\ufeff"
 """What may stand around a link and is no part of one."""

@@ -11,13 +11,12 @@ from typing import Protocol
 
 import httpx
 
-from airflow_provider_codegateway.exceptions import GatewayUnavailable, RenderOutcomeUnknown
-from airflow_provider_codegateway.gateway.answers import Answer, read_receipt
+from airflow_provider_codegateway.exceptions import GatewayUnavailable
+from airflow_provider_codegateway.gateway.answers import Answer, names_a_clip
 from airflow_provider_codegateway.gateway.outcomes import (
     classify_error,
     classify_refusal,
     classify_silence,
-    is_whole_json,
     retry_delay,
 )
 from airflow_provider_codegateway.gateway.raw import raw_answer
@@ -43,22 +42,13 @@ def _without_key(answer: bytes, api_key: str) -> bytes:
     return answer.replace(api_key.encode(), b"***") if len(api_key) >= _LONG_KEY else answer
 
 
-def _has_link(answer: bytes) -> bool:
-    """Whether an answer is whole and of use: what says that a render is under way may be whole as well."""
-    if not is_whole_json(answer):
-        return False
-    try:
-        read_receipt(Answer(status=200, body=answer, render_seconds=0, received_at=0, is_secure=False))
-    except RenderOutcomeUnknown:
-        return False
-    return True
-
-
 def _take(wire: Wire, seen: Exchange) -> None:
-    """Take over a success that came, if it has more than HTTP made of it."""
+    """Take over an answer that HTTP made nothing of, or a success of which it has not all."""
     status, body = raw_answer(bytes(wire.received)) or (0, b"")
-    if 200 <= status < 300 and len(body.strip()) > len(seen.body.strip()):
+    is_more = 200 <= status < 300 and len(body.strip()) > len(seen.body.strip())
+    if is_more or not seen.status:
         seen.status, seen.body = status, bytearray(body)
+        seen.answered_at = seen.answered_at or time.monotonic()
 
 
 LoadContent = Callable[[], Awaitable[bytes]]
@@ -176,7 +166,7 @@ class Gateway:
                 f"The request was ready {deadline - started:.0f} s before the deadline, too late for a render, "
                 "and was not sent."
             )
-        seen = Exchange()
+        seen, stopped = Exchange(), None
         exchange = asyncio.create_task(self.exchange(unsent, seen))
         try:
             # Not `asyncio.timeout`: its cancellation could throw away an answer that has just come.
@@ -188,24 +178,25 @@ class Gateway:
                 if elapsed >= self._limits.progress_interval:
                     log.info("Rendering for %d s.", elapsed)
                 await asyncio.wait({exchange}, timeout=min(self._limits.progress_interval, left))
-        except asyncio.CancelledError:
-            # An answer that has come is worth more: the caller keeps it, and then stops.
-            if not exchange.done() and not seen.has_answer:
-                raise
+        except asyncio.CancelledError as error:
+            stopped = error
         finally:
             # However this coroutine is left, the connection must not outlive it.
             if not exchange.done():
                 exchange.cancel()
                 await asyncio.wait({exchange})
+        # Asked for in any case: else asyncio logs it, and a parser's error quotes what it could not read.
+        failure = None if exchange.cancelled() else exchange.exception()
         # What came may be whole, though HTTP says that more should come.
         if not seen.has_answer:
             if exchange.cancelled():
-                raise classify_silence(self.settings, is_sent=seen.is_sent)
-            if error := exchange.exception():
-                if not isinstance(error, Exception):
-                    raise error
-                raise classify_error(error, is_sent=seen.is_sent) from error
-        if not seen.is_success or not (seen.is_sent or _has_link(bytes(seen.body))):
+                # An answer that has come would be worth more: the caller keeps it, and then stops.
+                raise stopped or classify_silence(self.settings, is_sent=seen.is_sent)
+            if failure is not None:
+                if not isinstance(failure, Exception):
+                    raise failure
+                raise classify_error(failure, is_sent=seen.is_sent) from None
+        if not seen.is_success or not (seen.is_sent or names_a_clip(bytes(seen.body))):
             raise classify_refusal(
                 seen.status,
                 seen.headers,
@@ -247,11 +238,12 @@ class Gateway:
                     # The status of a refusal says enough.
                     if seen.is_success:
                         raise
-            if seen.is_success and not _has_link(bytes(seen.body)):
+            if seen.is_success and not names_a_clip(bytes(seen.body)):
                 await self._read_wire(wire, seen, is_over=True)
         except (httpx.RemoteProtocolError, httpx.ReadError):
             await self._read_wire(wire, seen, is_over=False)
-            raise
+            if seen.is_success or not seen.status:
+                raise
         finally:
             await wire.aclose()
 
@@ -267,7 +259,7 @@ class Gateway:
                 await asyncio.wait({coming}, timeout=self._limits.answer_silence)
                 if not coming.done():
                     _take(wire, seen)
-                    if is_over or _has_link(bytes(seen.body)):
+                    if is_over or not seen.is_success or names_a_clip(bytes(seen.body)):
                         return
                     continue
                 if not coming.result():
@@ -288,7 +280,7 @@ class Gateway:
                 patience = self._limits.answer_silence if seen.is_success else self._limits.refusal_silence
                 await asyncio.wait({coming}, timeout=patience)
                 if not coming.done():
-                    if not seen.is_success or _has_link(bytes(seen.body)):
+                    if not seen.is_success or names_a_clip(bytes(seen.body)):
                         return
                     await asyncio.wait({coming})
                 chunk = coming.result()

@@ -80,8 +80,9 @@ UNAVAILABLE = frozenset(
         503,  # Service Unavailable (RFC 9110, 15.6.4): the same
     }
 )
-"""Nothing was begun, if CodeGateway itself says so. From others it proves nothing: Envoy and Heroku answer 503 for a
-request that they have passed on, and a rate limit may be one of answers."""
+"""Nothing was begun, if CodeGateway itself says so, and a 503 is not so late that a render may have failed. From others
+it proves nothing: Envoy and Heroku answer 503 for a request that they have passed on, and a rate limit may be one of
+answers."""
 
 NEVER_SENT: tuple[type[httpx.TransportError], ...] = (
     httpx.ConnectError,  # TLS handshakes included: httpcore maps their failures to it
@@ -155,10 +156,11 @@ def classify_refusal(
     own = own_error(answer)
     who = "The gateway" if own is not None else "The gateway, or a proxy on the way to it,"
     said = f"{who} answered {status}: {words_of(answer, settings.api_key)}."
-    if own is None and status in REJECTED and seconds is not None and seconds > limits.foreign_refusal:
+    is_late = seconds is not None and seconds > limits.late_refusal
+    if own is None and status in REJECTED and is_late:
         return RenderOutcomeUnknown(
-            f"{said} It came {seconds:.0f} s after the request, so a filter may have put it in the place of the "
-            "gateway's answer."
+            f"{said} It came {seconds:.0f} s after the request, so a filter may have sent it instead of the gateway's "
+            "answer."
         )
     if status in REDIRECTED:
         return RequestRejected(f"{said} {_where_to(headers, settings)}", status=status)
@@ -168,7 +170,8 @@ def classify_refusal(
         advice = _ADVICE if own is not None else _FOREIGN_ADVICE
         return RequestRejected(f"{said}{advice.get(status, '')}", status=status)
     wait = retry_after(headers.get("retry-after"))
-    if status in UNAVAILABLE and own is not None and not own.is_of_time:
+    is_begun = status == 503 and (is_late or (own is not None and own.is_of_time))
+    if status in UNAVAILABLE and own is not None and not (is_begun and seconds is not None):
         return GatewayUnavailable(said, retry_after=wait, status=status)
     if seconds is None:
         return GatewayUnavailable(f"{said} The request had not been sent whole.", retry_after=wait)
@@ -185,10 +188,8 @@ class OwnError:
     @property
     def is_of_time(self) -> bool:
         """Whether it says that something took too long: what took long was begun."""
-        return (
-            re.search(r"time[sd]?[ _-]?out|deadline", f"{self.kind} {self.message[:LONGEST_TEXT]}", re.I)
-            is not None
-        )
+        said = f"{self.kind} {self.message[:LONGEST_TEXT]}"
+        return re.search(r"tim(e[sd]?|ing)[ _-]?out|deadline|took too long", said, re.IGNORECASE) is not None
 
 
 def own_error(answer: bytes) -> OwnError | None:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import re
 
-_HEAD = re.compile(rb"HTTP/[0-9](?:\.[0-9])?[ \t]+([0-9]{3})[^\n]*\n((?:[^\r\n][^\n]*\n)*)\r?\n")
-_CHUNKED = re.compile(rb"transfer-encoding:[^\n]*chunked", re.IGNORECASE)
-_CHUNK_SIZE = re.compile(rb"[ \t\r\n]{0,9}([0-9a-f]{1,8})[ \t]*(?:;[^\n]*)?\r?\n", re.IGNORECASE)
+from airflow_provider_codegateway import http_heads
+
+_CHUNK_SIZE = re.compile(rb"[ \t\r\n]{0,9}([0-9a-f]{1,8})[ \t]{0,9}(?:;[^\n]{0,4096})?\r?\n", re.IGNORECASE)
 
 
 def raw_answer(received: bytes) -> tuple[int, bytes] | None:
     """Status and body, without any 1xx before them; None if the head is not whole, or not one of HTTP."""
-    head = _HEAD.match(received)
-    while head is not None and head[1].startswith(b"1"):
-        head = _HEAD.match(received, head.end())
-    if head is None:
-        return None
-    body = received[head.end() :]
-    if _CHUNKED.search(head[2]):
-        body = _unchunked(body) or body
-    return int(head[1]), body
+    begin = 0
+    while end := http_heads.END.search(received, begin):
+        head = http_heads.read(received[begin : end.start()])
+        if head is None:
+            return None
+        if not head.is_interim:
+            body = received[end.end() :]
+            return head.status, (_unchunked(body) or body) if head.is_chunked else body
+        begin = end.end()
+    return None
 
 
 def _unchunked(body: bytes) -> bytes:

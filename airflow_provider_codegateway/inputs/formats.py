@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from itertools import zip_longest
 from typing import Literal, TypeAlias
 
 Kind: TypeAlias = Literal["image", "video"]
@@ -75,7 +76,7 @@ def _is_whole_video(data: bytes) -> bool:
     return container.ending().verdict is not Verdict.CUT
 
 
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """In the picture itself a marker is told from data by what follows its first byte."""
 
 
@@ -110,6 +111,9 @@ def _is_whole_gif(data: bytes) -> bool:
         match data[at]:
             case 0x3B:
                 break
+            case 0x00:  # some writers leave one between blocks
+                at += 1
+                continue
             case 0x2C:
                 at += 11 + _gif_colours(data[at + 9])
                 has_picture = True
@@ -131,28 +135,45 @@ def _gif_colours(flags: int) -> int:
 def _is_whole_webp(data: bytes) -> bool:
     end = 8 + int.from_bytes(data[4:8], "little")
     at, has_picture = 12, False
+    if end > len(data):
+        return False
     while at + 8 <= end:
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         has_picture |= data[at : at + 4] in (b"VP8 ", b"VP8L", b"ANMF") and size > 0
         at += 8 + size + size % 2
-    return has_picture and len(data) >= end
+    return has_picture
 
 
 def _is_whole_bmp(data: bytes) -> bool:
-    size, picture = struct.unpack_from("<I4xI", data, 2)
-    return bool(picture < size <= len(data))
+    # The size in the file's head is often wrong: readers go by the picture's.
+    (at,) = struct.unpack_from("<I", data, 10)
+    (head,) = struct.unpack_from("<I", data, 14)
+    compression = size = 0
+    if head == 12:
+        width, height, bits = struct.unpack_from("<HH2xH", data, 18)
+    else:
+        width, height, bits, compression, size = struct.unpack_from("<ii2xHII", data, 18)
+    if compression in (0, 3):  # rows of pixels, each filled up to 4 bytes
+        size = (width * bits + 31) // 32 * 4 * abs(height)
+    return bool(size > 0 and at + size <= len(data))
 
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _TIFF_PICTURES = ((273, 279), (324, 325), (513, 514))
 """Tags of where the parts of a picture are, and how long each is: strips, tiles, and an old JPEG."""
+_TIFF_BELOW = 330
+"""The tag of where further pictures of a picture are described."""
+_MOST_PICTURES = 1000
+"""In one TIFF."""
 
 
 def _is_whole_tiff(data: bytes) -> bool:
     order, has_picture = "<" if data.startswith(b"I") else ">", False
-    (at,) = struct.unpack_from(f"{order}I", data, 4)
-    seen: set[int] = set()
-    while at and at not in seen:
+    to_look_at, seen = list(struct.unpack_from(f"{order}I", data, 4)), set[int]()
+    while to_look_at and len(seen) < _MOST_PICTURES:
+        at = to_look_at.pop()
+        if not at or at in seen:
+            continue
         seen.add(at)
         (count,) = struct.unpack_from(f"{order}H", data, at)
         fields: dict[int, tuple[int, ...]] = {}
@@ -162,15 +183,23 @@ def _is_whole_tiff(data: bytes) -> bool:
             start = entry + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)[0]
             if start + size > len(data):
                 return False
-            if kind in (3, 4):
+            if kind in (3, 4, 13) and tag in _TIFF_USED and tag not in fields:
                 fields[tag] = struct.unpack_from(f"{order}{length}{'H' if kind == 3 else 'I'}", data, start)
         for offsets, sizes in _TIFF_PICTURES:
-            for offset, size in zip(fields.get(offsets, ()), fields.get(sizes, ()), strict=False):
+            # Without sizes readers take what follows.
+            parts = zip_longest(
+                fields.get(offsets, ()), fields.get(sizes, ())[: len(fields.get(offsets, ()))], fillvalue=1
+            )
+            for offset, size in parts:
                 has_picture |= size > 0
                 if offset + size > len(data):
                     return False
-        (at,) = struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)
+        to_look_at += fields.get(_TIFF_BELOW, ())
+        to_look_at += struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)
     return has_picture
+
+
+_TIFF_USED = frozenset({_TIFF_BELOW, *(tag for pair in _TIFF_PICTURES for tag in pair)})
 
 
 def _is_whole_heif(data: bytes) -> bool:

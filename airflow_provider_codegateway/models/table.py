@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import re
+import string
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -110,3 +111,25 @@ def parse_json(name: str, arguments: dict[str, Any], problems: list[str]) -> Non
     if value is not None and not isinstance(value, Mapping):
         problems.append(f"{name} must be an object of names and values, not {type(value).__name__}.")
         del arguments[name]
+
+
+def key_fields(template: object) -> list[str]:
+    """The fields that a key's template names.
+
+    :raises InvalidRequest: it has more than plain names in braces.
+    """
+    if not isinstance(template, str):
+        return []
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InvalidRequest(
+            f"s3_key={template!r} is not a template ({error}). Use one such as '{{id}}.mp4'."
+        ) from None
+    names = [name for _, name, _, _ in parts if name is not None]
+    plain = all(re.fullmatch(r"[A-Za-z_]\w*", name) for name in names)
+    if not plain or any(spec or conversion for _, _, spec, conversion in parts):
+        raise InvalidRequest(
+            f"s3_key={template!r} is not supported. Use plain field names in braces, such as '{{id}}.mp4'."
+        )
+    return list(dict.fromkeys(names))

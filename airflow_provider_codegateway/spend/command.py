@@ -24,6 +24,7 @@ from airflow_provider_codegateway.models.table import (
     csv_rows,
     is_set,
     json_rows,
+    key_fields,
     parse_json,
     unknown_field,
 )
@@ -312,8 +313,8 @@ def _arguments(row: Any, defaults: dict[str, Any]) -> tuple[dict[str, Any], list
     if not isinstance(row, dict):
         return {}, [f"it is {type(row).__name__}, not an object with fields such as model and prompt."]
     given = {**defaults, **{name: value for name, value in row.items() if is_set(value)}}
-    in_key = re.findall(r"\{(\w+)\}", str(defaults.get("s3_key", "")))
-    problems = [unknown_field(name) for name in given if name not in (*ROW_FIELDS, *in_key)]
+    known = (*ROW_FIELDS, *key_fields(defaults.get("s3_key")))
+    problems = [unknown_field(name) for name in given if name not in known]
     parse_json("parameters", given, problems)
     if "model" not in given:
         problems.append("model is missing.")

@@ -108,6 +108,8 @@ class Download:
         self._unzip: _Unzip | None = None
         self._client = Client(seconds=limits.transfer_timeout, limits=limits)
         self._offset = 0
+        self._has_begun = False
+        """Whether the connection in hand has brought an answer with the clip."""
         self._ended_at = -1
         self._total: int | None = None
         self._etag: str | None = None
@@ -153,6 +155,7 @@ class Download:
                 return
 
     def _one_connection(self, sink: Sink) -> None:
+        self._has_begun = False
         with (
             self._network(),
             self._client.get(self._url, self._range(), check_redirect=self._check_redirect) as response,
@@ -160,6 +163,7 @@ class Download:
             if self._is_at_its_end(response) and sink.ending().verdict is not Verdict.CUT:
                 return
             self._begin(response, sink)
+            self._has_begun = True
             for chunk in self._at_a_decent_speed(response.chunks):
                 if not self._offset and chunk.startswith(_GZIP):
                     self._unzip = _Unzip()
@@ -169,19 +173,20 @@ class Download:
             is_announced = self._total is not None or _ends_where_it_says(response)
         if self._total is not None and self._offset != self._total:
             raise _Broken(f"ended at byte {self._offset} of {self._total}")
-        if self._unzip is not None:
-            self._unzip.require_some()
+        if self._unzip is not None and not self._unzip.is_at_its_end:
+            raise _NotWhole("it is not whole: it came compressed by gzip, whose end is missing")
         self._require_whole(sink.ending(), is_announced=is_announced)
 
     def _is_whole_all_the_same(self, sink: Sink) -> bool:
-        """Whether its host announced more than it has, twice, and the clip says that it is whole."""
+        """Whether the clip says that it is whole, where its host has ended it early twice, at the same byte."""
+        if not self._has_begun or (self._unzip is not None and not self._unzip.is_at_its_end):
+            return False
         is_again, self._ended_at = self._ended_at == self._offset, self._offset
         if not is_again or not self._offset or sink.ending().verdict is not Verdict.WHOLE:
             return False
         log.warning(
-            "%s announced %s bytes and sent %d, twice. The clip says that it is whole.",
+            "The host of %s ended it early twice, at byte %d. The clip says that it is whole, so it is stored.",
             self._shown,
-            self._total,
             self._offset,
         )
         return True
@@ -212,8 +217,9 @@ class Download:
 
     def _at_a_decent_speed(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The chunks, as long as they come faster than a host that would keep a thread busy for hours."""
-        since, count = time.monotonic(), 0
+        since, count = None, 0
         for chunk in chunks:
+            since = since or time.monotonic()  # until its first bytes a host may take its time
             yield chunk
             count += len(chunk)
             if (seconds := time.monotonic() - since) >= self._limits.speed_window:
@@ -238,9 +244,10 @@ class Download:
             self._refuse(response)
         if response.status == 206 and self._continues(response):
             return
+        is_from_the_start = _is_from_the_start(response, asked_for_all=not self._range())
         if self._offset:
             self._restart(sink)
-        if response.status == 416 or not _is_from_the_start(response):
+        if not is_from_the_start:
             raise _Broken(f"answered {response.status} with another range than asked for")
         self._total = response.length
         self._etag = response.headers.get("etag")
@@ -317,13 +324,16 @@ class Download:
             ) from None
 
 
-def _is_from_the_start(response: Response) -> bool:
-    """Whether an answer brings all of it. Some say "a part" of the whole."""
+def _is_from_the_start(response: Response, *, asked_for_all: bool) -> bool:
+    """Whether an answer brings all of it. Some hosts say that all of it is a part."""
     if response.status != 206:
-        return True
+        return response.status != 416
     given = response.headers.get("content-range", "")
     match = re.fullmatch(r"bytes 0-(\d+)/(\d+|\*)", given)
-    return not given or (match is not None and match[2] in ("*", str(int(match[1]) + 1)))
+    is_all = match is not None and match[2] in ("*", str(int(match[1]) + 1))
+    return is_all or (
+        asked_for_all and not given and "boundary=" not in response.headers.get("content-type", "")
+    )
 
 
 _GZIP = b"\x1f\x8b\x08"
@@ -336,10 +346,10 @@ class _Unzip:
         self._decoder = zlib.decompressobj(wbits=31)
         self._came, self._made = 0, 0
 
-    def require_some(self) -> None:
-        """:raises ClipTransferError: nothing came of it."""
-        if not self._made:
-            raise ClipTransferError("The clip came compressed by gzip, and cannot be unpacked.")
+    @property
+    def is_at_its_end(self) -> bool:
+        """Whether what came has the end that gzip marks."""
+        return self._decoder.eof
 
     def __call__(self, chunk: bytes) -> Iterator[bytes]:
         """What a chunk unpacks to, in pieces.
@@ -347,12 +357,14 @@ class _Unzip:
         :raises ClipTransferError: it is not what a video packs to.
         """
         self._came += len(chunk)
-        while chunk and not self._decoder.eof:
+        while chunk:
+            if self._decoder.eof:  # a second member follows the first
+                self._decoder = zlib.decompressobj(wbits=31)
             try:
                 piece = self._decoder.decompress(chunk, MIB)
             except zlib.error:
                 raise ClipTransferError("The clip came compressed by gzip, and cannot be unpacked.") from None
-            chunk = self._decoder.unconsumed_tail
+            chunk = self._decoder.unconsumed_tail or self._decoder.unused_data
             self._made += len(piece)
             if self._made > _MOST_UNPACKED * (self._came + MIB):
                 raise ClipTransferError(

@@ -67,11 +67,18 @@ def require_upload_args(s3: S3Client, upload_args: Mapping[str, Any]) -> None:
         )
     from botocore.validate import ParamValidator  # a DAG file needs no botocore
 
-    shape = s3.meta.service_model.operation_model("PutObject").input_shape
-    assert shape is not None
-    report = ParamValidator().validate({"Bucket": "b", "Key": "k", **upload_args}, shape)
-    if report.has_errors():
-        raise InvalidRequest(f"s3_extra_args: {_without_values(report.generate_report())}.")
+    for operation in ("PutObject", "CreateMultipartUpload"):
+        shape = s3.meta.service_model.operation_model(operation).input_shape
+        assert shape is not None
+        # boto3 encodes a customer's key of bytes by itself, before it checks.
+        given = {
+            name: value
+            for name, value in upload_args.items()
+            if name in shape.members and not (name == "SSECustomerKey" and isinstance(value, bytes))
+        }
+        report = ParamValidator().validate({"Bucket": "b", "Key": "k", **given}, shape)
+        if report.has_errors():
+            raise InvalidRequest(f"s3_extra_args: {_without_values(report.generate_report())}.")
 
 
 def _without_values(report: str) -> str:
