@@ -13,6 +13,7 @@ import contextvars
 import functools
 import ipaddress
 import logging
+import os
 import re
 import socket
 import ssl
@@ -22,6 +23,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -55,6 +57,8 @@ def tls_context() -> ssl.SSLContext:
     :raises InvalidConnection: SSL_CERT_FILE or SSL_CERT_DIR cannot be read.
     """
     try:
+        if (file := os.environ.get("SSL_CERT_FILE")) and not Path(file).is_file():
+            raise FileNotFoundError(f"{file} is not a file")  # httpx before 0.28 passes over it
         return httpx.create_ssl_context()
     except OSError as error:
         raise InvalidConnection(

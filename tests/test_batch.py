@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import batch_runner
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, AssetAlias, TaskDeferred, task
-from airflow_run import run_dag
+from airflow_run import execute_in_a_thread, run_dag
 from batch_runner import HASTY
 from media_samples import mp4, png
 from s3_proxy import S3Proxy, S3Request, Verdict
@@ -733,7 +733,7 @@ def test_a_task_that_is_killed_says_what_was_under_way(run: Run, gateway: Emulat
     """In blocking mode: the manifest is whole, and the message counts."""
     operator = run.operator(rows(4), max_active=2)
     with gateway.holding(), ThreadPoolExecutor(1) as thread:
-        executing = thread.submit(operator.execute, run.context)
+        executing = thread.submit(execute_in_a_thread, operator, run.context)
         gateway.wait_for(rendering=2)
         operator.on_kill()
         with pytest.raises(BatchIncomplete, match="stopped from outside") as killed:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from airflow_run import execute_in_a_thread
 from botocore.exceptions import BotoCoreError, ClientError
 from media_samples import mp4_of
 from moto.server import ThreadedMotoServer
@@ -270,7 +271,7 @@ def test_a_receipt_does_not_wait_for_a_connection_that_hangs(
     quick = warm.quick()
     quick.list_objects_v2(Bucket=bucket)
     with gateway.holding():
-        running = threading.Thread(target=operator.execute, args=({},))
+        running = threading.Thread(target=execute_in_a_thread, args=(operator, {}))
         running.start()
         gateway.wait_for(rendering=1)
         relay.forget()
