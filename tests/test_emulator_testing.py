@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,7 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, BaseOperator, task
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault, run_task
-from airflow_provider_codegateway.exceptions import RenderOutcomeUnknown
+from airflow_provider_codegateway.exceptions import BudgetExceeded, RenderOutcomeUnknown
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
 if TYPE_CHECKING:
@@ -51,6 +53,22 @@ def test_run_task_raises_what_the_task_raises(codegateway_emulator: Emulator, co
         run_task(video())
     run = run_task(video(), try_number=2)
     assert run.xcoms["clip"]["renders_bought"] == 2
+    assert codegateway_emulator.billed == 2
+
+
+def test_the_third_clip_of_a_day_is_refused(
+    codegateway_emulator: Emulator, codegateway_s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget of two renders a day, in a test of a DAG author's."""
+    codegateway_s3.create_bucket(Bucket="marketing")
+    connection = json.loads(os.environ["AIRFLOW_CONN_CODEGATEWAY_DEFAULT"])
+    spend = {"journal": "s3://marketing/journal", "budgets": [{"per": "day", "renders": 2}]}
+    connection["extra"] = {"spend": spend}
+    monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", json.dumps(connection))
+    for number in (1, 2):
+        run_task(video(s3_key=f"s3://marketing/{number}.mp4"))
+    with pytest.raises(BudgetExceeded, match="2 renders per day"):
+        run_task(video(s3_key="s3://marketing/3.mp4"))
     assert codegateway_emulator.billed == 2
 
 
