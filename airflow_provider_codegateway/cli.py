@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.cli.cli_config import CLICommand
-    from mypy_boto3_s3.client import S3Client
-
-    from airflow_provider_codegateway.spend import SpendSettings
 
 
 def get_commands() -> list[CLICommand]:
     """The commands, for Airflow's provider manager."""
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
 
+    from airflow_provider_codegateway.hooks.command_line import connect_ledger, connect_spend
     from airflow_provider_codegateway.ledger import command as ledger
     from airflow_provider_codegateway.spend import command as spend
 
@@ -54,20 +52,6 @@ def get_commands() -> list[CLICommand]:
             ],
         )
     ]
-
-
-def connect_ledger(conn_id: str) -> S3Client:
-    """A client for an AWS connection."""
-    from airflow_provider_codegateway.hooks.storage import s3_client
-
-    return s3_client(conn_id)
-
-
-def connect_spend(conn_id: str) -> tuple[SpendSettings, S3Client]:
-    """The spend settings of a CodeGateway connection, and a client for their journal."""
-    from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
-
-    return CodeGatewayVideoHook(conn_id).get_spend()
 
 
 def _doing(

@@ -19,6 +19,8 @@ import airflow_provider_codegateway
 from airflow_provider_codegateway.get_provider_info import CONNECTION_FIELDS, get_provider_info
 
 if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
     from airflow_provider_codegateway.emulator import Emulator
 
 TESTS = Path(__file__).resolve().parent
@@ -230,3 +232,45 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if root in line or "codegateway" in line.lower()
     ]
     assert complaints == []
+
+
+def test_our_commands_find_connections_that_are_kept_in_airflows_database(
+    airflow_database: None, s3_endpoint: str, s3_credentials: dict[str, str], s3: S3Client, bucket: str
+) -> None:
+    """And print what was asked for, and nothing that Airflow logs meanwhile."""
+    kept = {
+        "codegateway_kept": {
+            "conn_type": "codegateway",
+            "password": "sk-cg-x",
+            "extra": {"spend": {"journal": f"s3://{bucket}/journal", "journal_conn_id": "aws_kept"}},
+        },
+        "aws_kept": {
+            "conn_type": "aws",
+            "login": s3_credentials["aws_access_key_id"],
+            "password": s3_credentials["aws_secret_access_key"],
+            "extra": {"endpoint_url": s3_endpoint, "region_name": "us-east-1"},
+        },
+    }
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_CONN_", "AWS_"))
+    }
+    adding = [f"connections add {name} --conn-json '{json.dumps(it)}'" for name, it in kept.items()]
+    subprocess.run(
+        [sys.executable, TESTS / "airflow_cli.py", *adding], env=clean, check=True, stdout=subprocess.DEVNULL
+    )
+
+    def said(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], env=clean, check=True, stdout=subprocess.PIPE, text=True
+        )
+        return done.stdout
+
+    report = ("--conn-id", "codegateway_kept", "report", "--format", "csv")
+    assert said("airflow_provider_codegateway.spend", *report) == "month,bought,cost\n"
+    listed = said(
+        "airflow_provider_codegateway.ledger", "--aws-conn-id", "aws_kept", "list", f"s3://{bucket}"
+    )
+    assert listed == f"Nothing below s3://{bucket}/_codegateway/: all is settled.\n"
+    if AIRFLOW >= (3, 2):
+        arguments = ("report", "--conn-id", "codegateway_kept", "--format", "csv")
+        assert said("airflow", "codegateway", "spend", *arguments) == "month,bought,cost\n"
