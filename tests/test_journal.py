@@ -131,7 +131,7 @@ def _today() -> str:
 
 class TestBudgets:
     def test_a_refusal_says_what_is_used_and_when_it_opens_again(self, s3: S3Client, bucket: str) -> None:
-        """Which budget, how much is bought, under way and unresolved, and until when to wait."""
+        """Which budget, how much is bought, in flight and unresolved, and until when to wait."""
         ours = account(s3, bucket, [{"per": "day", "renders": 3}])
         ours.bought(reserve(ours))
         ours.unknown(reserve(ours), "RenderOutcomeUnknown")
@@ -140,10 +140,13 @@ class TestBudgets:
             reserve(ours)
         today = datetime.now(UTC)
         assert (
-            f"The budget of 3 renders per day has no room for another render: {today:%Y-%m-%d} has 1 bought, 1 under "
-            f"way, 1 unresolved. It opens again at {today + timedelta(days=1):%Y-%m-%d} 00:00 UTC."
+            f"The budget of 3 renders per day has no room for another render: {today:%Y-%m-%d} has 1 bought, 1 in "
+            f"flight, 1 unknown or unresolved. It opens again at {today + timedelta(days=1):%Y-%m-%d} 00:00 UTC."
         ) in caught.value.args[0]
-        assert f"s3://{bucket}/journal" in caught.value.args[0]
+        assert (
+            "airflow_provider_codegateway.spend unresolved (with --conn-id before that"
+            in caught.value.args[0]
+        )
         assert str(caught.value).endswith("Nothing was bought.")
 
     def test_several_budgets_hold_at_once(self, s3: S3Client, bucket: str) -> None:
@@ -170,7 +173,7 @@ class TestBudgets:
         ours = account(s3, bucket, [{"per": "run", "renders": 1}])
         reserve(ours, run="one")
         reserve(ours, run="two")
-        with pytest.raises(BudgetExceeded, match="the run one has 0 bought, 1 under way"):
+        with pytest.raises(BudgetExceeded, match="the run one has 0 bought, 1 in flight"):
             reserve(ours, run="one")
 
     def test_two_connections_with_one_journal_share_its_budgets(self, s3: S3Client, bucket: str) -> None:
@@ -320,14 +323,14 @@ class TestMonths:
         ours, other = account(s3_client, bucket, budgets), account(s3_client, bucket, budgets)
         november = reserve(ours)
         with pytest.raises(
-            BudgetExceeded, match=r"2026-11 has 0 bought, 1 under way.*opens again at 2026-12-01 00:00"
+            BudgetExceeded, match=r"2026-11 has 0 bought, 1 in flight.*opens again at 2026-12-01 00:00"
         ):
             reserve(other)
         now[0] = datetime(2026, 12, 1, 0, 0, 1, tzinfo=UTC)
         december = account(s3_client, bucket, budgets)
         reserve(december)
         ours.bought(november)
-        with pytest.raises(BudgetExceeded, match=r"2 renders per run .* 1 bought, 1 under way"):
+        with pytest.raises(BudgetExceeded, match=r"2 renders per run .* 1 bought, 1 in flight"):
             reserve(other)
         names = [key.removeprefix("journal/") for key in journal(s3, bucket).objects()]
         assert names == [
@@ -402,7 +405,7 @@ class TestRequests:
         tracemalloc.stop()
         assert len(proxy.requests) <= 20
         assert peak < 64 * 1024 * 1024
-        with pytest.raises(BudgetExceeded, match="49500 bought, 1 under way, 500 unresolved"):
+        with pytest.raises(BudgetExceeded, match="49500 bought, 1 in flight, 500 unknown or unresolved"):
             reserve(ours)
 
     def test_a_warm_process_takes_one_request_for_each_row(

@@ -44,6 +44,7 @@ from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 from airflow_provider_codegateway.spend.command import main
 from airflow_provider_codegateway.spend.fold import Row
 from airflow_provider_codegateway.spend.journal import Journal
+from airflow_provider_codegateway.spend.settings import parse_spend
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -468,7 +469,7 @@ class TestCommand:
         gateway.fail_next(Fault.status(500))
         with pytest.raises(RenderOutcomeUnknown):
             execute(bucket, "a.mp4", model=VEO, prompt="p")
-        with pytest.raises(BudgetExceeded, match="0 bought, 0 under way, 1 unresolved"):
+        with pytest.raises(BudgetExceeded, match="0 bought, 0 in flight, 1 unknown or unresolved"):
             execute(bucket, "b.mp4", model=VEO, prompt="p")
         (row,) = json.loads(command("unresolved", "--format", "json")[1])
         assert (row["status"], row["note"], row["at_most"]) == ("unknown", "RenderOutcomeUnknown", "0.66")
@@ -605,6 +606,23 @@ def settings_file(folder: Path) -> str:
     path = folder / "spend.json"
     path.write_text(json.dumps({"currency": "EUR", "prices": [{"model": VEO, "per_second": "0.1"}]}))
     return str(path)
+
+
+def test_a_misspelt_setting_or_model_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A setting is refused with those that there are; a model may be a new one, and is warned about."""
+    with pytest.raises(
+        InvalidConnection, match=r"journals is not a known setting. Use currency, journal, journal_conn_id"
+    ):
+        parse_spend({"journals": "s3://b/j"}, "x")
+    with pytest.raises(
+        InvalidConnection, match=r"budgets.0..rendrs is not a known setting. Use per, renders, amount"
+    ):
+        parse_spend({"journal": "s3://b/j", "budgets": [{"per": "day", "renders": 1, "rendrs": 2}]}, "x")
+    for model in ("google/veo-3.1-fst", VEO, "acme/next"):
+        parse_spend({"currency": "USD", "prices": [{"model": model, "per_render": "1"}]}, "x")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"x has a price for 'google/veo-3.1-fst', which is not known. Did you mean '{VEO}'?"
+    ]
 
 
 def test_openlineage_is_told_the_cost(spend: Spend, bucket: str) -> None:

@@ -370,9 +370,8 @@ class GenerateVideosOperator(RenderingOperator):
             if at_most is None
             else f"at most {at_most} {currency}"
         )
-        raise AirflowSkipException(
-            f"dry_run=True: {renders:,} renders would cost {words}. Nothing was bought."
-        )
+        count = "1 render" if renders == 1 else f"{renders:,} renders"
+        raise AirflowSkipException(f"dry_run=True: {count} would cost {words}. Nothing was bought.")
 
     def _checked_max_active(self) -> int:
         value: Any = self.max_active

@@ -85,18 +85,14 @@ def has_room(budget: Budget, total: Tally, cost: Cost | None) -> bool:
     return total.amount(cost.currency) + cost.at_most <= budget.amount
 
 
-def refusal(
-    full: Sequence[tuple[Budget, Used]], cost: Cost | None, *, now: datetime, where: str
-) -> BudgetExceeded:
-    """The error that names each budget in the way.
-
-    :param where: the journal, for the message.
-    """
+def refusal(full: Sequence[tuple[Budget, Used]], cost: Cost | None, *, now: datetime) -> BudgetExceeded:
+    """The error that names each budget in the way."""
     lines = [_refusal(budget, used, cost, now) for budget, used in full]
     if any(used.unresolved.renders for _, used in full):
         lines.append(
-            "To see what is unresolved, and to give back what was not bought: "
-            f"python -m airflow_provider_codegateway.spend --journal {where} unresolved"
+            "To see what is unknown or unresolved, and to give back what was not bought: "
+            "python -m airflow_provider_codegateway.spend unresolved (with --conn-id before that, if the connection is "
+            "not codegateway_default)"
         )
     return BudgetExceeded("\n".join(lines))
 
@@ -106,8 +102,8 @@ def _refusal(budget: Budget, used: Used, cost: Cost | None, now: datetime) -> st
         bought = used.total.renders - used.in_flight.renders - used.unresolved.renders
         return (
             f"The budget of {_renders(budget.renders)} per {budget.per} has no room for another render: "
-            f"{used.name} has {bought} bought, {used.in_flight.renders} under way, {used.unresolved.renders} "
-            f"unresolved. {_opens(budget, now)}"
+            f"{used.name} has {bought} bought, {used.in_flight.renders} in flight, {used.unresolved.renders} "
+            f"unknown or unresolved. {_opens(budget, now)}"
         )
     if cost is None or cost.at_most is None:
         return (
@@ -121,7 +117,8 @@ def _refusal(budget: Budget, used: Used, cost: Cost | None, now: datetime) -> st
     return (
         f"The budget of {show_amount(budget.amount)} {unit} per {budget.per} has no room for "
         f"{show_amount(cost.at_most)} {unit}: {used.name} has {show_amount(total - in_flight - unresolved)} {unit} "
-        f"bought, {show_amount(in_flight)} under way, {show_amount(unresolved)} unresolved. {_opens(budget, now)}"
+        f"bought, {show_amount(in_flight)} in flight, {show_amount(unresolved)} unknown or unresolved. "
+        f"{_opens(budget, now)}"
     )
 
 

@@ -233,7 +233,10 @@ def release(place: Place, options: argparse.Namespace) -> int:
         return 1
     for row in chosen:
         journal.write(Outcome(kind="released", id=row["id"], by=options.by or _user(), note=options.note))
-    print(f"\nReleased {len(chosen)}.")
+    print(
+        f"\nReleased {len(chosen)} for the budgets. A clip's max_renders and max_cost still count them: to allow "
+        "another render there, delete its entry with python -m airflow_provider_codegateway.ledger forget."
+    )
     return 0
 
 
@@ -258,7 +261,8 @@ def estimate_rows(place: Place, options: argparse.Namespace) -> int:
         assumed = ",".join(cost.assumed) if cost else ""
         lines.append({"row": number, "model": requests[0].model, **amounts, "assumed": assumed or None})
     if problems:
-        print("\n".join([f"{len(problems)} problems:", *(f"- {each}" for each in problems)]), file=sys.stderr)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        print("\n".join([f"{count}:", *(f"- {each}" for each in problems)]), file=sys.stderr)
         return 1
     total = estimate(costs).as_dict()
     columns = ["row", "model", "amount", "at_most", "currency", "assumed"]

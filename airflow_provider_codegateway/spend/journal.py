@@ -66,7 +66,7 @@ _PROOF_TEXT = b"This object exists so that the journal can prove that the store 
 class Change(Protocol):
     """What somebody wants to write."""
 
-    def row(self, state: State, now: datetime, where: str) -> Row | None:
+    def row(self, state: State, now: datetime) -> Row | None:
         """The row, by all that is in the journal before it; None if it is there already.
 
         :raises BudgetExceeded: a budget has no room for it.
@@ -87,7 +87,7 @@ class Reserve:
     budgets: Sequence[Budget]
     seconds: float
 
-    def row(self, state: State, now: datetime, where: str) -> Row | None:
+    def row(self, state: State, now: datetime) -> Row | None:
         """See ``Change``."""
         if self.render.id in state.open:
             return None
@@ -98,7 +98,7 @@ class Reserve:
         ]
         if full:
             used = [(budget, state.used(budget, row, now=now)) for budget in full]
-            raise refusal(used, self.cost, now=now, where=where)
+            raise refusal(used, self.cost, now=now)
         return row
 
 
@@ -115,7 +115,7 @@ class Outcome:
     note: str | None = None
     by: str | None = None
 
-    def row(self, state: State, now: datetime, where: str) -> Row | None:
+    def row(self, state: State, now: datetime) -> Row | None:
         """See ``Change``."""
         at = timestamp(now)
         if reserved := state.open.get(self.id):
@@ -184,7 +184,7 @@ class Journal:
         :raises BudgetExceeded: see ``Change``.
         """
         state, now = self.state()
-        change.row(state, now, self.location.uri)
+        change.row(state, now)
 
     def state(self) -> tuple[State, datetime]:
         """All that the journal adds up to now, and the store's clock."""
@@ -234,7 +234,7 @@ class Journal:
         state = self._caught_up() if is_latest else self._known()
         lost = 0
         while True:
-            plan = _plan(state, self._owed, tickets, self._now(), self.location.uri)
+            plan = _plan(state, self._owed, tickets, self._now())
             # What others wrote since may be the reason to say no, or the reason to write nothing.
             if plan.is_negative and not is_latest:
                 state, is_latest = self._caught_up(), True
@@ -475,9 +475,7 @@ class _Plan:
     begins_month: bool = False
 
 
-def _plan(
-    state: State, owed: Sequence[Change], tickets: Sequence[_Ticket], now: datetime, where: str
-) -> _Plan:
+def _plan(state: State, owed: Sequence[Change], tickets: Sequence[_Ticket], now: datetime) -> _Plan:
     """Decide on all changes, each after the ones before it."""
     plan = _Plan()
     if state.at:
@@ -490,7 +488,7 @@ def _plan(
     ahead = state.copy()
     for change, ticket in (*((each, None) for each in owed), *((each.change, each) for each in tickets)):
         try:
-            row = change.row(ahead, now, where)
+            row = change.row(ahead, now)
         except BudgetExceeded as refused:
             plan.refused[id(ticket)] = refused
             row = None

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from airflow_provider_codegateway.clip import S3Location, split_uri
 from airflow_provider_codegateway.exceptions import InvalidConnection
+from airflow_provider_codegateway.models import MODELS
 from airflow_provider_codegateway.s3 import DEMANDED, demanded_args, read_object
 from airflow_provider_codegateway.spend.budgets import Budget
 from airflow_provider_codegateway.spend.prices import Cost, Currency, Price, PricedRender, cost_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+log = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES = 1024 * 1024
 
@@ -98,7 +104,10 @@ def parse_spend(value: object, where: str) -> SpendSettings:
             "journal, or the s3:// URI of a JSON file that holds one."
         )
     try:
-        return SpendSettings.model_validate(dict(value))
+        settings = SpendSettings.model_validate(dict(value))
+        for price in settings.prices:
+            _warn_of_misspelling(price.model, where)
+        return settings
     except ValidationError as error:
         problems = [_words(each) for each in error.errors(include_url=False)]
     if len(problems) == 1:
@@ -106,6 +115,13 @@ def parse_spend(value: object, where: str) -> SpendSettings:
     raise InvalidConnection(
         "\n".join([f"{where} has {len(problems)} problems:", *(f"- {each}." for each in problems)])
     )
+
+
+@cache
+def _warn_of_misspelling(model: str, where: str) -> None:
+    close = difflib.get_close_matches(model, MODELS, n=1, cutoff=0.8)
+    if close and model not in MODELS:
+        log.warning("%s has a price for %r, which is not known. Did you mean %r?", where, model, close[0])
 
 
 def read_spend(uri: str, s3: S3Client, where: str) -> SpendSettings:
@@ -130,6 +146,13 @@ def read_spend(uri: str, s3: S3Client, where: str) -> SpendSettings:
     return parse_spend(value, f"{where} ({location.uri})")
 
 
+def _settings_at(place: Sequence[int | str]) -> str:
+    """Which settings there are, at the top, in a price or in a budget."""
+    below: dict[str, type[BaseModel]] = {"prices": Price, "budgets": Budget}
+    known = below.get(str(place[0]), SpendSettings) if len(place) > 1 else SpendSettings
+    return f". Use {', '.join(known.model_fields)}"
+
+
 def _words(problem: Any) -> str:
     """One of pydantic's errors as the end of a sentence that begins with its place."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(
@@ -140,7 +163,7 @@ def _words(problem: Any) -> str:
         case "missing":
             return f"{place} is missing"
         case "extra_forbidden":
-            return f"{place} is not a known setting"
+            return f"{place} is not a known setting{_settings_at(problem['loc'])}"
         case "value_error":
             return f"{place} {problem['ctx']['error']}".strip()
         case "bool_type":
