@@ -43,7 +43,7 @@ from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 from airflow_provider_codegateway.spend.command import main
 from airflow_provider_codegateway.spend.fold import Row
-from airflow_provider_codegateway.spend.journal import Journal
+from airflow_provider_codegateway.spend.journal import Journal, Reserve
 from airflow_provider_codegateway.spend.settings import parse_spend
 
 if TYPE_CHECKING:
@@ -482,6 +482,20 @@ class TestCommand:
         assert (status, "Nothing was released" in err) == (1, True)
         execute(bucket, "b.mp4", model=VEO, prompt="p")
 
+    def test_says_what_counts_although_nothing_is_unresolved(
+        self, spend: Spend, bucket: str, s3: S3Client, command: Any
+    ) -> None:
+        """A budget may be full of renders that are in flight: of processes that were killed, for one."""
+        spend()
+        reserved = Row(kind="reserved", written="", id="r-1", model=VEO, uri="s3://b/a.mp4")
+        Journal(s3, S3Location(bucket, "ops/journal")).write(
+            Reserve(render=reserved, budgets=(), cost=None, seconds=300.0)
+        )
+        for name, words in (("unresolved", "nothing unresolved."), ("release", "nothing to release.")):
+            out = command(name)[1]
+            assert f"{words} 1 render is in flight, until 20" in out
+            assert "`unresolved --all` lists them." in out
+
     def test_estimates_a_chain_at_its_dearest(
         self, spend: Spend, tmp_path: Path, bucket: str, command: Any
     ) -> None:
@@ -530,7 +544,7 @@ class TestCommand:
             json.dumps({"model": VEO}),
             place=["--settings", settings_file(tmp_path)],
         )
-        assert out.endswith("2 renders: not known, 1 without a price.\n")
+        assert out.endswith("2 renders: not known, 1 without a price of every model.\n")
 
     @pytest.mark.parametrize(
         ("name", "text", "words"),

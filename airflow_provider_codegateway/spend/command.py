@@ -193,10 +193,19 @@ def unresolved(place: Place, options: argparse.Namespace) -> int:
         "note",
     ]
     if options.format == "table" and not rows:
-        print(f"The journal {journal.location.uri} has nothing unresolved.")
+        print(f"The journal {journal.location.uri} has nothing unresolved.{_in_flight(journal)}")
         return 0
     print(render_rows(rows, columns, options.format))
     return 0
+
+
+def _in_flight(journal: Journal) -> str:
+    """What counts all the same, as a sentence with a blank before it."""
+    due = [row["due"] for row in open_rows(journal) if row["status"] == "in_flight"]
+    if not due:
+        return ""
+    count = "1 render is" if len(due) == 1 else f"{len(due):,} renders are"
+    return f" {count} in flight, until {max(due)} at most: `unresolved --all` lists them."
 
 
 def release(place: Place, options: argparse.Namespace) -> int:
@@ -216,7 +225,7 @@ def release(place: Place, options: argparse.Namespace) -> int:
         row for row in known.values() if row["status"] != "in_flight"
     ]
     if not chosen:
-        print("There is nothing to release.")
+        print(f"There is nothing to release.{_in_flight(journal)}")
         return 0
     print(
         render_rows(
@@ -275,8 +284,10 @@ def estimate_rows(place: Place, options: argparse.Namespace) -> int:
         return 0
     print(render_rows(lines, columns, options.format))
     if options.format == "table":
-        unpriced = f", {total['unpriced']} without a price" if total["unpriced"] else ""
+        unpriced = f", {total['unpriced']} without a price of every model" if total["unpriced"] else ""
         amount = f"{total['amount']} {total['currency']}" if total["amount"] else "not known"
+        if total["at_most"] and total["at_most"] != total["amount"]:
+            amount += f", at most {total['at_most']} {total['currency']}"
         renders = "1 render" if total["renders"] == 1 else f"{total['renders']:,} renders"
         print(f"\n{renders}: {amount}{unpriced}.")
     return 0
