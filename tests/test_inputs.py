@@ -48,8 +48,8 @@ IMAGES = {
     "image/webp": b"RIFF\x0e\x00\x00\x00WEBPVP8 \x02\x00\x00\x00ab",
     "image/bmp": image("bmp", "bgr24"),
     "image/tiff": image("tiff", "rgb24"),
-    "image/heic": b"\x00\x00\x00\x10ftypheic\x00\x00\x00\x00\x00\x00\x00\x0cmeta\x00\x00\x00\x00",
-    "image/avif": b"\x00\x00\x00\x10ftypavif\x00\x00\x00\x00\x00\x00\x00\x0cmeta\x00\x00\x00\x00",
+    "image/heic": b"\x00\x00\x00\x10ftypheic\x00\x00\x00\x00\x00\x00\x00\x0cmeta\x00\x00\x00\x00\x00\x00\x00\x0amdatab",
+    "image/avif": b"\x00\x00\x00\x10ftypavif\x00\x00\x00\x00\x00\x00\x00\x0cmeta\x00\x00\x00\x00\x00\x00\x00\x0amdatab",
 }
 SEGMENT = b"\x18\x53\x80\x67\x82ab"
 VIDEOS = {
@@ -116,8 +116,9 @@ def test_half_an_image_of_boxes_is_refused(media_type: str) -> None:
         image("bmp", "bgr24")[:54],
         b"II*\x00\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00",
         b"\x00\x00\x00\x10ftypheic\x00\x00\x00\x00",
+        IMAGES["image/heic"][:28],
     ],
-    ids=["png", "jpeg", "gif", "webp", "bmp", "tiff", "heic"],
+    ids=["png", "jpeg", "gif", "webp", "bmp", "tiff", "heic", "heic before its data"],
 )
 def test_a_head_alone_is_not_an_image(data: bytes) -> None:
     """It ends as its format has it, and there is no picture in it."""
@@ -151,8 +152,13 @@ GIF = image("gif", "rgb8")
         tiff((273, 4, 1, 60)),
         tiff((330, 4, 1, 8)) + b"",
         GIF[:-1] + b"\0" + GIF[-1:],
+        *(IMAGES["image/avif"] + tail for tail in (b"\0", b"\n", b"<!-- cached -->", bytes(4096))),
+        b"II+\0\x08\0\0\0" + bytes(20),
     ],
-    ids=["bmp 0", "bmp 54", "bmp 40", "bmp huge", "tiff without sizes", "tiff below", "gif with a zero"],
+    ids=[
+        *("bmp 0", "bmp 54", "bmp 40", "bmp huge", "tiff without sizes", "tiff below", "gif with a zero"),
+        *("avif 0", "avif n", "avif comment", "avif zeros", "big tiff"),
+    ],
 )
 def test_what_readers_read_is_whole(data: bytes) -> None:
     """Heads are often wrong about sizes that no reader looks at."""

@@ -133,6 +133,20 @@ LINKS = {
     "NUL at its end": with_link(LINK + "\0"),
     "HTML": with_link(LINK.replace("&", "&amp;")),
     "without a scheme": with_link(LINK.removeprefix("http:")),
+    "second of two, the first a picture": whole(
+        json.dumps(
+            {"data": [{"type": "image", "url": "https://x/a.jpg"}, {"type": "video", "url": LINK}]}
+        ).encode()
+    ),
+    "by another name": whole(json.dumps({"data": [{"video_url": LINK}]}).encode()),
+    "after 2 MB of blanks": HEAD + b"\r\n" + b" \n" * 1_000_000 + JSON,
+    "after a long field, and cut": HEAD
+    + b"\r\n"
+    + b'{"data": [{"thumbnail": "'
+    + b"QUJD" * 50_000
+    + b'", "url": "'
+    + LINK.encode()
+    + b'"',
 }
 
 
@@ -223,6 +237,14 @@ def test_what_no_parser_reads_is_read_though_it_comes_in_pieces(answer: bytes) -
             Bought.PERHAPS,
         ),
         (whole(b'{"error": "no capacity"}', status=b"503 No"), GatewayUnavailable, Bought.NO),
+        (
+            whole(
+                b'{"error": "upstream connect error or disconnect/reset before headers"}', status=b"503 No"
+            ),
+            RenderOutcomeUnknown,
+            Bought.PERHAPS,
+        ),
+        (whole(JSON, status=b"400 No"), RenderOutcomeUnknown, Bought.PERHAPS),
         (whole(b'{"error": "timeout_s is unknown"}', status=b"400 No"), RequestRejected, Bought.NO),
     ],
 )
@@ -233,6 +255,14 @@ def test_an_answer_without_a_link_says_no_more_than_it_knows(
     with gateway_that_sends(answer) as gateway, pytest.raises(CodeGatewayError) as outcome:
         read_receipt(post(gateway))
     assert (type(outcome.value), outcome.value.bought) == (error, bought)
+
+
+def test_a_link_may_be_relative_to_the_gateway() -> None:
+    """As browsers have it."""
+    with gateway_that_sends(with_link("/v1/files/a.mp4?sig=1")) as gateway:
+        answer = post(gateway)
+    assert read_receipt(answer).url == f"{gateway.settings.base_url}/v1/files/a.mp4?sig=1"
+    assert read_receipt(Answer.from_dict(answer.as_dict())).url == read_receipt(answer).url
 
 
 ECHO = "https://example.com/input.mp4"

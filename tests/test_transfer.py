@@ -172,6 +172,21 @@ def test_what_follows_the_media_is_not_given_up_for_another_failure(
     assert len(server.requests) == 3
 
 
+def test_a_part_of_another_clip_does_not_go_on(s3: S3Client, bucket: str) -> None:
+    """A host without ETags, whose replica has another clip of the same length."""
+    old, new = mp4_of(9_000), mp4_of(9_000, bytes(range(1, 250)))
+    with ClipServer(new, Answer(body=old, cut=4_000), etag="") as server:
+        server.last_modified = "Mon, 02 Nov 2026 10:00:00 GMT"
+        part = raw(
+            b"HTTP/1.1 206 Partial",
+            b"Content-Range: bytes 4000-8999/9000",
+            b"Last-Modified: Tue, 03 Nov 2026 10:00:00 GMT",
+            body=new[4_000:],
+        )
+        server.answers.extend([part, Answer(body=new)])
+        assert_stored(s3, bucket, new, bring(server, s3, bucket))
+
+
 @pytest.mark.parametrize("kind", ["mp4", "transport stream"])
 def test_a_part_that_does_not_say_which_is_not_taken_for_the_whole(
     s3: S3Client, bucket: str, kind: str

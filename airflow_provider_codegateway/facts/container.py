@@ -313,7 +313,8 @@ class _Boxes(_Elements):
         there = self._ended | ({self._type} if self._rest_is_anything else set())
         if b"moov" not in there:
             return self._cut("its index (the moov box) is missing")
-        if self._index.is_fragmented:
+        # Some muxers put what could be the first fragment into the index: of a short clip there is no other.
+        if self._index.is_fragmented and (b"moof" in there or not self._index.has_samples):
             return self._ending_of_fragments(there)
         if b"mdat" not in there:
             return self._cut("its media (the mdat box) are missing")
@@ -322,17 +323,20 @@ class _Boxes(_Elements):
         if self._index.end > self._at:
             return self._cut(f"its pictures and sound go on to byte {self._index.end:,}")
         is_open = self._rest_is_anything or self._head
+        if self._index.is_fragmented and self._last != b"mfra":
+            return Ending(Verdict.SILENT)  # another fragment could follow
         return Ending(Verdict.SILENT if is_open and not self._index.knows_its_end else Verdict.WHOLE)
 
     def _ending_of_fragments(self, there: set[bytes]) -> Ending:
-        if self._head or b"moof" not in there or self._last == b"moof":
+        # Zeros or a line break may end the file, and may be the head of another fragment: the host must know.
+        if self._head.strip(b"\0\r\n\t ") or b"moof" not in there or self._last == b"moof":
             return self._cut("its last fragment is missing")
         if self._segments_end > self._at:
             return self._cut(f"its segments go on to byte {self._segments_end:,}")
         if (missing := self._index.missing_seconds()) > self._ROUNDING:
             return self._cut(f"{missing:.1f} of its seconds are missing")
         # Any of its fragments could be the last one, but for the index that some muxers write at the end.
-        return Ending(Verdict.WHOLE if self._last == b"mfra" else Verdict.SILENT)
+        return Ending(Verdict.WHOLE if self._last == b"mfra" and not self._head else Verdict.SILENT)
 
     def _cut(self, why: str) -> Ending:
         return Ending(Verdict.CUT, why)

@@ -69,6 +69,11 @@ class Index:
         return self._is_read and not self.is_fragmented and not any(each.samples for each in self._tracks)
 
     @property
+    def has_samples(self) -> bool:
+        """Whether it has something to play by itself, without its fragments."""
+        return not self._is_broken and any(each.samples for each in self._tracks)
+
+    @property
     def end(self) -> int:
         """The byte of the file at which the last sample ends, as far as that is known."""
         return 0 if self._is_broken else max((each.end for each in self._tracks), default=0)

@@ -42,6 +42,7 @@ class Answer:
     :param render_seconds: how long the POST took.
     :param received_at: Unix seconds.
     :param is_secure: whether the gateway was reached by https.
+    :param base_url: of the gateway: a link may be relative to it.
     """
 
     status: int = 200
@@ -49,6 +50,7 @@ class Answer:
     render_seconds: float
     received_at: float | None = None
     is_secure: bool = False
+    base_url: str = ""
 
     @property
     def text(self) -> str:
@@ -67,6 +69,7 @@ class Answer:
             "render_seconds": self.render_seconds,
             "received_at": self.received_at,
             "is_secure": self.is_secure,
+            "base_url": self.base_url,
         }
 
     @classmethod
@@ -83,6 +86,7 @@ class Answer:
                 render_seconds=finite(kept.get("render_seconds")) or 0.0,
                 received_at=finite(kept.get("received_at")),
                 is_secure=kept.get("is_secure") is True,
+                base_url=str(kept.get("base_url") or ""),
             )
         except (KeyError, TypeError, AttributeError, OverflowError):
             raise ValueError("it has no answer") from None
@@ -125,8 +129,8 @@ def read_receipt(answer: Answer) -> Receipt:
     """
     text = answer.text
     content = _first_object(text)
-    scheme = "https:" if answer.is_secure else "http:"
-    url = next(filter(None, (_usable(each, scheme) for each in _links_in(text))), None)
+    base_url = answer.base_url or ("https:" if answer.is_secure else "http:")
+    url = next(filter(None, (_usable(each, base_url) for each in _links_in(text))), None)
     if url is None:
         # Of what this failed on, nothing is to be shown by whoever reports local variables.
         del text, content
@@ -224,14 +228,21 @@ def _links_in(text: str) -> Iterator[object]:
 
 def _links_of_data(content: Mapping[str, Any]) -> Iterator[object]:
     data = content.get("data")
-    for each in data if isinstance(data, list) else [data]:
+    items = data if isinstance(data, list) else [data]
+    for each in sorted(items, key=_is_picture):
         if isinstance(each, dict):
             each = {name.lower(): value for name, value in each.items()}
             video = each.get("video")
             yield each.get("url")
             yield video.get("url") if isinstance(video, dict) else video
+            yield each.get("video_url")
         else:
             yield each
+
+
+def _is_picture(item: object) -> bool:
+    """Whether an item says that it is one, such as a cover."""
+    return isinstance(item, dict) and "image" in str(item.get("type", ""))[:100].lower()
 
 
 _MOST_LINES = 1000
@@ -269,24 +280,27 @@ def _decoded(text: str) -> object:
 
 # Bounded repetitions, and none that another can take over from: a MiB takes time in proportion to its length.
 _LINK = re.compile(
-    r'"data"\s{0,99}:\s{0,99}\[\s{0,99}\{[^{}\[\]]{0,4096}?"url"\s{0,99}:\s{0,99}("(?:[^"\\]|\\.){1,8192}")'
+    r'"data"\s{0,99}:\s{0,99}\[\s{0,99}\{[^{}\[\]]{0,1048576}?"url"\s{0,99}:\s{0,99}("(?:[^"\\]|\\.){1,8192}")'
 )
 
 _AROUND = "".join(map(chr, range(33))) + "<>\"'\xa0\u200b\u2060\ufeff"
 """What may stand around a link and is no part of one."""
 
 
-def _usable(url: object, scheme: str) -> str | None:
+def _usable(url: object, base_url: str) -> str | None:
     """A link as browsers read it.
 
-    :param scheme: of one that begins with ``//``.
+    :param base_url: of one that begins with ``//`` or ``/``; its scheme at least.
     """
     if not isinstance(url, str) or len(url) > LONGEST_LINK:
         return None
     # White space around is cut, line breaks and tabs inside are left out.
     url = re.sub(r"[\r\n\t]", "", url.strip(_AROUND)).replace("&amp;", "&")
-    url = f"{scheme}{url}" if url.startswith("//") else url
     try:
+        if url.startswith("//"):
+            url = f"{base_url.partition(':')[0]}:{url}"
+        elif url.startswith("/"):
+            url = str(httpx.URL(base_url).join(url))
         parsed = httpx.URL(url)
         usable = parsed.scheme in ("https", "http") and bool(parsed.host) and url.isprintable()
     except (httpx.InvalidURL, ValueError):

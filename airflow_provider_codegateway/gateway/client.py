@@ -212,6 +212,7 @@ class Gateway:
             render_seconds=time.monotonic() - started,
             received_at=time.time(),
             is_secure=self.settings.secure,
+            base_url=self.settings.base_url,
         )
 
     async def exchange(self, unsent: list[bytes], seen: Exchange) -> None:
@@ -290,6 +291,8 @@ class Gateway:
                     await asyncio.wait({coming})
             if not chunk:
                 return
+            # The white space that keeps a connection alive is no part of an answer, however much it is.
+            chunk = chunk if seen.body else chunk.lstrip()
             seen.body += chunk[: limit - len(seen.body)]
             del chunk  # error trackers show the local variables of whatever fails, and there is a link in it
 

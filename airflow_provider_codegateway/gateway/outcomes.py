@@ -23,6 +23,7 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
 )
 from airflow_provider_codegateway.foreign import LONGEST_TEXT, safe_text
+from airflow_provider_codegateway.gateway.answers import names_a_clip
 from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, GatewaySettings
 from airflow_provider_codegateway.gateway.words import words_of
 from airflow_provider_codegateway.http_dates import retry_after
@@ -156,6 +157,8 @@ def classify_refusal(
     own = own_error(answer)
     who = "The gateway" if own is not None else "The gateway, or a proxy on the way to it,"
     said = f"{who} answered {status}: {words_of(answer, settings.api_key)}."
+    if own is None and seconds is not None and names_a_clip(answer):
+        return RenderOutcomeUnknown(f"{said} There is a link to a clip in it.")
     is_late = seconds is not None and seconds > limits.late_refusal
     if own is None and status in REJECTED and is_late:
         return RenderOutcomeUnknown(
@@ -170,7 +173,7 @@ def classify_refusal(
         advice = _ADVICE if own is not None else _FOREIGN_ADVICE
         return RequestRejected(f"{said}{advice.get(status, '')}", status=status)
     wait = retry_after(headers.get("retry-after"))
-    is_begun = status == 503 and (is_late or (own is not None and own.is_of_time))
+    is_begun = status == 503 and (is_late or (own is not None and own.is_of_a_render))
     if status in UNAVAILABLE and own is not None and not (is_begun and seconds is not None):
         return GatewayUnavailable(said, retry_after=wait, status=status)
     if seconds is None:
@@ -186,10 +189,10 @@ class OwnError:
     kind: str = ""
 
     @property
-    def is_of_time(self) -> bool:
-        """Whether it says that something took too long: what took long was begun."""
+    def is_of_a_render(self) -> bool:
+        """Whether it says that something took too long, or broke: that was begun."""
         said = f"{self.kind} {self.message[:LONGEST_TEXT]}"
-        return re.search(r"tim(e[sd]?|ing)[ _-]?out|deadline|took too long", said, re.IGNORECASE) is not None
+        return re.search(_BEGUN, said, re.IGNORECASE) is not None
 
 
 def own_error(answer: bytes) -> OwnError | None:
@@ -207,6 +210,10 @@ def own_error(answer: bytes) -> OwnError | None:
             return OwnError(message, kind.lower())
     return None
 
+
+_BEGUN = (
+    r"tim(e[sd]?|ing)[ _-]?out|deadline|took too long|upstream|disconnect|connection (reset|closed|terminat)"
+)
 
 _CONTENT_REFUSALS = frozenset(
     {

@@ -29,7 +29,7 @@ _MAGIC: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb"RIFF....WEBP", "image/webp"),
         # "BM" alone would be found in much text: also the reserved zeros, and the size of a known header.
         (rb"BM....\0\0\0\0....[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "image/bmp"),
-        (rb"II\*\0|MM\0\*", "image/tiff"),
+        (rb"II[*+]\0|MM\0[*+]", "image/tiff"),
         (rb"....ftypavi[fs]", "image/avif"),
         (rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", "image/heic"),
         (rb"....ftypM4[ABP] ", "audio/mp4"),
@@ -163,20 +163,25 @@ _TIFF_PICTURES = ((273, 279), (324, 325), (513, 514))
 """Tags of where the parts of a picture are, and how long each is: strips, tiles, and an old JPEG."""
 _TIFF_BELOW = 330
 """The tag of where further pictures of a picture are described."""
-_MOST_PICTURES = 1000
-"""In one TIFF."""
+_MOST_NUMBERS = 1_000_000
+"""In the directories of one TIFF: they may lie over each other, and say whatever they like."""
 
 
 def _is_whole_tiff(data: bytes) -> bool:
-    order, has_picture = "<" if data.startswith(b"I") else ">", False
+    if b"+" in data[:4]:  # BigTIFF: its directories are of another form
+        return True
+    order, has_picture, left = "<" if data.startswith(b"I") else ">", False, _MOST_NUMBERS
     to_look_at, seen = list(struct.unpack_from(f"{order}I", data, 4)), set[int]()
-    while to_look_at and len(seen) < _MOST_PICTURES:
+    while to_look_at:
         at = to_look_at.pop()
         if not at or at in seen:
             continue
         seen.add(at)
         (count,) = struct.unpack_from(f"{order}H", data, at)
+        left -= count
         fields: dict[int, tuple[int, ...]] = {}
+        if left < 0:
+            return False
         for entry in range(at + 2, at + 2 + 12 * count, 12):
             tag, kind, length = struct.unpack_from(f"{order}HHI", data, entry)
             size = length * _TIFF_SIZES.get(kind, 1)
@@ -184,6 +189,9 @@ def _is_whole_tiff(data: bytes) -> bool:
             if start + size > len(data):
                 return False
             if kind in (3, 4, 13) and tag in _TIFF_USED and tag not in fields:
+                left -= length
+                if left < 0:
+                    return False
                 fields[tag] = struct.unpack_from(f"{order}{length}{'H' if kind == 3 else 'I'}", data, start)
         for offsets, sizes in _TIFF_PICTURES:
             # Without sizes readers take what follows.
@@ -206,15 +214,17 @@ def _is_whole_heif(data: bytes) -> bool:
     at, kinds = 0, set()
     while at + 8 <= len(data):
         size, head = int.from_bytes(data[at : at + 4], "big"), 8
-        kinds.add(data[at + 4 : at + 8])
+        kind = data[at + 4 : at + 8]
         if size == 1:
             size, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
         elif size == 0:  # to the end, wherever that is
             size = len(data) - at
-        if size < head:
-            return False
+        if size < head or not kind.isalnum():
+            break  # what stands behind the picture is no part of it
+        kinds.add(kind)
         at += size
-    return at == len(data) and bool(kinds & {b"meta", b"moov"})
+    has_picture = b"mdat" in kinds or b"idat" in data
+    return at <= len(data) and bool(kinds & {b"meta", b"moov"}) and has_picture
 
 
 def shown_size(count: int) -> str:

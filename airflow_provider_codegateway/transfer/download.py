@@ -113,6 +113,7 @@ class Download:
         self._ended_at = -1
         self._total: int | None = None
         self._etag: str | None = None
+        self._modified: str | None = None
         self._validator: str | None = None
 
     def stop(self) -> None:
@@ -251,13 +252,17 @@ class Download:
             raise _Broken(f"answered {response.status} with another range than asked for")
         self._total = response.length
         self._etag = response.headers.get("etag")
+        self._modified = response.headers.get("last-modified")
         self._validator = _strong_validator(response.headers)
 
     def _continues(self, response: Response) -> bool:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", ""))
         if not self._offset or not match or int(match[1]) != self._offset:
             return False
-        if response.headers.get("etag", self._etag) != self._etag:
+        etag, modified = response.headers.get("etag"), response.headers.get("last-modified")
+        if etag is None and modified is None and (self._etag or self._modified):
+            return False  # another server, which may have another clip
+        if (etag is not None and etag != self._etag) or (modified is not None and modified != self._modified):
             return False
         total = None if match[2] == "*" else int(match[2])
         if None not in (total, self._total) and total != self._total:
@@ -269,7 +274,7 @@ class Download:
         log.info(
             "The download of %s starts again: its host did not go on from byte %d.", self._shown, self._offset
         )
-        self._offset, self._total, self._etag, self._validator = 0, None, None, None
+        self._offset, self._total, self._etag, self._modified, self._validator = 0, None, None, None, None
         self._unzip = None
         sink.restart()
 
