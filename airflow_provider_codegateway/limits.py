@@ -87,6 +87,9 @@ class Limits:
     """After the render. A link without a known end that is refused later than this has run out."""
     max_failures: int = 5
     """Connections in a row that may fail without a new byte."""
+    max_absences: int = 7
+    """Times in a row, in about a minute, that a host may say that there is no such clip: a delivery network may not have
+    a fresh one yet."""
     max_redirects: int = 5
     first_backoff: float = 0.5
     """Before the first resume. It doubles with each failure in a row; jitter takes up to half."""

@@ -237,7 +237,7 @@ def test_a_clip_that_is_gone_is_rendered_again_within_max_renders(
     status: int, deferrable: bool, gateway: Emulator, bucket: str
 ) -> None:
     """It is lost, and a retry does not ask for it for ever."""
-    gateway.fail_next(ClipFault.status(status), times=6)
+    gateway.fail_next(ClipFault.status(status), times=8)
     with pytest.raises(ClipExpired, match="is gone"):
         run(bucket, deferrable=deferrable)
     assert run(bucket, deferrable=deferrable).xcoms["clip"]["renders_bought"] == 2

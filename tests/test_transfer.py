@@ -513,7 +513,7 @@ def test_expiry_is_told_by_the_body(s3: S3Client, bucket: str) -> None:
 def test_a_link_that_is_gone_is_lost(s3: S3Client, bucket: str, status: int) -> None:
     """Told so each time it asks, over some seconds, the download gives the clip up."""
     with (
-        ClipServer(b"no", *[Answer(status=status)] * 6) as server,
+        ClipServer(b"no", *[Answer(status=status)] * (LIMITS.max_absences + 1)) as server,
         pytest.raises(ClipExpired, match="is gone") as caught,
     ):
         bring(server, s3, bucket, expires_at=time.time() + 3600)

@@ -141,12 +141,12 @@ class Download:
                 absences = absences + 1 if isinstance(broken, _Absent) else 0
                 best = max(best, self._offset)
                 self._require_time()
-                if absences > self._limits.max_failures:
+                if absences > self._limits.max_absences:
                     raise ClipExpired(
                         f"The clip at {self._shown} is gone: its host {broken}, {absences} times. Only another render "
                         "gives another clip."
                     ) from None
-                if failures > self._limits.max_failures:
+                if failures > self._limits.max_failures and absences < failures:
                     self._give_up(broken, failures)
                 log.info("The download of %s broke at byte %d: %s.", self._shown, self._offset, broken)
                 jitter = random.uniform(0.5, 1)  # noqa: S311
