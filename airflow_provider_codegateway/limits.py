@@ -88,8 +88,8 @@ class Limits:
     max_failures: int = 5
     """Connections in a row that may fail without a new byte."""
     max_absences: int = 7
-    """Times in a row, in about a minute, that a host may say that there is no such clip: a delivery network may not have
-    a fresh one yet."""
+    """Times in a row, in about a minute, that a host may say that there is no such clip: it may not have a fresh one
+    yet."""
     max_redirects: int = 5
     first_backoff: float = 0.5
     """Before the first resume. It doubles with each failure in a row; jitter takes up to half."""
