@@ -981,7 +981,7 @@ def test_no_error_of_the_ledger_shows_a_link(
 # Answers that are kept before they are read.
 
 
-@pytest.mark.parametrize("shape", ["missing", "job", "relative", "nothing"])
+@pytest.mark.parametrize("shape", ["missing", "job", "nothing"])
 def test_an_answer_that_cannot_be_used_stays_in_the_ledger(
     shape: Any, job: Job, gateway: Emulator, client: S3Client, s3: S3Client, bucket: str
 ) -> None:
@@ -992,6 +992,15 @@ def test_an_answer_that_cannot_be_used_stays_in_the_ledger(
     assert {"1.rendered", "1.abandoned"} <= names(s3, bucket)
     assert render(job, client).renders_bought == 2
     assert gateway.billed == 2
+    assert names(s3, bucket) == {KEY}
+
+
+def test_a_relative_link_is_the_gateways(
+    job: Job, gateway: Emulator, client: S3Client, s3: S3Client, bucket: str
+) -> None:
+    """It is asked for where the answer came from."""
+    gateway.fail_next(Fault.no_url("relative"))
+    assert render(job, client).renders_bought == gateway.billed == 1
     assert names(s3, bucket) == {KEY}
 
 

@@ -116,9 +116,11 @@ def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) 
             problem = storage_error(cause, doing="begin an upload", at=at, permission="s3:PutObject")
         raise problem from cause
     try:
-        target.abort(begun.id)
-        if not begun.is_alone:  # S3 was asked twice, and nobody else has begun anything here
-            abort_uploads(s3, at, open_uploads(s3, at, upload_args), upload_args)
+        try:
+            target.abort(begun.id)
+        finally:  # also where the answer to that was lost as well, and the second attempt found nothing
+            if not begun.is_alone:  # S3 was asked twice, and nobody else has begun anything here
+                abort_uploads(s3, at, open_uploads(s3, at, upload_args), upload_args)
     except ClipTransferError as error:
         cause = error.__cause__
         if isinstance(cause, Exception) and problem_of(cause) is Problem.DENIED:
