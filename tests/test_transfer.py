@@ -25,7 +25,7 @@ from airflow_provider_codegateway.exceptions import ClipExpired, ClipTransferErr
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import tls_context
 from airflow_provider_codegateway.transfer import StoredClip, Transfer, require_upload_args
-from airflow_provider_codegateway.transfer.upload import PartBody, PartCutter, Upload
+from airflow_provider_codegateway.transfer.upload import PartBody, PartCutter, Upload, UploadTarget
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -872,6 +872,17 @@ def test_extra_args_go_to_the_calls_that_take_them(s3: S3Client, bucket: str, si
     if size > 8 * MIB:
         assert sent["UploadPart"]["ChecksumAlgorithm"] == "SHA256"
         assert "StorageClass" not in sent["UploadPart"]
+
+
+def test_what_is_not_an_answer_of_s3_is_named(s3: S3Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login page with 200 in place of the store: no raw KeyError after a render was paid."""
+    target = UploadTarget(s3, S3Location("b", "k"), lambda _: {}, {})
+    monkeypatch.setattr(s3, "create_multipart_upload", lambda **_: {})
+    monkeypatch.setattr(s3, "upload_part", lambda **_: {})
+    with pytest.raises(ClipTransferError, match="answered without UploadId, so not by S3"):
+        target.create({})
+    with pytest.raises(ClipTransferError, match="answered without ETag, so not by S3"):
+        target.upload_part("u", 1, PartBody([], threading.Event()))
 
 
 def test_what_boto3_takes_is_not_refused(s3: S3Client) -> None:

@@ -303,7 +303,8 @@ class UploadTarget:
         """Begin a multipart upload."""
         answer = self._call("CreateMultipartUpload", self.s3.create_multipart_upload, **object_args)
         return BegunUpload(
-            str(answer["UploadId"]), is_alone=not answer.get("ResponseMetadata", {}).get("RetryAttempts")
+            self._said(answer, "UploadId", "CreateMultipartUpload"),
+            is_alone=not answer.get("ResponseMetadata", {}).get("RetryAttempts"),
         )
 
     def upload_part(self, upload_id: str, number: int, body: PartBody) -> dict[str, Any]:
@@ -321,7 +322,16 @@ class UploadTarget:
             for name, value in answer.items()
             if name.startswith("Checksum") and name != "ChecksumType"
         }
-        return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
+        return {"PartNumber": number, "ETag": self._said(answer, "ETag", "UploadPart"), **checksums}
+
+    def _said(self, answer: Mapping[str, Any], name: str, operation: str) -> str:
+        """:raises ClipTransferError: what answered does not speak S3, such as a login page."""
+        if not answer.get(name):
+            raise ClipTransferError(
+                f"{operation} of {self.at.uri} was answered without {name}, so not by S3. Check the endpoint_url of "
+                "the AWS connection, and what is between."
+            )
+        return str(answer[name])
 
     def complete(self, upload_id: str, parts: list[dict[str, Any]]) -> None:
         """Make the parts one object."""
