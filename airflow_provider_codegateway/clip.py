@@ -393,6 +393,8 @@ class Clip:
 _PREFIX = "codegateway-"
 MADE_BY = "codegateway-run"
 """Metadata of a clip and of a batch's files: the run that made it; see ``run_identity``."""
+FINGERPRINT = f"{_PREFIX}fingerprint"
+"""The metadata of a clip, and of its ledger entry's request, that names the request."""
 BESIDE = f"{_PREFIX}beside"
 """The metadata of a picture or a document beside a clip that names the clip's fingerprint."""
 _BUYERS_KEPT = 20

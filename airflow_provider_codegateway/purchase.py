@@ -74,6 +74,7 @@ from airflow_provider_codegateway.transfer import (
     StoredClip,
     Transfer,
     abort_uploads,
+    clear_uploads,
     open_uploads,
     prove_upload,
     require_upload_args,
@@ -155,6 +156,22 @@ class Purchase:
 
         :return: the clip, if it is in place already; else None.
         """
+        try:
+            return self._begin(request, *fallbacks)
+        except (InvalidTarget, StorageUnavailable) as error:
+            if error.bought is Bought.NO:
+                error.bought = self._bought_before()
+            raise
+
+    def _bought_before(self) -> Bought:
+        """Whether an earlier run bought what is not delivered yet, as far as S3 says."""
+        try:
+            entry = self.ledger.read()
+        except CodeGatewayError:
+            return Bought.NO
+        return money(entry) if entry.fingerprint == self.spec.fingerprint else Bought.NO
+
+    def _begin(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip | None:
         require_upload_args(self._s3, self.spec.upload_args)
         if clip := self.find():
             # Until the run that stored it must be done with its entry, `resume` waits for that.
@@ -164,10 +181,12 @@ class Purchase:
         # Once something was bought, its transfer will show what S3 allows.
         self._is_fresh = self.ledger.open(*bodies)
         if self._is_fresh:
-            if not self.ledger.is_ours:  # whoever began the entry may have died in its proof
-                self._abort_uploads(self._open_uploads())
             try:
+                if not self.ledger.is_ours:  # whoever began the entry may have left an upload of its proof
+                    clear_uploads(self._s3, self.spec.target, self.spec.upload_args)
                 self._prove_access()
+            except StorageUnavailable:  # of the proof, an upload may be open: the next run looks for it
+                raise
             except CodeGatewayError:
                 self._withdraw()
                 raise

@@ -80,6 +80,9 @@ _BY_CLASS = {
     "ParamValidationError": Problem.REFUSED,
     "ResponseParserError": Problem.NOT_S3,
     "RecursionError": Problem.NOT_S3,  # of botocore, which follows a redirect to the same place without end
+    **dict.fromkeys(
+        ("ValueError", "TypeError", "KeyError"), Problem.NOT_S3
+    ),  # its parser's, of a date for one
 }
 _CHECKSUM_WORDS = ("checksum", "x-amz-trailer", "x-amz-sdk", "aws-chunked", "streaming-unsigned")
 _CONDITION_WORDS = "at least one of the pre-conditions"

@@ -68,6 +68,8 @@ class Answer:
     content_type: str = "application/xml"
 
 
+Edit = Callable[[S3Request, dict[str, str], bytes], tuple[dict[str, str], bytes]]
+"""The headers and the body of a good answer; those to be sent instead."""
 Rule = Callable[[S3Request], "Verdict | Answer"]
 
 
@@ -95,6 +97,8 @@ class S3Proxy:
         self.rule: Rule = lambda request: Verdict.PASS
         self.clock: Callable[[], datetime] | None = None
         """What the store says that it is, instead of the time."""
+        self.edit: Edit | None = None
+        """What becomes of an answer of the server's, such as that of a filter between."""
         self.tells_time = True
         """Whether answers have a ``Date``."""
         self._server = _Server(("127.0.0.1", 0), _handler(self, endpoint, strip))
@@ -179,6 +183,8 @@ def _handler(proxy: S3Proxy, endpoint: str, strip: str | None) -> type[BaseHTTPR
                 self.close_connection = True
             else:
                 status, headers, answer = self._ask(body)
+                if proxy.edit is not None and status < 300:
+                    headers, answer = proxy.edit(request, headers, answer)
                 if verdict is Verdict.LOSE:
                     self.close_connection = True
                 else:

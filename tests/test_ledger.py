@@ -385,7 +385,7 @@ def render(job: Job, s3: S3Client, **terms: Any) -> Clip:
     return crash_runner.render_blocking(replace(job, **terms), s3)
 
 
-def test_the_happy_path_costs_eight_requests_and_seven_proofs_once_a_process(
+def test_the_happy_path_costs_eight_requests_and_eight_proofs_once_a_process(
     job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
 ) -> None:
     """Besides the upload's own. What a process has proven of a client and a folder, it does not prove again."""
@@ -395,7 +395,8 @@ def test_the_happy_path_costs_eight_requests_and_seven_proofs_once_a_process(
     render(job, client)
     proofs = [
         "ListObjects",  # may the ledger be listed,
-        "GetObject",  # read
+        "GetObject",  # read,
+        "HeadObject",  # looked at with its metadata
         "DeleteObjects",  # and cleared?
         "CreateMultipartUpload",  # may the clip be written,
         "AbortMultipartUpload",  # an upload aborted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,15 @@ import pytest
 from botocore.config import Config
 from crash_runner import KEY, MODEL, Job
 from media_samples import mp4, mp4_of
-from s3_proxy import Answer, Rule, S3Proxy, S3Request, Verdict, answer, says
+from s3_proxy import Answer, Edit, Rule, S3Proxy, S3Request, Verdict, answer, once, says
 
 from airflow_provider_codegateway.clip import Clip, ClipSpec, S3Location, checked_target, clip_location
 from airflow_provider_codegateway.emulator import Emulator
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
+    ClipTransferError,
+    CodeGatewayError,
     InvalidConnection,
     InvalidRequest,
     InvalidTarget,
@@ -53,10 +56,21 @@ def client(proxy: S3Proxy, s3_credentials: dict[str, str]) -> S3Client:
 
 
 def client_of(url: str, credentials: dict[str, str]) -> S3Client:
+    return _client(url, credentials, attempts=1)
+
+
+def retrying_client(url: str, credentials: dict[str, str]) -> S3Client:
+    """As botocore makes one: a call is tried again."""
+    return _client(url, credentials, attempts=2)
+
+
+def _client(url: str, credentials: dict[str, str], *, attempts: int) -> S3Client:
     session = boto3.Session(
         credentials["aws_access_key_id"], credentials["aws_secret_access_key"], region_name="us-east-1"
     )
-    return session.client("s3", endpoint_url=url, config=Config(retries={"total_max_attempts": 1}))
+    return session.client(
+        "s3", endpoint_url=url, config=Config(retries={"total_max_attempts": attempts, "mode": "standard"})
+    )
 
 
 def render(job: Job, s3: S3Client, **terms: Any) -> Clip:
@@ -386,6 +400,160 @@ def test_what_s3_says_is_shown_as_text(job: Job, proxy: S3Proxy, client: S3Clien
     assert message.isprintable()
     assert "Signature=" not in message
     assert len(message) < 600
+
+
+# Answers that are not S3's, or lack what S3's have.
+
+PAGE = b"<html><body>This site is blocked.</body></html>"
+
+
+def both(first: Rule, second: Rule) -> Rule:
+    """The first that does not let a request pass."""
+
+    def rule(request: S3Request) -> Verdict | Answer:
+        verdict = first(request)
+        return second(request) if verdict is Verdict.PASS else verdict
+
+    return rule
+
+
+def without(*names: str) -> Edit:
+    """Headers that a front drops, by the beginnings of their names."""
+    return lambda request, headers, body: (
+        {name: value for name, value in headers.items() if not name.lower().startswith(names)},
+        body,
+    )
+
+
+def with_body(body: bytes) -> Edit:
+    return lambda request, headers, _: (headers, body)
+
+
+def with_header(name: str, value: str) -> Edit:
+    def edit(request: S3Request, headers: dict[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
+        kept = {each: told for each, told in headers.items() if each.lower() != name.lower()}
+        return {**kept, name: value}, body
+
+    return edit
+
+
+def less(element: bytes) -> Edit:
+    """Elements that a store leaves out."""
+    pattern = re.compile(b"<%b>.*?</%b>" % (element, element), re.DOTALL)
+    return lambda request, headers, body: (headers, pattern.sub(b"", body))
+
+
+def of(operation: str, edit: Edit) -> Edit:
+    return lambda request, headers, body: (
+        edit(request, headers, body) if request.operation == operation else (headers, body)
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (of("ListObjects", with_body(b"")), "is no list of S3's"),
+        (of("ListObjects", with_body(PAGE)), "is no list of S3's"),
+        (of("ListObjects", less(b"LastModified")), "without LastModified"),
+        (of("ListObjects", less(b"ETag")), "without ETag"),
+        (of("ListObjects", lambda r, h, b: (h, re.sub(b"20..-..-..T", b"yesterday", b))), "as S3's"),
+        (of("PutObject", without("etag")), "has no ETag"),
+        (of("HeadObject", without("etag")), "has no ETag"),
+        (of("HeadObject", with_header("Last-Modified", "gestern")), "could not be read as S3's"),
+        (of("HeadObject", without("x-amz-meta-")), "drops the metadata of objects"),
+        (without("x-amz-meta-"), "drops the metadata of objects"),
+        (of("CreateMultipartUpload", with_body(PAGE)), "without UploadId"),
+        (of("CreateMultipartUpload", with_body(b"")), "without UploadId"),
+    ],
+)
+def test_an_answer_that_is_not_s3s_is_refused_for_free(
+    edit: Edit, words: str, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """In words, at once, and before anything is bought."""
+    proxy.edit = edit
+    with pytest.raises(InvalidTarget, match=words) as error:
+        render(job, client)
+    assert error.value.bought is Bought.NO
+    assert gateway.ledger == ()
+    assert len(proxy.requests) < 30
+    proxy.edit = None
+    assert not render(job, client).reused
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        of("HeadObject", without("etag")),
+        of("HeadObject", with_header("Last-Modified", "gestern")),
+        of("HeadObject", with_header("Content-Length", "many")),
+    ],
+)
+def test_a_head_that_is_spoilt_after_the_purchase_ends_in_words(
+    edit: Edit, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """The clip is paid for: each try says so, and the first good answer delivers it."""
+    gateway.serve_clip(MP4)
+
+    def spoil_later(request: S3Request, headers: dict[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
+        return edit(request, headers, body) if gateway.ledger else (headers, body)
+
+    proxy.edit = spoil_later
+    with pytest.raises(
+        ClipTransferError, match="The clip was stored, and only could not be confirmed"
+    ) as first:
+        render(job, client)
+    assert first.value.bought is Bought.YES
+    with pytest.raises(CodeGatewayError) as second:
+        render(job, client)
+    assert second.value.bought is Bought.YES
+    proxy.edit = None
+    assert render(job, client).reused
+    assert len(gateway.ledger) == 1
+    assert keys(client, job.bucket) == {KEY}
+
+
+def test_a_list_that_stays_behind_is_waited_for(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """A list that does not show what was written holds nothing up for long, and nothing is asked in a hurry."""
+    proxy.edit = of("ListObjects", less(b"Contents"))
+    with pytest.raises(StorageUnavailable, match="does not list it") as error:
+        render(job, client, limits=replace(job.limits, list_patience=0.5))
+    assert error.value.bought is Bought.NO
+    assert len(proxy.requests) < 60
+    shown_after = [6]
+
+    def late(request: S3Request, headers: dict[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
+        if request.operation == "ListObjects" and shown_after[0]:
+            shown_after[0] -= 1
+            return less(b"Contents")(request, headers, body)
+        return headers, body
+
+    proxy.edit = late
+    assert not render(job, client).reused
+    assert len(gateway.ledger) == 1
+    assert keys(client, job.bucket) == {KEY}
+
+
+@pytest.mark.parametrize("lost", ["CreateMultipartUpload", "AbortMultipartUpload", "ListMultipartUploads"])
+def test_a_proof_whose_upload_may_be_open_buys_nothing_and_is_cleared_by_the_next_run(
+    lost: str, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """S3 begins an upload, and breaks off every answer to what should end it."""
+    gateway.serve_clip(MP4)
+    dropped = Verdict.LOSE if lost == "CreateMultipartUpload" else Verdict.DROP
+    breaks = answer(dropped, lost)
+    if lost == "ListMultipartUploads":  # of use only if the upload's creation was asked for twice
+        once_lost = once(Verdict.LOSE, lambda request: request.operation == "CreateMultipartUpload")
+        breaks = both(once_lost, breaks)
+        client = retrying_client(proxy.url, job.s3_credentials)
+    with proxy.ruled(breaks), pytest.raises(StorageUnavailable) as error:
+        render(job, client)
+    assert error.value.bought is Bought.NO
+    assert gateway.ledger == ()
+    assert not render(job, client).reused
+    assert client.list_multipart_uploads(Bucket=job.bucket).get("Uploads", []) == []
+    assert keys(client, job.bucket) == {KEY}
 
 
 # Values that cannot be.

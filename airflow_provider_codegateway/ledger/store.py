@@ -28,8 +28,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
-from airflow_provider_codegateway.clip import MAX_KEY_BYTES, ClipSpec, S3Location
+from airflow_provider_codegateway.clip import FINGERPRINT, MAX_KEY_BYTES, ClipSpec, Marks, S3Location
 from airflow_provider_codegateway.exceptions import (
+    Bought,
     CodeGatewayError,
     InvalidRequest,
     InvalidTarget,
@@ -56,6 +57,7 @@ from airflow_provider_codegateway.s3 import (
     access_args,
     demanded_args,
     error_text,
+    head_object,
     not_s3,
     problem_of,
     quick_client,
@@ -72,6 +74,8 @@ _LARGE = ("body", "fallbacks", "answer", "receipt")
 """Fields of markers that are not kept in memory."""
 
 _KINDS = ("rendered", "delivering", "abandoned", "started")
+_LISTED = frozenset({"Name", "Prefix", "KeyCount", "MaxKeys", "IsTruncated", "Contents"})
+"""Of which a list has at least one, also an empty one."""
 
 _honours_conditions: set[tuple[str, str]] = set()
 _deletes_one_by_one: WeakSet[S3Client] = WeakSet()
@@ -146,15 +150,34 @@ class Ledger:
         marker = {"fingerprint": self.fingerprint, "model": body.get("model"), "body": dict(body)}
         if fallbacks:
             marker["fallbacks"] = [dict(each) for each in fallbacks]
-        self.is_ours = self._create("request.json", marker)
-        if self.is_ours:
+        entry = self._open(marker)
+        if entry is None:
             return True
-        entry = self.read()
         if entry.open and not entry.attempts and entry.fingerprint != self.fingerprint:
             log.info("The ledger held another request, for which nothing was begun. This one replaces it.")
             self.withdraw()
-            self._create("request.json", marker)
+            self._open(marker)
         return not entry.attempts
+
+    def _open(self, marker: Mapping[str, Any]) -> Entry | None:
+        """Write ``request.json``; the entry, if there is one already."""
+        bought = Bought.NO if self.is_ours else Bought.PERHAPS
+        give_up_at = time.monotonic() + self._limits.list_patience
+        while True:
+            self.is_ours = self._create("request.json", marker, Metadata={FINGERPRINT: self.fingerprint})
+            if self.is_ours:
+                return None
+            entry = self.read()
+            if entry.open or entry.attempts:
+                return entry
+            # Settled since by another run; or lists are late, and an entry that cannot be seen cannot be trusted.
+            if time.monotonic() > give_up_at:
+                raise StorageUnavailable(
+                    f"The S3 server behind {self.location.uri} refuses to create request.json, as if it were there, "
+                    "and does not list it. Run the task again when its lists are current.",
+                    bought=bought,
+                )
+            time.sleep(0.1)
 
     def requests(self) -> list[dict[str, Any]]:
         """The request bodies that ``open`` wrote; none if the entry is gone, or is another's."""
@@ -377,13 +400,18 @@ class Ledger:
                     **token,
                     **access_args(self.s3, "ListObjectsV2", self.put_args),
                 )
-            names = {item["Key"][skip:]: item for item in answer.get("Contents", [])}
+            if not _LISTED & answer.keys():
+                raise not_s3(self.location, "is no list of S3's")
+            names = {item.get("Key", "")[skip:]: item for item in answer.get("Contents", [])}
             found |= {name: item for name, item in names.items() if is_ledger_name(name)}
             if not answer.get("IsTruncated") or not answer.get("NextContinuationToken"):
                 break
             if token.get("ContinuationToken") == answer["NextContinuationToken"]:
                 break  # a list that does not go on
             token = {"ContinuationToken": answer["NextContinuationToken"]}
+        for name, item in found.items():
+            if missing := [each for each in ("ETag", "LastModified") if each not in item]:
+                raise not_s3(self.location, f"lists {name} without {' and '.join(missing)}")
         self._etags = {name: item["ETag"] for name, item in found.items()}
         return self._clock(answer), {name: item["LastModified"] for name, item in found.items()}
 
@@ -431,7 +459,7 @@ class Ledger:
         )
 
     def _put(
-        self, name: str, content: Mapping[str, Any], through: S3Client | None = None, **condition: Any
+        self, name: str, content: Mapping[str, Any], through: S3Client | None = None, **args: Any
     ) -> None:
         written = (through or self.s3).put_object(
             Bucket=self.location.bucket,
@@ -439,7 +467,7 @@ class Ledger:
             Body=json.dumps(content).encode(),
             ContentType="application/json",
             **self.put_args,
-            **condition,
+            **args,
         )
         if "ETag" not in written:
             raise not_s3(self.location, "is not S3's: it has no ETag")
@@ -451,10 +479,10 @@ class Ledger:
         self._markers[name, etag] = kept
         return kept
 
-    def _create(self, name: str, content: Mapping[str, Any]) -> bool:
+    def _create(self, name: str, content: Mapping[str, Any], **args: Any) -> bool:
         with self._errors("write the ledger", "s3:PutObject", name):
             try:
-                self._put(name, content, IfNoneMatch="*")
+                self._put(name, content, IfNoneMatch="*", **args)
             except Exception as error:
                 if problem_of(error) is Problem.EXISTS:
                     return False
@@ -504,7 +532,7 @@ class Ledger:
     def prove_access(self) -> None:
         """Prove, before anything is bought, that what is written here can be listed, read back and deleted.
 
-        Three requests, every ten minutes for each client and ledger. What is deleted does not exist.
+        Four requests, every ten minutes for each client and ledger. What is deleted does not exist.
 
         :raises InvalidTarget: naming the permission that is missing.
         """
@@ -523,9 +551,28 @@ class Ledger:
             except Exception as error:
                 if problem_of(error) is not Problem.NOT_FOUND:
                     raise
+        self._prove_head()
         self._delete(["proof"])
         quick_client(self.s3)  # made before the purchase, so that the receipt does not wait for it
         _access.add(self.s3, place)
+
+    def _prove_head(self) -> None:
+        """Look at ``request.json`` as at the clip later: it must show its metadata, by which a clip is known again."""
+        at = S3Location(self.location.bucket, self.location.key + "request.json")
+        with self._errors("read the ledger", "s3:GetObject", "request.json"):
+            try:
+                head = head_object(self.s3, at, **access_args(self.s3, "HeadObject", self.put_args))
+            except Exception as error:
+                if problem_of(error) is not Problem.NOT_FOUND:
+                    raise
+                return
+        # An entry that an earlier version began has none.
+        if self.is_ours and Marks.from_metadata(head.get("Metadata", {})).fingerprint is None:
+            raise InvalidTarget(
+                f"The S3 server behind {self.location.uri}, or a proxy before it, drops the metadata of objects "
+                "(x-amz-meta-*). A clip is known again by it, so a later run would take this one for somebody else's. "
+                "Use another store."
+            )
 
     def _require_conditional_writes(self, name: str, content: Mapping[str, Any]) -> None:
         """Prove once a process that the store refuses to create what exists, before anything is bought."""

@@ -16,20 +16,25 @@ log = logging.getLogger(__name__)
 
 
 def open_uploads(s3: S3Client, target: S3Location, upload_args: Mapping[str, Any]) -> list[str]:
-    """The ids of the multipart uploads to exactly this key that are neither completed nor aborted."""
+    """As ``find_uploads``; none, and a warning, if S3 does not say."""
     try:
-        pages = s3.get_paginator("list_multipart_uploads").paginate(
-            Bucket=target.bucket, Prefix=target.key, **access_args(s3, "ListMultipartUploads", upload_args)
-        )
-        return [
-            upload["UploadId"]
-            for page in pages
-            for upload in page.get("Uploads", [])
-            if upload["Key"] == target.key
-        ]
+        return find_uploads(s3, target, upload_args)
     except Exception as error:
         _warn(error, target, "look for", "s3:ListBucketMultipartUploads")
         return []
+
+
+def find_uploads(s3: S3Client, target: S3Location, upload_args: Mapping[str, Any]) -> list[str]:
+    """The ids of the multipart uploads to exactly this key that are neither completed nor aborted."""
+    pages = s3.get_paginator("list_multipart_uploads").paginate(
+        Bucket=target.bucket, Prefix=target.key, **access_args(s3, "ListMultipartUploads", upload_args)
+    )
+    return [
+        upload["UploadId"]
+        for page in pages
+        for upload in page.get("Uploads", [])
+        if upload["Key"] == target.key
+    ]
 
 
 def abort_uploads(

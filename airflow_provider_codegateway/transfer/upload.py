@@ -33,7 +33,7 @@ from airflow_provider_codegateway.s3 import (
     problem_of,
     storage_error,
 )
-from airflow_provider_codegateway.transfer.leftovers import abort_uploads, open_uploads
+from airflow_provider_codegateway.transfer.leftovers import find_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -116,21 +116,11 @@ def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) 
             problem = storage_error(cause, doing="begin an upload", at=at, permission="s3:PutObject")
         raise problem from cause
     try:
-        try:
-            target.abort(begun.id)
-        finally:  # also where the answer to that was lost as well, and the second attempt found nothing
-            if not begun.is_alone:  # S3 was asked twice, and nobody else has begun anything here
-                abort_uploads(s3, at, open_uploads(s3, at, upload_args), upload_args)
+        target.abort(begun.id)
     except ClipTransferError as error:
-        cause = error.__cause__
-        if isinstance(cause, Exception) and problem_of(cause) is Problem.DENIED:
-            raise storage_error(
-                cause, doing="abort an upload", at=at, permission="s3:AbortMultipartUpload"
-            ) from cause
-        if not isinstance(cause, Exception) or problem_of(cause) is not Problem.NOT_FOUND:
-            log.warning(
-                "An upload was begun to test the permissions, and could not be aborted: %s", error.args[0]
-            )
+        _require_aborted(error, at)
+    if not begun.is_alone:  # S3 was asked twice, and nobody else has begun anything here
+        clear_uploads(s3, at, upload_args)
     try:
         s3.list_multipart_uploads(
             Bucket=at.bucket,
@@ -147,6 +137,41 @@ def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) 
             "The open uploads of %s cannot be listed (%s): what a killed transfer leaves stays there.",
             at.uri,
             error_text(error),
+        )
+
+
+def clear_uploads(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
+    """Abort what is open at this key, before anything is bought.
+
+    :raises InvalidTarget, StorageUnavailable: an upload may have remained.
+    """
+    try:
+        uploads = find_uploads(s3, at, upload_args)
+    except Exception as error:
+        if problem_of(error) is Problem.UNAVAILABLE:
+            raise storage_error(
+                error, doing="list the open uploads", at=at, permission="s3:ListBucketMultipartUploads"
+            ) from error
+        return  # the proof says what it is
+    target = UploadTarget(s3, at, lambda _: {}, upload_args)
+    for upload_id in uploads:
+        try:
+            target.abort(upload_id)
+        except ClipTransferError as error:
+            _require_aborted(error, at)
+
+
+def _require_aborted(error: ClipTransferError, at: S3Location) -> None:
+    """:raises InvalidTarget, StorageUnavailable: an upload remains that could not be aborted."""
+    cause = error.__cause__
+    problem = problem_of(cause) if isinstance(cause, Exception) else None
+    if isinstance(cause, Exception) and problem in (Problem.DENIED, Problem.UNAVAILABLE):
+        raise storage_error(
+            cause, doing="abort an upload", at=at, permission="s3:AbortMultipartUpload"
+        ) from cause
+    if problem is not Problem.NOT_FOUND:
+        log.warning(
+            "An upload was begun to test the permissions, and could not be aborted: %s", error.args[0]
         )
 
 
@@ -365,7 +390,7 @@ class UploadTarget:
         try:
             return head_object(self.s3, self.at, **arguments)
         except InvalidTarget as error:  # the clip is paid for
-            raise ClipTransferError(error.args[0]) from error
+            raise ClipTransferError(error.args[0] + _stored("HeadObject")) from error
 
     def _call(self, operation: str, method: Callable[..., Any], **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
@@ -383,8 +408,8 @@ class UploadTarget:
             raise ClipTransferError(
                 f"S3 refused {operation} of {where} ({error_text(error)}).{remedy}"
             ) from error
-        except BotoCoreError as error:
-            reason = redact_urls(str(error)).rstrip(".")
+        except (BotoCoreError, ValueError, TypeError, KeyError) as error:  # its parser raises the latter
+            reason = safe_text(redact_urls(str(error)), 300).rstrip(".")
             raise ClipTransferError(
                 f"{operation} of {where} failed: {type(error).__name__}: {reason}.{_stored(operation)}"
             ) from error
