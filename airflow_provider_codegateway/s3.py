@@ -204,6 +204,14 @@ def head_object(s3: S3Client, at: S3Location, **arguments: Any) -> HeadObjectOut
     return answer
 
 
+def require_list(answer: Mapping[str, Any], at: S3Location) -> None:
+    """:raises InvalidTarget: this is no answer of S3's to a LIST, such as an empty body or a page."""
+    if not _LISTED & answer.keys():
+        raise not_s3(at, "is no list of S3's")
+
+
+_LISTED = frozenset({"Name", "Prefix", "KeyCount", "MaxKeys", "IsTruncated", "Contents"})
+"""Of which a list has at least one, also an empty one."""
 _WORDLESS = frozenset({"", "400", "403", "Bad Request", "BadRequest", "Forbidden"})
 
 _ACCESS = ("RequestPayer", "ExpectedBucketOwner")

@@ -20,7 +20,7 @@ from s3_proxy import S3Proxy, S3Request, Verdict, deny, down, once
 from spend_runner import BODY, LIMITS, MODEL, POINTS, Job, account, buyers, client, reserve, run
 
 from airflow_provider_codegateway.clip import S3Location
-from airflow_provider_codegateway.exceptions import BudgetExceeded, InvalidTarget, StorageUnavailable
+from airflow_provider_codegateway.exceptions import Bought, BudgetExceeded, InvalidTarget, StorageUnavailable
 from airflow_provider_codegateway.spend.budgets import Budget, Tally
 from airflow_provider_codegateway.spend.fold import Row, State, decode_rows, encode_rows
 from airflow_provider_codegateway.spend.journal import Journal, Outcome
@@ -310,6 +310,108 @@ class TestBadDays:
         with pytest.raises(InvalidTarget, match="was not written by this journal"):
             reserve(account(s3, bucket, DAY))
 
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            {"day": None},
+            {"day": "today"},
+            {"written": None},
+            {"written": "2026-11-27 00:00:00"},
+            {"written": "9999-12-31T23:59:59Z"},
+            {"due": "soon"},
+            {"kind": "Reserved"},
+            {"id": []},
+            {"id": ""},
+            {"render": "1"},
+            {"at_most": 1.5},
+            {"at_most": "1,00"},
+            {"at_most": "NaN"},
+            {"at_most": "-100"},
+            "cut off",
+            "empty",
+        ],
+        ids=str,
+    )
+    def test_a_damaged_object_is_refused_each_time(
+        self, damage: dict[str, Any] | str, s3: S3Client, bucket: str
+    ) -> None:
+        """Its good rows count, too: a process that went on behind it would spend what they have spent."""
+        ours = account(s3, bucket, DAY)
+        reserve(ours)
+        [key] = journal(s3, bucket).objects()
+        good = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        rows = [{**good, "id": "other", **(damage if isinstance(damage, dict) else {})}, {**good, "id": "x"}]
+        body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        body = {"cut off": body[:-20], "empty": b""}.get(str(damage), body)
+        s3.put_object(Bucket=bucket, Key=key.replace("00000001", "00000002"), Body=body)
+        for each in (ours, ours, account(s3, bucket, DAY), ours):
+            with pytest.raises(
+                InvalidTarget, match=r"00000002\.jsonl was not written by this journal"
+            ) as refused:
+                reserve(each)
+            assert refused.value.bought is Bought.NO
+            assert len(refused.value.args[0]) < 500
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"number": "1"},
+            {"number": -1},
+            {"month": "November"},
+            {"at": "now"},
+            {"days": {"2026-11-27": [1, {"USD": "many"}]}},
+            {"open": [{"kind": "reserved"}]},
+            {"runs": {"x": [1, {}]}},
+        ],
+        ids=str,
+    )
+    def test_a_damaged_checkpoint_is_refused_each_time(
+        self, change: dict[str, Any], s3: S3Client, bucket: str
+    ) -> None:
+        """As a damaged object is."""
+        reserve(account(s3, bucket, DAY))
+        at = {"Bucket": bucket, "Key": "journal/checkpoint.json"}
+        state = json.loads(s3.get_object(**at)["Body"].read())  # type: ignore[arg-type]
+        s3.put_object(**at, Body=json.dumps({**state, **change}))  # type: ignore[arg-type]
+        cold = account(s3, bucket, DAY)
+        for _ in range(2):
+            with pytest.raises(InvalidTarget, match=r"checkpoint\.json was not written by this journal"):
+                reserve(cold)
+
+    def test_without_checkpoint_and_archived_months_nothing_is_bought(
+        self, s3: S3Client, proxy: S3Proxy, bucket: str, s3_credentials: dict[str, str]
+    ) -> None:
+        """Who counted the objects that are left would write beside those of the other writers."""
+        now = [datetime(2026, 10, 20, tzinfo=UTC)]
+        proxy.clock = lambda: now[0]
+        s3_client = client(proxy.url, s3_credentials)
+        for month in (10, 11):
+            now[0] = datetime(2026, month, 20, tzinfo=UTC)
+            ours = account(s3_client, bucket, DAY)
+            ours.bought(reserve(ours))
+        for key in [each for each in journal(s3, bucket).objects() if "/2026-10/" in each]:
+            s3.delete_object(Bucket=bucket, Key=key)
+        reserve(account(s3_client, bucket, DAY))  # the checkpoint has them
+        s3.delete_object(Bucket=bucket, Key="journal/checkpoint.json")
+        with pytest.raises(
+            InvalidTarget, match=r"checkpoint\.json is missing, and so are objects"
+        ) as refused:
+            reserve(account(s3_client, bucket, DAY))
+        assert refused.value.bought is Bought.NO
+
+    def test_a_page_in_place_of_a_list_is_no_empty_journal(
+        self, s3: S3Client, proxy: S3Proxy, bucket: str, s3_credentials: dict[str, str]
+    ) -> None:
+        """With the checkpoint lost, the list tells where the journal goes on."""
+        reserve(account(s3, bucket, DAY))
+        s3.delete_object(Bucket=bucket, Key="journal/checkpoint.json")
+        proxy.edit = lambda request, headers, body: (
+            headers,
+            b"<html><body>blocked</body></html>" if request.operation == "ListObjects" else body,
+        )
+        with pytest.raises(InvalidTarget, match="is no list of S3's"):
+            reserve(account(client(proxy.url, s3_credentials), bucket, DAY))
+
 
 class TestMonths:
     def test_a_new_month_opens_the_budget_in_a_new_folder(
@@ -525,7 +627,7 @@ class TestFold:
         self, steps: list[tuple[Any, str, str | None, str | None]], cut: int
     ) -> None:
         """The state of all rows is that of a checkpoint and the rows after it, through JSON and back."""
-        rows = decode_rows(encode_rows(_as_rows(steps)))
+        rows = [decode_rows(encode_rows([row]))[0] for row in _as_rows(steps)]
         assert rows == _as_rows(steps)
         whole, first = State(month="2026-02"), State(month="2026-02")
         for row in rows:

@@ -61,6 +61,7 @@ from airflow_provider_codegateway.s3 import (
     not_s3,
     problem_of,
     quick_client,
+    require_list,
     storage_error,
 )
 
@@ -74,8 +75,6 @@ _LARGE = ("body", "fallbacks", "answer", "receipt")
 """Fields of markers that are not kept in memory."""
 
 _KINDS = ("rendered", "delivering", "abandoned", "started")
-_LISTED = frozenset({"Name", "Prefix", "KeyCount", "MaxKeys", "IsTruncated", "Contents"})
-"""Of which a list has at least one, also an empty one."""
 
 _honours_conditions: set[tuple[str, str]] = set()
 _deletes_one_by_one: WeakSet[S3Client] = WeakSet()
@@ -400,8 +399,7 @@ class Ledger:
                     **token,
                     **access_args(self.s3, "ListObjectsV2", self.put_args),
                 )
-            if not _LISTED & answer.keys():
-                raise not_s3(self.location, "is no list of S3's")
+            require_list(answer, self.location)
             names = {item.get("Key", "")[skip:]: item for item in answer.get("Contents", [])}
             found |= {name: item for name, item in names.items() if is_ledger_name(name)}
             if not answer.get("IsTruncated") or not answer.get("NextContinuationToken"):

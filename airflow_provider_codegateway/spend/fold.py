@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal, Self
+from functools import cache
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, TypeAdapter
 
 from airflow_provider_codegateway.spend.budgets import Budget, Tally, Used
 from airflow_provider_codegateway.spend.prices import Cost, show_amount
@@ -67,11 +71,6 @@ class Row:
     released_by: str | None = None
     note: str | None = None
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``as_dict``. Columns of a later version are left out."""
-        return cls(**{name: values[name] for name in COLUMNS if name in values})
-
     def as_dict(self) -> dict[str, Any]:
         """Plain values, by column."""
         return {name: getattr(self, name) for name in COLUMNS}
@@ -96,11 +95,36 @@ def encode_rows(rows: Iterable[Row]) -> bytes:
 
 
 def decode_rows(content: bytes) -> list[Row]:
-    """The inverse of ``encode_rows``.
+    """The inverse of ``encode_rows``. Columns of a later version are left out.
 
-    :raises ValueError, KeyError, TypeError: it is something else.
+    :raises ValueError: it is something else. Damage that would be skipped would be money that no budget counts.
     """
-    return [Row.from_dict(json.loads(line)) for line in content.splitlines()]
+    rows = [_checked(_row().validate_json(line, strict=True)) for line in content.splitlines()]
+    if not rows:
+        raise ValueError("it is empty")
+    return rows
+
+
+@cache
+def _row() -> TypeAdapter[Row]:
+    return TypeAdapter(Row)
+
+
+def _checked(row: Row) -> Row:
+    """:raises ValueError: a text of the row is none that it could have."""
+    moments = [moment_of(each) for each in (row.written, row.due) if each is not None]
+    if not all(each.year < _LAST_YEAR for each in (date.fromisoformat(row.day), *moments)):
+        raise ValueError("it is of a time to come")
+    if row.kind != "month" and not row.id:
+        raise ValueError("a row has no id")
+    for amount in (row.cost, row.at_most):
+        if amount is not None and not _AMOUNT.fullmatch(amount):
+            raise ValueError(f"{amount[:40]!r} is no amount")
+    return row
+
+
+_AMOUNT = re.compile(r"\d+(\.\d+)?")
+_LAST_YEAR = 9000
 
 
 def run_key(dag_id: str | None, run_id: str | None) -> str:
@@ -257,19 +281,42 @@ class State:
     def from_json(cls, content: str | bytes) -> Self:
         """The inverse of ``as_json``.
 
-        :raises ValueError, KeyError, TypeError: it is not a state.
+        :raises ValueError: it is not a state.
         """
-        values = json.loads(content)
+        read = _checkpoint().validate_json(content, strict=True)
         return cls(
-            number=values["number"],
-            month=values["month"],
-            at=values["at"],
-            open={row["id"]: Row.from_dict(row) for row in values["open"]},
-            given_back={row["id"]: Row.from_dict(row) for row in values["given_back"]},
-            days={day: _tally(plain) for day, plain in values["days"].items()},
-            months={month: _tally(plain) for month, plain in values["months"].items()},
-            runs={run: (_tally(plain), plain[2]) for run, plain in values["runs"].items()},
+            number=read.number,
+            month=read.month,
+            at=read.at,
+            open={row.id: _checked(row) for row in read.open},
+            given_back={row.id: _checked(row) for row in read.given_back},
+            days={day: _tally(*plain) for day, plain in read.days.items()},
+            months={month: _tally(*plain) for month, plain in read.months.items()},
+            runs={
+                run: (_tally(renders, amounts), last) for run, (renders, amounts, last) in read.runs.items()
+            },
         )
+
+
+_Month = Annotated[str, Field(pattern=r"^\d{4}-\d{2}$")]
+_Amounts = dict[str, Decimal]
+
+
+@dataclass
+class _Checkpoint:
+    number: Annotated[int, Field(ge=0)]
+    month: _Month
+    at: Annotated[str, Field(pattern=r"^(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z)?$")]
+    open: list[Row]
+    given_back: list[Row]
+    days: dict[str, tuple[int, _Amounts]]
+    months: dict[str, tuple[int, _Amounts]]
+    runs: dict[str, tuple[int, _Amounts, _Month]]
+
+
+@cache
+def _checkpoint() -> TypeAdapter[_Checkpoint]:
+    return TypeAdapter(_Checkpoint)
 
 
 def is_unresolved(row: Row, now: datetime) -> bool:
@@ -295,6 +342,5 @@ def _plain(tally: Tally) -> list[Any]:
     return [tally.renders, {currency: show_amount(amount) for currency, amount in tally.amounts}]
 
 
-def _tally(plain: list[Any]) -> Tally:
-    amounts: Mapping[str, str] = plain[1]
-    return Tally(plain[0], tuple(sorted((currency, Decimal(amount)) for currency, amount in amounts.items())))
+def _tally(renders: int, amounts: Mapping[str, Decimal]) -> Tally:
+    return Tally(renders, tuple(sorted(amounts.items())))

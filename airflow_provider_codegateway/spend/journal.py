@@ -29,6 +29,8 @@ from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import ValidationError
+
 from airflow_provider_codegateway.clip import S3Location
 from airflow_provider_codegateway.exceptions import (
     BudgetExceeded,
@@ -36,8 +38,15 @@ from airflow_provider_codegateway.exceptions import (
     InvalidTarget,
     StorageUnavailable,
 )
+from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.s3 import Problem, access_args, problem_of, storage_error
+from airflow_provider_codegateway.s3 import (
+    Problem,
+    access_args,
+    problem_of,
+    require_list,
+    storage_error,
+)
 from airflow_provider_codegateway.spend.budgets import Budget, has_room, refusal
 from airflow_provider_codegateway.spend.fold import (
     Kind,
@@ -199,6 +208,7 @@ class Journal:
             for page in self._s3.get_paginator("list_objects_v2").paginate(
                 Bucket=self.location.bucket, Prefix=f"{prefix}2", **self._access("ListObjectsV2")
             ):
+                require_list(page, self.location)
                 for item in page.get("Contents", []):
                     month, _, name = item["Key"].removeprefix(prefix).partition("/")
                     if _MONTH.fullmatch(month) and _OBJECT.fullmatch(name) and months(month):
@@ -311,11 +321,17 @@ class Journal:
             if content is not None:
                 try:
                     return State.from_json(content)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except ValueError as error:
                     raise self._unreadable(self._path(_CHECKPOINT), error) from None
             state = State()
             for key in self.objects():
-                month = key.removeprefix(f"{self.location.key}/").partition("/")[0]
+                month, name = key.removeprefix(f"{self.location.key}/").split("/")
+                if int(name.partition(".")[0]) != state.number + 1:
+                    raise InvalidTarget(
+                        f"{self.location.uri}/{_CHECKPOINT} is missing, and so are objects of the journal, from number "
+                        f"{state.number + 1} up to {month}/{name}. Put back the one or the others, or choose another "
+                        "place for the journal."
+                    )
                 state.month = state.month or month
                 state.take(self.rows(key))
             if state.number:
@@ -354,13 +370,13 @@ class Journal:
     def _rows(self, content: bytes, key: str) -> list[Row]:
         try:
             return decode_rows(content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise self._unreadable(key, error) from None
 
-    def _unreadable(self, key: str, error: Exception) -> InvalidTarget:
+    def _unreadable(self, key: str, error: ValueError) -> InvalidTarget:
         return InvalidTarget(
-            f"s3://{self.location.bucket}/{key} was not written by this journal ({error}). Move it away, or choose "
-            "another place for the journal."
+            f"s3://{self.location.bucket}/{key} was not written by this journal ({_words(error)}). Move it away, or "
+            "choose another place for the journal."
         )
 
     def _now(self) -> datetime:
@@ -498,6 +514,17 @@ def _plan(state: State, owed: Sequence[Change], tickets: Sequence[_Ticket], now:
             ahead.add(row)
             plan.rows.append(row)
     return plan
+
+
+def _words(error: ValueError) -> str:
+    """What is wrong, on one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return safe_text(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": "), _LONGEST_WORDS)
+    return safe_text(str(error), _LONGEST_WORDS)
+
+
+_LONGEST_WORDS = 200
 
 
 def _put_right(change: Change) -> Change | None:
