@@ -40,6 +40,7 @@ from airflow_provider_codegateway.exceptions import (
     GatewayUnavailable,
     InvalidTarget,
     LedgerConflict,
+    RenderLimitReached,
     RenderOutcomeUnknown,
     RequestRejected,
     StorageUnavailable,
@@ -210,14 +211,48 @@ class Purchase:
         """
         require_upload_args(self._s3, self.spec.upload_args)
         clip = self.find()
-        paid = clip is not None or any(attempt.rendered for attempt in self.ledger.read().attempts)
+        number = None if clip else self._next_render()
         bodies = [each.body() for each in (request, *fallbacks)]
-        if not paid:
+        if number is not None:
             for body in bodies:
-                self._account.check(body, max_cost=self._max_cost)
+                self._account.check(body, max_cost=self._max_cost, renders=number)
             self._account.require_room(bodies[0], asked_by=self.spec.asked_by)
         offers = tuple(Offer(str(body["model"]), self._account.cost(body)) for body in bodies)
-        return Preview(clip=clip, is_paid=paid, offers=offers)
+        return Preview(clip=clip, is_paid=number is None, offers=offers)
+
+    def is_paid(self) -> bool:
+        """Whether ``complete`` would buy nothing now: the clip is in place or paid for, or would be refused."""
+        try:
+            return self.find() is not None or self._next_render() is None
+        except (InvalidTarget, LedgerConflict, RenderLimitReached):
+            return True
+
+    def _next_render(self) -> int | None:
+        """The number of the render that would be bought next; None if the clip is paid for.
+
+        :raises LedgerConflict, RenderLimitReached: none may be bought; see ``ledger.next_step``.
+        """
+        entry = self.ledger.read()
+        if entry.attempts and self._delivered(entry):
+            return 1  # of a clip that is to be replaced
+        match self._next_step(entry):
+            case Claim(number):
+                return number
+            case Gone():
+                return 1
+            case Take():
+                return None
+        last = entry.attempts[-1]  # somebody is at work
+        return None if last.rendered or last.number >= self.spec.max_renders else last.number + 1
+
+    def _next_step(self, entry: Entry) -> Claim | Wait | Take | Gone:
+        return next_step(
+            entry,
+            fingerprint=self.spec.fingerprint,
+            max_renders=self.spec.max_renders,
+            location=self.ledger.location,
+            limits=self._limits,
+        )
 
     def _require_affordable(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         try:
@@ -339,13 +374,7 @@ class Purchase:
             if clip := await self._fetch_unread(entry):
                 return clip
             try:
-                step = next_step(
-                    entry,
-                    fingerprint=self.spec.fingerprint,
-                    max_renders=self.spec.max_renders,
-                    location=self.ledger.location,
-                    limits=self._limits,
-                )
+                step = self._next_step(entry)
             except LedgerConflict:
                 delivered = await to_the_end("ledger", self._delivered, entry)
                 if delivered is None:

@@ -32,10 +32,13 @@ from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault
 from airflow_provider_codegateway.exceptions import (
     BudgetExceeded,
     ClipTransferError,
+    CodeGatewayError,
     GatewayUnavailable,
     InvalidConnection,
     InvalidRequest,
     InvalidTarget,
+    LedgerConflict,
+    RenderLimitReached,
     RenderOutcomeUnknown,
     RequestRejected,
 )
@@ -383,6 +386,49 @@ class TestDryRun:
         pushed = execute(bucket, "a.mp4", model=VEO, prompt="p", dry_run=True)
         assert pushed["estimate"]["renders"] == 0
         assert "is paid for already" in pushed["skipped"]
+
+    @pytest.mark.parametrize(
+        ("fault", "tries", "terms", "renders"),
+        [
+            (Fault.early_expiry(0.0), 1, {}, 1),  # the link of a paid clip has run out
+            (ClipFault.html(), 1, {}, 0),  # paid, not delivered
+            (ClipFault.html(), 1, {"prompt": "q"}, LedgerConflict),
+            (Fault.status(500), 1, {}, 1),
+            (Fault.status(500), 1, {"prompt": "q"}, LedgerConflict),
+            (Fault.status(500), 2, {}, RenderLimitReached),
+            (Fault.status(500), 1, {"max_cost": "1.00"}, BudgetExceeded),  # with the first, it is 1.32
+        ],
+        ids=str,
+    )
+    def test_tells_what_the_next_run_would_do(
+        self,
+        fault: Any,
+        tries: int,
+        terms: dict[str, Any],
+        renders: int | type[CodeGatewayError],
+        spend: Spend,
+        gateway: Emulator,
+        bucket: str,
+    ) -> None:
+        """Whatever earlier runs have left: the same refusal, or as many renders."""
+        spend({"per": "day", "renders": 9})
+        gateway.fail_next(fault, times=8)
+        clip: dict[str, Any] = {"model": VEO, "prompt": "p", "duration": 6, "max_cost": "9"}
+        for _ in range(tries):
+            with pytest.raises(CodeGatewayError):
+                execute(bucket, "a.mp4", **clip)
+        gateway.clear_faults()
+        billed = gateway.billed
+        if isinstance(renders, int):
+            pushed = execute(bucket, "a.mp4", **{**clip, **terms}, dry_run=True)
+            assert pushed["estimate"]["renders"] == renders
+            execute(bucket, "a.mp4", **{**clip, **terms})
+            assert gateway.billed - billed == renders
+        else:
+            for dry in (True, False):
+                with pytest.raises(renders):
+                    execute(bucket, "a.mp4", **{**clip, **terms}, dry_run=dry)
+            assert gateway.billed == billed
 
     @pytest.mark.usefixtures("airflow_database")
     def test_airflow_skips_the_task(self, spend: Spend, gateway: Emulator, bucket: str) -> None:

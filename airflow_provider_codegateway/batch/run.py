@@ -33,7 +33,6 @@ from airflow_provider_codegateway.exceptions import (
     GatewayUnavailable,
     InvalidConnection,
     InvalidRequest,
-    InvalidTarget,
     RenderOutcomeUnknown,
     RequestRejected,
     StorageUnavailable,
@@ -593,14 +592,9 @@ def _interrupted() -> RenderOutcomeUnknown:
 
 
 def is_paid(row: Row, means: Means, asker: Asker) -> bool:
-    """Whether nothing would be bought for a row: its clip is in place or paid for, or its key is taken."""
+    """Whether nothing would be bought for a row; see ``Purchase.is_paid``."""
     requests = with_media(row.requests(), means.s3, row.upload_args)
-    purchase = means.purchase(row.spec(requests, asker))
-    try:
-        is_there = purchase.find() is not None
-    except InvalidTarget:
-        return True
-    return is_there or any(attempt.rendered for attempt in purchase.ledger.read().attempts)
+    return means.purchase(row.spec(requests, asker)).is_paid()
 
 
 # Logs: what a purchase says of itself, of a thousand at a time.
