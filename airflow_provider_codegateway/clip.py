@@ -50,7 +50,7 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
 
     :raises InvalidRequest: neither names a bucket, both do, or S3 has no such key.
     """
-    if not isinstance(s3_key, str) or s3_key.strip() in _EMPTY or _CONTROL.search(s3_key):
+    if not _is_key(s3_key):
         raise InvalidRequest(
             f"s3_key={s3_key!r} is not an S3 key. Use 'path/clip.mp4' or 's3://bucket/path/clip.mp4'."
         )
@@ -75,16 +75,52 @@ def clip_location(s3_key: str, s3_bucket: str | None) -> S3Location:
     return location
 
 
-def is_in_ledger(at: S3Location, ledger_prefix: str, clip_bucket: str) -> bool:
-    """Whether an object would be among those of a ledger, whose names are its own."""
-    root = split_uri(ledger_prefix) or S3Location(clip_bucket, ledger_prefix)
-    prefix = root.key.strip("/")
-    return bool(prefix) and at.bucket == root.bucket and at.key.startswith(f"{prefix}/")
+def location_beside(name: str, key: str, clip: S3Location) -> S3Location:
+    """Where a file beside a clip goes: a key in the clip's bucket, ``s3://bucket/key``, or a suffix such as ``.jpg``.
+
+    :param name: of the argument that says it.
+    :raises InvalidRequest: S3 has no such key.
+    """
+    if not _is_key(key) or key.endswith("/"):
+        raise InvalidRequest(
+            f"{name}={key!r} is not an S3 key. Use 'path/name.jpg', 's3://bucket/name.jpg', or a suffix such as '.jpg'."
+        )
+    if key.startswith("."):
+        place = S3Location(clip.bucket, clip.key + key)
+    else:
+        place = split_uri(key) or S3Location(clip.bucket, key)
+    if not _BUCKET.fullmatch(place.bucket) or not place.key:
+        raise InvalidRequest(f"{name}={key!r} lacks a bucket or a key. Use 's3://bucket/path/name.jpg'.")
+    if (excess := len(place.key.encode()) - MAX_KEY_BYTES) > 0:
+        raise InvalidRequest(f"{name} makes a key that is {excess} bytes too long for S3. Shorten it.")
+    return place
+
+
+def _is_key(text: object) -> bool:
+    """Whether this can name an object, as a key or a URI of S3."""
+    if not isinstance(text, str) or text.strip() in _EMPTY or _CONTROL.search(text):
+        return False
+    return not _SCHEME.match(text) or split_uri(text) is not None
+
+
+def ledger_around(at: S3Location, ledger_prefix: str, clip_bucket: str) -> str | None:
+    """The prefix of the ledger whose objects an object there could be taken for, or overwrite; None if there is none.
+
+    The default one is that of other tasks, in every bucket.
+    """
+    given = split_uri(ledger_prefix) or S3Location(clip_bucket, ledger_prefix)
+    for prefix in (DEFAULT_LEDGER_PREFIX, *([given.key] if given.bucket == at.bucket else [])):
+        inside = prefix.strip("/") + "/"
+        # A ledger of the whole bucket is told from everything else by the names of its objects.
+        if at.key.lstrip("/").startswith(inside) or (inside == "/" and _LEDGER_NAME.search(at.key)):
+            return prefix
+    return None
 
 
 # XML, in which S3 lists keys, has neither control characters nor halves of a character.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:aws[a-z-]*:s3[a-z-]*:.+")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _EMPTY = frozenset({"", "None", "nan", "null"})
 """What a template becomes that has nothing to show."""
 
@@ -113,19 +149,10 @@ def checked_target(target: S3Location, ledger_prefix: str, upload_args: Mapping[
             f"s3_extra_args has {', '.join(secret)}, but a customer-provided key (SSE-C) is not supported. "
             "Use a KMS key."
         )
-    prefixes = [DEFAULT_LEDGER_PREFIX]
-    if elsewhere is None:
-        prefixes.append(ledger_prefix)
-    elif elsewhere.bucket == target.bucket:
-        prefixes.append(elsewhere.key)
-    for prefix in prefixes:
-        # A ledger of the whole bucket is told from clips by the names of its objects.
-        inside = prefix.strip("/") + "/"
-        if target.key.lstrip("/").startswith(inside) or (inside == "/" and _LEDGER_NAME.search(target.key)):
-            raise InvalidRequest(
-                f"{target.uri} is inside the ledger ({prefix!r}), whose objects it could overwrite. Choose another "
-                "s3_key."
-            )
+    if (prefix := ledger_around(target, ledger_prefix, target.bucket)) is not None:
+        raise InvalidRequest(
+            f"{target.uri} is inside the ledger ({prefix!r}), whose objects it could overwrite. Choose another s3_key."
+        )
 
 
 _LEDGER_NAME = re.compile(r"(^|/)(request\.json|[0-9]+\.(started|rendered|delivering|abandoned))$")

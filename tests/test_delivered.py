@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -286,6 +288,76 @@ def test_the_first_and_the_last_picture_are_put_beside_the_clip(
     assert gateway.billed == 1
 
 
+@pytest.mark.parametrize(
+    ("degrees", "aspect", "size", "corner"),
+    [
+        (0, Fraction(1), (96, 64), (0, 0)),
+        (90, Fraction(1), (64, 96), (1, 0)),
+        (180, Fraction(1), (96, 64), (1, 1)),
+        (270, Fraction(1), (64, 96), (0, 1)),
+        (0, Fraction(2), (192, 64), (0, 0)),
+        (90, Fraction(2), (64, 192), (1, 0)),
+    ],
+)
+def test_pictures_are_turned_and_stretched_as_players_show_the_clip(
+    degrees: int,
+    aspect: Fraction,
+    size: tuple[int, int],
+    corner: tuple[int, int],
+    gateway: Emulator,
+    s3: S3Client,
+    bucket: str,
+) -> None:
+    """The next clip of a chain would begin with them. ``degrees`` to the right; the mark is at the top left."""
+    gateway.serve_clip(marked_mp4(degrees, aspect))
+    clip = run(bucket, poster_key=".png", last_frame_key=".jpg").xcoms["clip"]
+    assert (clip["facts"]["width"], clip["facts"]["height"]) == size
+    for name in ("poster", "last_frame"):
+        shown = picture(s3, clip[name])
+        assert (shown.width, shown.height) == size
+        assert brightest_corner(shown) == corner
+
+
+def marked_mp4(degrees: int, aspect: Fraction) -> bytes:
+    """96 x 64 pixels in black, with a white mark at the top left, turned by its matrix alone."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        frame = VideoFrame(96, 64, "gray")
+        stride = frame.planes[0].line_size
+        rows = [bytes([255 * (y < 16)]) * 24 + bytes(stride - 24) for y in range(64)]
+        frame.planes[0].update(b"".join(rows))
+        for number in range(8):
+            shown = frame.reformat(format="yuv420p")
+            shown.pts, shown.time_base = number, Fraction(1, 8)
+            for packet in stream.encode(shown):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    clip = bytearray(out.getvalue())
+    sine, cosine = {0: (0, 1), 90: (1, 0), 180: (0, -1), 270: (-1, 0)}[degrees]
+    matrix = [cosine, sine, 0, -sine, cosine, 0, 0, 0, 0x4000]
+    struct.pack_into(">9i", clip, clip.index(b"tkhd") + 44, *(each << 16 for each in matrix))
+    return bytes(clip)
+
+
+def brightest_corner(frame: VideoFrame) -> tuple[int, int]:
+    """As (right, bottom)."""
+    plane = frame.planes[0]
+    pixels = bytes(plane)
+    light = {
+        (right, bottom): pixels[
+            (4 if not bottom else frame.height - 5) * plane.line_size
+            + 3 * (4 if not right else frame.width - 5)
+        ]
+        for right in (0, 1)
+        for bottom in (0, 1)
+    }
+    return max(light, key=lambda at: light[at])
+
+
 def test_a_clip_that_is_found_gets_its_pictures_too(gateway: Emulator, s3: S3Client, bucket: str) -> None:
     """Wanted later on, they are made of the stored clip, for free."""
     run(bucket)
@@ -318,6 +390,19 @@ def test_clips_are_chained_by_their_last_pictures(gateway: Emulator, s3: S3Clien
         ({"poster_key": "a.gif"}, "does not say which format"),
         ({"last_frame_key": "pictures/"}, "is not an S3 key"),
         ({"sidecar_key": "s3://bucket"}, "lacks a bucket or a key"),
+        ({"sidecar_key": "s3://Not a bucket/a.json"}, "lacks a bucket or a key"),
+        ({"sidecar_key": "None"}, "is not an S3 key"),
+        ({"sidecar_key": "https://example.com/a.json"}, "is not an S3 key"),
+        ({"poster_key": "file:///tmp/a.jpg"}, "is not an S3 key"),
+        ({"poster_key": "a\nb.jpg"}, "is not an S3 key"),
+        ({"poster_key": "a\x00.jpg"}, "is not an S3 key"),
+        ({"poster_key": "\ud800.jpg"}, "is not an S3 key"),
+        ({"poster_key": "a" * 1021 + ".jpg"}, "1 bytes too long"),
+        ({"poster_key": "." + "a" * 1014 + ".jpg"}, "3 bytes too long"),
+        ({"sidecar_key": "clip.mp4/request.json", "ledger_prefix": ""}, "is in the ledger"),
+        ({"sidecar_key": "_codegateway/a/1.rendered", "ledger_prefix": "ledger"}, "is in the ledger"),
+        ({"sidecar_key": "s3://other/_codegateway/a/x.json"}, "is in the ledger"),
+        ({"s3_key": "https://example.com/a.mp4"}, "is not an S3 key"),
     ],
 )
 def test_a_key_that_cannot_be_is_refused_for_free(

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_codegateway.clip import BESIDE, Clip, S3Location, is_in_ledger, split_uri
+from airflow_provider_codegateway.clip import BESIDE, Clip, S3Location, ledger_around, location_beside
 from airflow_provider_codegateway.exceptions import InvalidRequest
 from airflow_provider_codegateway.facts.provenance import provenance
 from airflow_provider_codegateway.limits import LIMITS, Limits
@@ -65,14 +65,15 @@ class Beside:
         keys = {"poster_key": poster_key, "last_frame_key": last_frame_key, "sidecar_key": sidecar_key}
         at: dict[str, S3Location | None] = {}
         for name, key in keys.items():
-            at[name] = place = None if key is None or key == "" else _place(name, key, clip)
+            at[name] = place = None if key is None or key == "" else location_beside(name, key, clip)
             if place is None:
                 continue
             if place == clip or place in [other for taken, other in at.items() if taken != name]:
                 raise InvalidRequest(f"{name}={key!r} is the key of something else. Choose one of its own.")
-            if is_in_ledger(place, ledger_prefix, clip.bucket):
+            if (prefix := ledger_around(place, ledger_prefix, clip.bucket)) is not None:
                 raise InvalidRequest(
-                    f"{name}={key!r} is in the ledger. Choose a key outside of ledger_prefix."
+                    f"{name}={key!r} is in the ledger ({prefix!r}), whose objects it could overwrite. Choose another "
+                    "key."
                 )
             if name != "sidecar_key" and Path(place.key).suffix.lower() not in _PICTURES:
                 raise InvalidRequest(f"{name}={key!r} does not say which format. End it in .jpg or .png.")
@@ -93,19 +94,6 @@ class Beside:
     def needs_pictures(self) -> bool:
         """Whether the clip has to be decoded."""
         return bool(self.poster or self.last_frame or self.looks_inside)
-
-
-def _place(name: str, key: str, clip: S3Location) -> S3Location:
-    if not isinstance(key, str) or not key.strip() or key.endswith("/"):
-        raise InvalidRequest(
-            f"{name}={key!r} is not an S3 key. Use 'path/name.jpg', 's3://bucket/name.jpg', or a suffix such as '.jpg'."
-        )
-    if key.startswith("."):
-        return S3Location(clip.bucket, clip.key + key)
-    place = split_uri(key) or S3Location(clip.bucket, key)
-    if not place.bucket or not place.key:
-        raise InvalidRequest(f"{name}={key!r} lacks a bucket or a key. Use 's3://bucket/path/name.jpg'.")
-    return place
 
 
 def put_beside(

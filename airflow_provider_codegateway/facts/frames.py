@@ -34,9 +34,9 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {"found": [], "c2pa": None}
     if job.get("first"):
-        _write(next(_pictures(job["clip"])), job["first"])
+        _write(_as_shown(next(_pictures(job["clip"])), job["clip"]), job["first"])
     if job.get("last"):
-        _write(_last_picture(job["clip"]), job["last"])
+        _write(_as_shown(_last_picture(job["clip"]), job["clip"]), job["last"])
     if job.get("content"):
         result["found"] = [*_seen(job["clip"]), *_heard(job["clip"])]
     if job.get("c2pa"):
@@ -82,13 +82,42 @@ def _rgb(frame: Any) -> Any:
     return frame.reformat(format="rgb24", src_colorspace=space)
 
 
-def _write(frame: Any, path: str) -> None:
+def _as_shown(frame: Any, path: str) -> Any:
+    """In RGB, turned as players turn it, and with square pixels."""
+    import av
+
+    with av.open(path) as container:
+        aspect = cast(Any, container.streams.video[0]).sample_aspect_ratio or Fraction(1)
+    picture = _rgb(frame)
+    if aspect != 1:
+        picture = picture.reformat(width=max(1, round(picture.width * aspect)))
+    filters = _TURNS.get(frame.rotation % 360, ())
+    if not filters:
+        return picture
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1)
+    )
+    graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
+    picture.pts = 0
+    graph.vpush(picture)
+    return graph.vpull()
+
+
+_TURNS = {
+    90: (("transpose", "cclock"),),
+    180: (("hflip", ""), ("vflip", "")),
+    270: (("transpose", "clock"),),
+}
+"""By the degrees that a picture is to be turned to the left."""
+
+
+def _write(picture: Any, path: str) -> None:
     import av
 
     is_png = path.endswith(".png")
     # At the finest: a last frame may be the first of the next clip.
     options = {} if is_png else {"qmin": "1", "qmax": "2"}
-    picture = _rgb(frame)
     if not is_png:
         picture = picture.reformat(format="yuvj444p", dst_color_range="JPEG", dst_colorspace="ITU601")
     with av.open(path, "w", format="image2", options={"update": "1"}) as file:

@@ -20,7 +20,7 @@ from airflow_provider_codegateway.clip import (
     IfExists,
     OnMismatch,
     S3Location,
-    is_in_ledger,
+    ledger_around,
     split_uri,
 )
 from airflow_provider_codegateway.exceptions import (
@@ -274,9 +274,10 @@ class GenerateVideosOperator(RenderingOperator):
         manifest = manifest_location(self.result_path)
         own = [manifest, rows_location(self.result_path), progress_beside(manifest)]
         bucket = self.s3_bucket if isinstance(self.s3_bucket, str) and self.s3_bucket else manifest.bucket
-        if is_in_ledger(manifest, self.ledger_prefix, bucket):
+        if (prefix := ledger_around(manifest, self.ledger_prefix, bucket)) is not None:
             raise InvalidRequest(
-                f"result_path={self.result_path!r} is in the ledger. Choose a folder outside of ledger_prefix."
+                f"result_path={self.result_path!r} is in the ledger ({prefix!r}), whose objects it could overwrite. "
+                "Choose another folder."
             )
         requests = reveal(self.requests)
         if isinstance(requests, str) and split_uri(requests.strip()) in own:
