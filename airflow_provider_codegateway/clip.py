@@ -373,6 +373,7 @@ class Clip:
     :param render_seconds: how long the gateway's call took.
     :param renders_bought: how many renders were, or may have been, bought for it.
     :param renders_bought_here: how many of them by this DAG run, in whichever of its tries.
+    :param renders_unknown_here: how many of those only may have been bought.
     :param reused: whether the clip was found in place.
     :param cost: what its renders cost together, as ``spend.Cost.as_dict``; None if no price is known.
     :param facts: what it measures, as ``Facts.as_dict``; None if that could not be read.
@@ -394,6 +395,7 @@ class Clip:
     fingerprint: str
     reused: bool
     renders_bought_here: int = 0
+    renders_unknown_here: int = 0
     cost: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] | None = None
     mismatches: Sequence[str] = ()
@@ -424,7 +426,7 @@ FINGERPRINT = f"{_PREFIX}fingerprint"
 """The metadata of a clip, and of its ledger entry's request, that names the request."""
 BESIDE = f"{_PREFIX}beside"
 """The metadata of a picture or a document beside a clip that names the clip's fingerprint."""
-_BUYERS_KEPT = 20
+_BUYERS_KEPT, _UNKNOWN_KEPT = 20, 5
 """S3 takes 2 KB of metadata."""
 
 
@@ -435,6 +437,7 @@ class Marks:
     :param requester: who stored it; see ``run_identity``.
     :param member: the fingerprint of the rendering model's request alone, if it is of a chain.
     :param buyers: who asked for each render, the last ones if they were many; those of the first versions are unknown.
+    :param unknown: who asked for each render that only may have been bought.
     :param claim: the id of the claim in the ledger under which it was bought.
     """
 
@@ -445,6 +448,7 @@ class Marks:
     render_seconds: float | None
     renders_bought: int
     buyers: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     claim: str | None = None
     cost: Mapping[str, Any] | None = None
     facts: Facts | None = None
@@ -461,6 +465,7 @@ class Marks:
             "render-seconds": None if self.render_seconds is None else round(self.render_seconds, 3),
             "renders-bought": self.renders_bought,
             "buyers": ",".join(self.buyers[-_BUYERS_KEPT:]) or None,
+            "unknown": ",".join(self.unknown[-_UNKNOWN_KEPT:]) or None,
             "claim": self.claim,
             "cost": None if self.cost is None else _compact(self.cost),
             "facts": None if self.facts is None else _compact(self.facts.as_dict()),
@@ -481,6 +486,7 @@ class Marks:
             render_seconds=_float(found.get("render-seconds")),
             renders_bought=int(_float(found.get("renders-bought")) or 0),
             buyers=tuple(filter(None, found.get("buyers", "").split(","))),
+            unknown=tuple(filter(None, found.get("unknown", "").split(","))),
             claim=found.get("claim"),
             cost=_object(found.get("cost")),
             facts=Facts.from_dict(_object(found.get("facts")) or {}),

@@ -3,18 +3,19 @@
 ``Purchase.complete`` is the whole of it. In deferrable mode its two halves run in different processes: ``begin`` in
 the worker, ``resume`` in the triggerer.
 
-Why a crash never repeats a render, and costs at most the render that it interrupts:
+A crash can cost the one render that it interrupts, never a second one of the same number. What may have been billed is
+never begun more than ``max_renders`` times, because:
 
 1. Only whoever created the claim ``n.started`` may POST render ``n``, and S3 lets one run create it.
-2. A claim is taken back only if its render provably bought nothing. A run that dies leaves its claim, and the claim
-   counts as a render from then on, against ``max_renders``: also one that dies between the gateway's answer and
-   the receipt, so the next one may be bought then.
-3. The gateway's answer is written to the ledger whole before it is read. From then on every run fetches
+2. A claim is taken back only if its render provably bought nothing. A run that dies leaves its claim, and that counts
+   as a render. (The costly case: it dies after the gateway billed and before step 3. The clip is lost, and the next
+   run buys render ``n + 1``, if ``max_renders`` allows it.)
+3. The gateway's answer is written to the ledger whole, before it is read: the receipt. From then on every run fetches
    that clip, for free, while its link lives.
-4. The receipt is deleted only once the clip is at its key, and a run that has a claim looks at the key before it
-   POSTs.
-5. Another model is asked only where no other render was begun, and ours provably sold nothing: its claim is deleted
-   first. Whoever finds a render that was begun stays with its model.
+4. The entry is deleted only once the clip is at its key. Then its claim could be made a second time, so a run that has
+   a claim looks at the key before it POSTs.
+5. Another model is asked only if no render was begun before, and ours provably sold nothing and its claim is deleted.
+   Whoever finds a render that was begun stays with its model.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import Clip, ClipSpec, Facts, Marks, PassedOver
+from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks, PassedOver
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,
@@ -45,11 +45,11 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
     StorageUnavailable,
 )
-from airflow_provider_codegateway.facts import differences, read_stored_facts
 from airflow_provider_codegateway.gateway import (
     Answer,
     Buyer,
     Receipt,
+    StoppedUnsent,
     link_over_https,
     read_receipt,
     reason_to_fall_back,
@@ -66,10 +66,11 @@ from airflow_provider_codegateway.ledger import (
     money,
     next_step,
 )
-from airflow_provider_codegateway.ledger.entry import SHOWN, Attempt, left_to_its_owner
+from airflow_provider_codegateway.ledger.entry import Attempt, left_to_its_owner
 from airflow_provider_codegateway.limits import LIMITS, Limits
-from airflow_provider_codegateway.s3 import Problem, access_args, head_object, problem_of, storage_error
-from airflow_provider_codegateway.spend import Account, Cost
+from airflow_provider_codegateway.place import Place
+from airflow_provider_codegateway.preview import Offer, Preview
+from airflow_provider_codegateway.spend import Account
 from airflow_provider_codegateway.threads import to_the_end
 from airflow_provider_codegateway.transfer import (
     StoredClip,
@@ -83,7 +84,6 @@ from airflow_provider_codegateway.transfer import (
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
-    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
     from airflow_provider_codegateway.models import VideoRequest
 
@@ -92,6 +92,9 @@ log = logging.getLogger(__name__)
 
 class Purchase:
     """One clip, from the free checks to its place in S3.
+
+    S3 is spoken to in threads, a few for each kind of work, which ``to_the_end`` names. What runs there ends, also if
+    we are cancelled meanwhile.
 
     :param spec: the clip that is wanted.
     :param s3: a boto3 client, for the clip.
@@ -118,24 +121,28 @@ class Purchase:
         limits: Limits = LIMITS,
     ) -> None:
         self.spec = spec
+        self.ledger = Ledger.of_clip(ledger_s3 or s3, spec, limits)
         self._account = account or Account()
         self._max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
-        self.ledger = Ledger.of_clip(ledger_s3 or s3, spec, limits)
         self._s3 = s3
+        self._place = Place(spec, s3, limits)
         self._buyers = (buyer, *(fallback_buyers or [buyer] * len(spec.fallbacks)))
-        self._claim_seconds = claim_seconds
+        self._claim_lasts = claim_seconds + limits.claim_margin
         self._allows_http_links = allows_http_links
         self._limits = limits
-        self._buys = True
-        self._read_again: set[int] = set()
-        self._said = ""
-        self._losing_since: float | None = None
-        self._attempts: tuple[Attempt, ...] = ()  # of the entry as it was read last
-        self._passed_over: list[PassedOver] = []  # by us, before anything may have been bought
-        self._turned_down: list[CodeGatewayError] = []  # what they said
+        self._may_buy = True
+        self._nothing_bought = (
+            False  # for certain: nothing was begun when the entry was opened here, and not since
+        )
+        self._has_answer = self._has_receipt = False  # the render that was bought here
+        self._entry: Entry | None = None  # as it was read last
+        self._attempts: tuple[Attempt, ...] = ()  # of it, so without the render that we begin
         self._turn = Turn(0, spec.model)
-        self._is_fresh = False  # nothing was begun when the entry was opened here
-        self._is_kept = False  # the answer to the render that was bought here
+        self._passed_over: list[PassedOver] = []  # models that we asked in vain
+        self._turned_down: list[CodeGatewayError] = []  # what each of them said
+        self._unreadable: set[int] = set()  # renders whose answer was looked at here, and says no clip
+        self._losing_since: float | None = None  # since when every claim of ours was refused
+        self._last_logged = ""
 
     async def complete(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip:
         """The clip: found, or bought and stored.
@@ -144,18 +151,19 @@ class Purchase:
         :param fallbacks: what is to be rendered instead, in this order; see ``ClipSpec.fallbacks``.
         :raises CodeGatewayError: see ``exceptions``; ``bought`` says whether money was spent.
         """
-        while True:
-            clip = await to_the_end("ledger", self.begin, request, *fallbacks) or await self.resume()
-            if clip is not None:
+        while True:  # another run may settle the entry between the two: then the key is looked at again
+            if clip := await to_the_end("ledger", self.begin, request, *fallbacks):
                 return clip
-            # Another run settled the entry: look at the key again.
+            if clip := await self.resume():
+                return clip
+            self._require_may_buy()
 
     # 1. Check for free, and open the ledger entry.
 
     def begin(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip | None:
-        """Refuse for free what can be refused. If nothing is refused, the request is in the ledger afterwards.
+        """Refuse for free what can be refused.
 
-        :return: the clip, if it is in place already; else None.
+        :return: the clip, if it is in place already; else None, and the request is in the ledger.
         """
         try:
             return self._begin(request, *fallbacks)
@@ -163,6 +171,42 @@ class Purchase:
             if error.bought is Bought.NO:
                 error.bought = self._bought_before()
             raise
+
+    def _begin(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip | None:
+        require_upload_args(self._s3, self.spec.upload_args)
+        if clip := self.find():
+            log.info("%s already holds the clip of this request: reusing it.", clip.uri)
+            # The run that stored it may still be about to delete its entry. `resume` waits until it had the time.
+            return None if self._is_being_settled() else clip
+        bodies = [each.body() for each in (request, *fallbacks)]
+        self._require_affordable(bodies)
+        self._nothing_bought = self.ledger.open(*bodies)
+        if self._nothing_bought:  # otherwise the transfer of what was bought will show what S3 allows
+            self._prove_or_withdraw()
+        return None
+
+    def _prove_or_withdraw(self) -> None:
+        try:
+            if (
+                not self.ledger.is_ours
+            ):  # another run opened it, and may have died with an upload of its proof open
+                clear_uploads(self._s3, self.spec.target, self.spec.upload_args)
+            self._prove_access()
+        except (
+            StorageUnavailable
+        ):  # our own proof may have left an upload: the entry tells the next run to look
+            raise
+        except CodeGatewayError:
+            try:
+                self.ledger.withdraw()
+            except CodeGatewayError as error:
+                log.warning("A ledger entry remains for which nothing was bought: %s", error.args[0])
+            raise
+
+    def _prove_access(self) -> None:
+        """Prove every permission that is needed once a render is bought, in the process that buys it."""
+        self.ledger.prove_access()
+        prove_upload(self._s3, self.spec.target, self.spec.upload_args, self._limits)
 
     def _bought_before(self) -> Bought:
         """Whether an earlier run bought what is not delivered yet, as far as S3 says."""
@@ -172,37 +216,21 @@ class Purchase:
             return Bought.NO
         return money(entry) if entry.fingerprint == self.spec.fingerprint else Bought.NO
 
-    def _begin(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip | None:
-        require_upload_args(self._s3, self.spec.upload_args)
-        if clip := self.find():
-            # Until the run that stored it must be done with its entry, `resume` waits for that.
-            return None if self._is_being_settled(clip) else clip
-        bodies = [each.body() for each in (request, *fallbacks)]
-        self._require_affordable(bodies)
-        # Once something was bought, its transfer will show what S3 allows.
-        self._is_fresh = self.ledger.open(*bodies)
-        if self._is_fresh:
-            try:
-                if not self.ledger.is_ours:  # whoever began the entry may have left an upload of its proof
-                    clear_uploads(self._s3, self.spec.target, self.spec.upload_args)
-                self._prove_access()
-            except StorageUnavailable:  # of the proof, an upload may be open: the next run looks for it
-                raise
-            except CodeGatewayError:
-                self._withdraw()
-                raise
-        return None
-
-    def _withdraw(self) -> None:
+    def _require_affordable(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         try:
-            self.ledger.withdraw()
-        except CodeGatewayError as error:
-            log.warning("A ledger entry remains for which nothing was bought: %s", error.args[0])
+            for body in bodies:
+                self._account.check(body, max_cost=self._max_cost)
+        except BudgetExceeded:
+            # Not refused if something was begun: it may be paid for, and is fetched whatever it cost.
+            if not self.ledger.read().attempts:
+                raise
 
-    def _prove_access(self) -> None:
-        """Prove every permission that is needed once a render is bought, in the process that buys it."""
-        self.ledger.prove_access()
-        prove_upload(self._s3, self.spec.target, self.spec.upload_args, self._limits)
+    def find(self) -> Clip | None:
+        """The clip, if it is stored already and may be reused; None if one may be bought. Only looks.
+
+        :raises InvalidTarget, StorageUnavailable: see ``Place.find``.
+        """
+        return self._place.find()
 
     def preview(self, request: VideoRequest, *fallbacks: VideoRequest) -> Preview:
         """What ``complete`` would do now, with all its free refusals. Nothing is written.
@@ -235,7 +263,7 @@ class Purchase:
         entry = self.ledger.read()
         if entry.attempts and self._delivered(entry):
             return 1  # of a clip that is to be replaced
-        match self._next_step(entry):
+        match self._step(entry):
             case Claim(number):
                 return number
             case Gone():
@@ -244,119 +272,6 @@ class Purchase:
                 return None
         last = entry.attempts[-1]  # somebody is at work
         return None if last.rendered or last.number >= self.spec.max_renders else last.number + 1
-
-    def _next_step(self, entry: Entry) -> Claim | Wait | Take | Gone:
-        return next_step(
-            entry,
-            fingerprint=self.spec.fingerprint,
-            max_renders=self.spec.max_renders,
-            location=self.ledger.location,
-            limits=self._limits,
-        )
-
-    def _require_affordable(self, bodies: Iterable[Mapping[str, Any]]) -> None:
-        try:
-            for body in bodies:
-                self._account.check(body, max_cost=self._max_cost)
-        except BudgetExceeded:
-            # What was bought before the price list or max_cost changed is still fetched.
-            if not self.ledger.read().attempts:
-                raise
-
-    def find(self) -> Clip | None:
-        """The clip, if it is stored already and may be reused; None if one may be bought. Only looks.
-
-        :raises InvalidTarget: the key is taken, or the bucket is closed to us.
-        :raises StorageUnavailable: S3 did not answer.
-        """
-        target = self.spec.target
-        head = self._head()
-        if head is None:
-            return None
-        marks = Marks.from_metadata(head["Metadata"])
-        is_same_request = self.spec.is_request_of(marks)
-        # What this DAG run stored before is its own work, also with if_exists="replace".
-        is_own = is_same_request and self.spec.is_requested_by(marks.requester)
-        if is_own or (is_same_request and self.spec.if_exists == "reuse"):
-            facts = marks.facts or read_stored_facts(
-                self._s3,
-                target,
-                size=head["ContentLength"],
-                upload_args=self.spec.upload_args,
-                limits=self._limits,
-            )
-            return Clip(
-                bucket=target.bucket,
-                key=target.key,
-                uri=target.uri,
-                model=marks.model if self.spec.fallbacks and marks.model else self.spec.model,
-                bytes=head["ContentLength"],
-                sha256=None,
-                created=marks.created,
-                render_seconds=marks.render_seconds,
-                renders_bought=marks.renders_bought,
-                renders_bought_here=self._count_own(marks.buyers),
-                fingerprint=marks.fingerprint or self.spec.fingerprint,
-                reused=True,
-                cost=marks.cost,
-                facts=None if facts is None else facts.as_dict(),
-                mismatches=self._differences(facts, marks),
-                fallback=self._fallback(marks),
-            )
-        if self.spec.if_exists == "replace":
-            return None
-        if self.spec.if_exists == "fail":
-            raise InvalidTarget(f"{target.uri} already exists, and if_exists='fail'. Choose another s3_key.")
-        owner = (
-            f"the clip of another request (fingerprint {marks.fingerprint[:SHOWN]}…)"
-            if marks.fingerprint
-            else "an object that this provider did not create"
-        )
-        raise InvalidTarget(
-            f"{target.uri} already holds {owner}. Choose another s3_key, or set if_exists='replace'."
-        )
-
-    def _head(self) -> HeadObjectOutputTypeDef | None:
-        target = self.spec.target
-        try:
-            return head_object(self._s3, target, **access_args(self._s3, "HeadObject", self.spec.upload_args))
-        except CodeGatewayError:
-            raise
-        except Exception as error:
-            # A 404 may mean the bucket as well: the next request tells.
-            if problem_of(error) is Problem.NOT_FOUND:
-                return None
-            raise storage_error(
-                error, doing="look for the clip", at=target, permission="s3:GetObject and s3:ListBucket"
-            ) from error
-
-    def _is_being_settled(self, clip: Clip) -> bool:
-        """Whether the run that stored this clip may still be about to settle its entry.
-
-        The entry of a run that died before it could is deleted here. Of one that lives it is not: that run deletes the
-        entry without a further look, so nobody may begin another in between.
-        """
-        log.info("%s already holds the clip of this request: reusing it.", clip.uri)
-        try:
-            entry = self.ledger.read()
-            if not entry or entry.fingerprint != self.spec.fingerprint:
-                return False
-            if delivered := self._delivered(entry):
-                if left_to_its_owner(delivered, entry.now, self._limits) > 0:
-                    return entry.open
-                self._clear_quietly(delivered)
-            elif not entry.attempts:
-                # Another run may be about to claim: that claim is not ours to delete.
-                self.ledger.withdraw()
-        except CodeGatewayError as error:
-            log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
-        return False
-
-    def _clear_quietly(self, delivered: Attempt) -> None:
-        try:
-            self._clear(delivered)
-        except CodeGatewayError as error:
-            log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
 
     # 2. Ask the ledger what to do, until there is a clip.
 
@@ -368,165 +283,150 @@ class Purchase:
         :raises ClipTransferError: the receipt is kept; trying again is free.
         :raises ClipExpired: the render that was bought here can no longer be fetched.
         """
-        while True:
-            entry = await to_the_end("ledger", self._read_ledger)
+        try:
+            return await self._resume()
+        except (InvalidTarget, StorageUnavailable) as error:
+            if error.bought is Bought.NO:
+                error.bought = self._bought_so_far()
+            raise
+
+    def _bought_so_far(self) -> Bought:
+        if self._has_answer:
+            return Bought.YES
+        if self._nothing_bought:
+            return Bought.NO
+        # An earlier run, or a triggerer, may have bought what cannot be seen now.
+        return Bought.PERHAPS if self._entry is None else money(self._entry)
+
+    async def _resume(self) -> Clip | None:
+        clip = None
+        while clip is None:
+            entry = self._entry = await to_the_end("ledger", self.ledger.read)
             self._attempts = entry.attempts
             if clip := await self._fetch_unread(entry):
-                return clip
-            try:
-                step = self._next_step(entry)
-            except LedgerConflict:
-                delivered = await to_the_end("ledger", self._delivered, entry)
-                if delivered is None:
-                    raise
-                if (left := left_to_its_owner(delivered, entry.now, self._limits)) > 0:
-                    await self._wait(Wait(left, "Another run has stored its clip here just now."), entry.now)
-                    continue
-                await to_the_end("ledger", self._clear, delivered)
-                return None
-            clip = None
-            match step:
+                break
+            match await to_the_end("ledger", self._step_or_clear, entry):
                 case Gone():
                     return None
                 case Take(number):
                     clip = await self._fetch(entry, number)
-                case _ if not self._buys:
+                case Wait() | Claim() if not self._may_buy:
                     return None
-                case Wait():
-                    self._losing_since = None
+                case Wait() as step:
                     await self._wait(step, entry.now)
                 case Claim(number):
-                    self._say_what_is_lost(entry)
-                    self._turn = self._turn_after(entry.attempts)
-                    try:
-                        clip = await self._claim_and_buy(number)
-                    except (GatewayUnavailable, RequestRejected, BudgetExceeded) as error:
-                        if not self._turned_down or entry.attempts:
-                            raise
-                        if (unavailable := self._of_chain(error)) is None:
-                            raise
-                        raise unavailable from error
-            if clip is not None:
-                return clip
-
-    def _read_ledger(self) -> Entry:
-        try:
-            return self.ledger.read()
-        except CodeGatewayError as error:
-            # An earlier run, or a triggerer, may have bought what cannot be seen here.
-            if error.bought is Bought.NO and not self._is_fresh:
-                error.bought = Bought.PERHAPS
-            raise
-
-    def _delivered(self, entry: Entry) -> Attempt | None:
-        """The render whose clip is at the key although its entry remained; None if there is no such one.
-
-        A run that stored its clip and could not delete the entry, or died before it could, leaves such a one.
-        """
-        head = self._head()
-        if head is None:
-            return None
-        marks = Marks.from_metadata(head["Metadata"])
-        paid = [attempt for attempt in entry.attempts if attempt.rendered and attempt.owner]
-        if marks.claim:
-            return next((attempt for attempt in paid if attempt.owner == marks.claim), None)
-        # Earlier versions did not write the claim. Without a time, two clips of one request cannot be told apart.
-        if marks.created is None or {marks.fingerprint, entry.fingerprint} != {self.spec.fingerprint}:
-            return None
-        return next((attempt for attempt in paid if self._created(attempt.number) == marks.created), None)
-
-    def _created(self, number: int) -> float | None:
-        answer = self.ledger.answer(number)
-        try:
-            return None if answer is None else read_receipt(answer).created
-        except RenderOutcomeUnknown:
-            return None
-
-    def _clear(self, delivered: Attempt) -> None:
-        """Delete the entry of a clip that was stored by a run which died before it could."""
-        log.info("The clip of render %d is stored: clearing its ledger entry.", delivered.number)
-        self._abort_uploads(self._open_uploads())
-        self.ledger.clear_delivered(delivered.number, delivered.owner)
-
-    def unknown_before(self, clip: Clip) -> int:
-        """How many renders this run began for the clip, before the one that became it, and may have bought."""
-        return sum(
-            each.rendered is None
-            and each.number < clip.renders_bought
-            and self.spec.is_requested_by(each.requester)
-            for each in self._attempts
-        )
+                    self._warn_of_earlier_renders(entry)
+                    clip = await self._claim_and_buy(number)
+        return clip
 
     def stop_buying(self) -> None:
         """The clip is no longer waited for: begin no render. One that is under way or paid is brought to its end."""
-        self._buys = False
+        self._may_buy = False
+
+    def _require_may_buy(self) -> None:
+        if not self._may_buy:
+            raise RenderOutcomeUnknown(
+                "The task was cleared or stopped before the render was requested.", bought=Bought.NO
+            )
+
+    def _step(self, entry: Entry) -> Claim | Wait | Take | Gone:
+        return next_step(
+            entry,
+            fingerprint=self.spec.fingerprint,
+            max_renders=self.spec.max_renders,
+            location=self.ledger.location,
+            limits=self._limits,
+        )
+
+    def _step_or_clear(self, entry: Entry) -> Claim | Wait | Take | Gone:
+        """The next step. The entry of another request whose clip is delivered is cleared, once its run had the time."""
+        try:
+            return self._step(entry)
+        except LedgerConflict:
+            delivered = self._delivered(entry)
+            if delivered is None:
+                raise
+        if (left := left_to_its_owner(delivered, entry.now, self._limits)) > 0:
+            return Wait(left, "Another run has stored its clip here just now.")
+        self._clear(delivered)
+        return Gone()
 
     async def _wait(self, step: Wait, now: datetime) -> None:
-        if step.reason != self._said:
-            self._said = step.reason
+        self._losing_since = None
+        if step.reason != self._last_logged:
+            self._last_logged = step.reason
             until = (now + timedelta(seconds=step.seconds)).astimezone(UTC)
             log.info("%s Waiting up to %.0f s, until %s UTC.", step.reason, step.seconds, f"{until:%H:%M:%S}")
         await asyncio.sleep(min(step.seconds, self._limits.poll_interval))
 
-    def _say_what_is_lost(self, entry: Entry) -> None:
+    def _warn_of_earlier_renders(self, entry: Entry) -> None:
         words = describe_attempts(entry)
-        if entry.attempts and words != self._said:
-            self._said = words
+        if entry.attempts and words != self._last_logged:
+            self._last_logged = words
             log.warning("%s", words)
 
-    async def _fetch_unread(self, entry: Entry) -> Clip | None:
-        """The clip of an answer that an earlier run could not read, where this version can. Looks once at each."""
-        if not entry.open or entry.fingerprint != self.spec.fingerprint:
-            return None
-        for attempt in entry.attempts:
-            if attempt.rendered and attempt.unread and attempt.number not in self._read_again:
-                self._read_again.add(attempt.number)
-                answer = await to_the_end("ledger", self.ledger.answer, attempt.number)
-                try:
-                    receipt = None if answer is None else read_receipt(answer)
-                except RenderOutcomeUnknown:
-                    continue
-                if answer and receipt:
-                    self._turn = attempt.turn or self._turn
-                    log.info("The answer to render %d can be read now: fetching its clip.", attempt.number)
-                    try:
-                        return await self._deliver(attempt.number, answer, receipt, may_have_leftovers=True)
-                    except ClipExpired as error:
-                        log.warning("Render %d is lost: %s", attempt.number, error.args[0])
-        return None
+    # Clips that are paid for.
 
     async def _fetch(self, entry: Entry, number: int) -> Clip | None:
-        """The clip of a render that is paid for; None if it was settled meanwhile, or is lost."""
-        try:
-            delivered = await to_the_end("ledger", self._delivered, entry)
-            if found := await to_the_end("ledger", self._find_quietly):
-                if delivered:
-                    await to_the_end("ledger", self._clear_quietly, delivered)
-                return found
-            if delivered:
-                await to_the_end("ledger", self._clear, delivered)
-                return None
-        except CodeGatewayError as error:
-            error.bought = money(entry)
-            raise
+        """The clip of a render that is paid for. None: look at the ledger again, which is another now."""
+        if found := await to_the_end("ledger", self._found_or_cleared, entry):
+            return found
         answer = await to_the_end("ledger", self.ledger.answer, number)
         if answer is None:
             return None
         log.info("Render %d is already paid for: fetching its clip.", number)
-        for attempt in self._attempts:
-            if attempt.number == number:  # its run may have died before it could say so
+        for attempt in entry.attempts:
+            if attempt.number == number:
                 self._turn = attempt.turn or self._turn
+                # Its run may have died before it could say so.
                 await to_the_end("journal", self._account.bought, attempt.owner)
+        was_read = number in self._unreadable
         try:
             receipt = await self._read(number, answer)
             return await self._deliver(number, answer, receipt, may_have_leftovers=True)
         except RenderOutcomeUnknown as error:  # its run died before it could read it
+            if was_read:
+                raise  # its end could not be written: it would be fetched again, without end
             log.warning("Render %d is lost: %s", number, error.args[0])
             return None
         except ClipExpired as error:
-            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
+            # Of an earlier try. So the next render may be bought in this one.
+            if not await self._abandon(number, error, answer):
+                raise  # it would be fetched again, without end
             log.warning("Render %d is lost: %s", number, error.args[0])
             return None
+
+    def _found_or_cleared(self, entry: Entry) -> Clip | None:
+        """The clip, if a run stored it and left its entry. The entry of a clip that is to be replaced is cleared."""
+        delivered = self._delivered(entry)
+        found = self.find()
+        if delivered and found:
+            self._tidy(self._clear, delivered)
+        elif delivered:
+            self._clear(delivered)
+        return found
+
+    async def _fetch_unread(self, entry: Entry) -> Clip | None:
+        """The clip of an answer that an earlier version could not read, and this one can. Looks once at each."""
+        if not entry.open or entry.fingerprint != self.spec.fingerprint:
+            return None
+        for attempt in entry.attempts:
+            if not (attempt.rendered and attempt.unread) or attempt.number in self._unreadable:
+                continue
+            self._unreadable.add(attempt.number)
+            answer = await to_the_end("ledger", self.ledger.answer, attempt.number)
+            try:
+                receipt = None if answer is None else read_receipt(answer)
+            except RenderOutcomeUnknown:
+                continue
+            if answer and receipt:
+                self._turn = attempt.turn or self._turn
+                log.info("The answer to render %d can be read now: fetching its clip.", attempt.number)
+                try:
+                    return await self._deliver(attempt.number, answer, receipt, may_have_leftovers=True)
+                except ClipExpired as error:
+                    log.warning("Render %d is lost: %s", attempt.number, error.args[0])
+        return None
 
     async def _read(self, number: int, answer: Answer) -> Receipt:
         """What a kept answer says of its clip.
@@ -536,64 +436,81 @@ class Purchase:
         try:
             return read_receipt(answer)
         except RenderOutcomeUnknown as error:
-            self._read_again.add(number)
+            self._unreadable.add(number)
             await to_the_end("ledger", _note, self.ledger.leave_unread, number, error.args[0], answer=answer)
             raise
+
+    async def _abandon(self, number: int, error: CodeGatewayError, answer: Answer | None = None) -> bool:
+        """Write that a render was begun and will not become a clip; whether it could be written."""
+        write = self.ledger.abandon
+        return await to_the_end("ledger", _note, write, number, error.args[0], answer=answer)
 
     # 3. Claim.
 
     async def _claim_and_buy(self, number: int) -> Clip | None:
-        """The clip of render ``number``, bought under our claim; None if the claim was not to be had."""
-        await to_the_end("ledger", self._prove_access)
+        """The clip of render ``number``, bought under our claim. None: look at the ledger again."""
         try:
-            claim = await to_the_end("ledger", self._claim, number)
+            claimed = await self._claim(number)
+            if isinstance(claimed, Clip):
+                return claimed
+            return await self._buy_and_deliver(number) if claimed else None
+        except (GatewayUnavailable, RequestRejected, BudgetExceeded) as error:
+            told = self._of_chain(error)
+            if told is error:
+                raise
+            raise told from error
+
+    async def _claim(self, number: int) -> bool | Clip:
+        """Take the claim, and reserve the money. The clip, if it turned out to be in place; False if it is not ours."""
+        await to_the_end("ledger", self._prove_access)
+        asked_at = time.monotonic()
+        turn = self._turn = self._turn_after(self._attempts)
+        try:
+            is_ours, found = await to_the_end("ledger", self._take, number, turn)
         except BaseException:
-            # Also where only the answer to the claim was lost: then it may have been made.
+            # It may be there, although it failed for us: its answer may be lost. Only our own is taken back.
             await to_the_end("ledger", _note, self.ledger.release, number)
             raise
-        if claim is None:
-            await self._lose_claim(number)
-            return None
+        if not is_ours:
+            await self._pause_after_lost_claim(number)
+            return False
         self._losing_since = None
-        if claim.found:
+        if found:
             await to_the_end("ledger", self.ledger.release, number)
-            return claim.found
-        # A claim that was held up for long would end before the render does. Its request stays, for the next claim.
-        if time.monotonic() - claim.asked_at > self._limits.look_patience:
-            await to_the_end("ledger", self.ledger.pass_on, number)
-            return None
+            return found
+        if self._is_old(asked_at):
+            await to_the_end("ledger", _note, self.ledger.release, number, keep_request=True)
+            return False
         try:
             await to_the_end("journal", self._reserve, number)
-        except CodeGatewayError:
+        except CodeGatewayError:  # then nothing is reserved
             await to_the_end("ledger", _note, self.ledger.release, number)
             raise
         except BaseException as error:
             await self._give_back(number, type(error).__name__)
             raise
-        if time.monotonic() - claim.asked_at > self._limits.look_patience:
-            await to_the_end("ledger", _note, self.ledger.pass_on, number)
-            await to_the_end(
-                "journal", self._account.released, self.ledger.owner, "the claim had become too old"
-            )
-            return None
-        self._is_fresh = False
-        answer = await self._buy(number)
-        if answer is None:
-            return None
-        receipt = await self._read(number, answer)
-        try:
-            return await self._deliver(number, answer, receipt, may_have_leftovers=number > 1)
-        except ClipExpired as error:
-            # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
-            await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0], answer=answer)
-            raise
-        except BaseException:  # also stopped
-            if not self._is_kept:  # S3 may answer by now, and the clip is paid for
-                await to_the_end("ledger", _note, self.ledger.keep_late, number, answer)
-            raise
+        if self._is_old(asked_at):
+            await self._give_back(number, "the claim had become too old", keep_request=True)
+            return False
+        return True
 
-    async def _lose_claim(self, number: int) -> None:
-        """Pause, and look again: another run has the claim, or S3 refuses to create anything.
+    def _is_old(self, asked_at: float) -> bool:
+        """Whether a claim, dated from when it was asked for, would lapse while its render is under way."""
+        return time.monotonic() - asked_at > self._limits.look_patience
+
+    def _take(self, number: int, turn: Turn) -> tuple[bool, Clip | None]:
+        """Create the claim, then look at the key: what we knew of it is older than the claim.
+
+        A clip is at its key before its entry is deleted, and with the entry gone a claim can be made again. So this
+        look is the one that decides.
+        """
+        named = turn if self.spec.fallbacks else None
+        if not self.ledger.claim(number, claim_seconds=self._claim_lasts, turn=named):
+            return False, None
+        return True, self.find()
+
+    async def _pause_after_lost_claim(self, number: int) -> None:
+        """Another run has the claim, or S3 refuses to create anything.
 
         :raises StorageUnavailable: the claim is refused for long, and nobody has it.
         """
@@ -601,23 +518,9 @@ class Purchase:
         if time.monotonic() - self._losing_since > self._limits.list_patience:
             raise StorageUnavailable(
                 f"The S3 server behind {self.ledger.location.uri} refuses to create {number}.started, as if it were "
-                "there, and has no such object. Run the task again later.",
-                bought=Bought.PERHAPS if self._attempts else Bought.NO,
+                "there, and has no such object. Run the task again later."
             )
         await asyncio.sleep(min(0.5, self._limits.poll_interval))
-
-    def _claim(self, number: int) -> _Claimed | None:
-        """Create the claim, then look at the key: what we knew of it is older than the claim.
-
-        A clip is at its key before its entry is deleted, and with the entry gone a claim can be had again. So this
-        look is the one that decides.
-        """
-        asked_at = time.monotonic()
-        claim_seconds = self._claim_seconds + self._limits.claim_margin
-        turn = self._turn if self.spec.fallbacks else None
-        if not self.ledger.claim(number, claim_seconds=claim_seconds, turn=turn):
-            return None
-        return _Claimed(asked_at, self.find())
 
     # 4. Reserve, buy, and keep the receipt.
 
@@ -630,7 +533,7 @@ class Purchase:
             asked_by=self.spec.asked_by,
             uri=self.spec.target.uri,
             render=number,
-            seconds=self._claim_seconds + self._limits.claim_margin,
+            seconds=self._claim_lasts,
             max_cost=self._max_cost,
         )
 
@@ -645,11 +548,37 @@ class Purchase:
         bodies = self.ledger.requests()
         return bodies[self._turn.index] if self._turn.index < len(bodies) else None
 
-    async def _give_back(self, number: int, why: str) -> None:
+    async def _give_back(self, number: int, why: str, *, keep_request: bool = False) -> None:
         """Take back a claim and its reservation: nothing was bought."""
-        reservation = self.ledger.owner
-        await to_the_end("ledger", _note, self.ledger.release, number)
-        await to_the_end("journal", self._account.released, reservation, why)
+        try:
+            await to_the_end("ledger", _note, self.ledger.release, number, keep_request=keep_request)
+        finally:  # also if we are cancelled in between
+            await to_the_end("journal", self._account.released, self.ledger.owner, why)
+
+    async def _buy_and_deliver(self, number: int) -> Clip | None:
+        """The clip of render ``number``; None if it bought nothing, and another model is to be asked."""
+        self._nothing_bought = False
+        answer = await self._buy(number)
+        if answer is None:
+            return None
+        self._has_answer = True
+        try:
+            # First of all the receipt. Once it is written, a crash costs a download, and not a render.
+            try:
+                await to_the_end("receipt", self._keep, number, answer)
+            finally:  # also if we are cancelled in between
+                await to_the_end("journal", self._account.bought, self.ledger.owner)
+            _raise_if_cancelled()  # the gateway put it off for the answer; see `Gateway.generate`
+            receipt = await self._read(number, answer)
+            return await self._deliver(number, answer, receipt, may_have_leftovers=number > 1)
+        except ClipExpired as error:
+            # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
+            await self._abandon(number, error, answer)
+            raise
+        except BaseException:  # also stopped
+            if not self._has_receipt:  # S3 may take it by now, and the clip is paid for
+                await to_the_end("ledger", _note, self.ledger.keep_late, number, answer)
+            raise
 
     async def _buy(self, number: int) -> Answer | None:
         """The answer to render ``number``; None if it bought nothing, and another model is to be asked."""
@@ -661,44 +590,38 @@ class Purchase:
             self.spec.target.uri,
         )
         try:
-            answer = await self._buyers[self._turn.index].generate(self._load_request)
+            return await self._buyers[self._turn.index].generate(self._load_request)
         except CodeGatewayError as error:
-            if error.bought is Bought.NO:
-                if reason := self._reason_to_fall_back(error):
-                    await self._pass_over(number, reason, error)
-                    return None
-                # A failure that provably bought nothing leaves no trace and does not count.
-                await self._give_back(number, type(error).__name__)
-            else:
-                await to_the_end("ledger", _note, self.ledger.abandon, number, error.args[0])
+            if error.bought is not Bought.NO:
+                await self._abandon(number, error)
                 if error.bought is Bought.YES:
                     await to_the_end("journal", self._account.bought, self.ledger.owner)
                 else:
-                    await to_the_end(
-                        "journal", self._account.unknown, self.ledger.owner, type(error).__name__
-                    )
+                    name = type(error).__name__
+                    await to_the_end("journal", self._account.unknown, self.ledger.owner, name)
+                raise
+            if reason := self._reason_to_fall_back(error):
+                await self._pass_over(number, reason, error)
+                return None
+            # It provably bought nothing: it leaves no trace, and does not count.
+            await self._give_back(number, type(error).__name__)
             raise
-        except BaseException as error:  # cancelled: an orderly end, for which no successor needs to wait
+        except StoppedUnsent:
+            await self._give_back(number, "stopped before it was sent")
+            raise
+        except BaseException as error:
             log.warning(
                 "Stopped while render %d was under way. It cannot be cancelled, and may be billed.", number
             )
+            # Written down, so that no other run waits for this claim to lapse.
             outcome = f"the run was stopped while rendering ({type(error).__name__})"
             await to_the_end("ledger", _note, self.ledger.abandon, number, outcome)
             await to_the_end("journal", self._account.unknown, self.ledger.owner, outcome)
             raise
-        # Nothing comes before this: from here on a crash costs a download and never a render.
-        await to_the_end("receipt", self._keep, number, answer)
-        await to_the_end("journal", self._account.bought, self.ledger.owner)
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise asyncio.CancelledError  # the gateway put it off for the answer; see `Gateway.generate`
-        return answer
 
     async def _load_request(self) -> bytes:
         content = await to_the_end("ledger", self._read_request)
-        if not self._buys:
-            raise RenderOutcomeUnknown(
-                "The task was cleared or stopped before the render was requested.", bought=Bought.NO
-            )
+        self._require_may_buy()
         return content
 
     def _read_request(self) -> bytes:
@@ -714,14 +637,14 @@ class Purchase:
         while True:
             try:
                 self.ledger.keep(number, answer)
-                self._is_kept = True
+                self._has_receipt = True
                 log.info(
                     "Render %d finished in %.1f s and is paid for; retries will not buy it again.",
                     number,
                     answer.render_seconds,
                 )
                 return
-            except CodeGatewayError as error:
+            except Exception as error:  # whatever it is: the answer is worth more
                 if time.monotonic() + pause > give_up_at:
                     log.exception(
                         "The receipt of render %d, which is PAID FOR, could not be written to %s. The transfer goes "
@@ -730,7 +653,8 @@ class Purchase:
                         self.ledger.location.uri,
                     )
                     return
-                log.error("The receipt of render %d could not be written yet: %s", number, error.args[0])
+                why = error.args[0] if isinstance(error, CodeGatewayError) else type(error).__name__
+                log.error("The receipt of render %d could not be written yet: %s", number, why)
             time.sleep(pause)
             pause = min(2 * pause, 8.0)
 
@@ -754,7 +678,7 @@ class Purchase:
         :raises CodeGatewayError: it could not be taken back, and now counts as a render of this model.
         """
         try:
-            await to_the_end("ledger", self.ledger.pass_on, number)
+            await to_the_end("ledger", self.ledger.release, number, keep_request=True)
         except CodeGatewayError as problem:
             log.error("No fallback is tried, as the claim could not be taken back: %s", problem.args[0])
             await self._give_back(number, reason)
@@ -770,8 +694,10 @@ class Purchase:
             error.args[0],
         )
 
-    def _of_chain(self, error: CodeGatewayError) -> GatewayUnavailable | None:
-        """What to raise instead where no model of a chain could be used; None: the error, which says so now."""
+    def _of_chain(self, error: CodeGatewayError) -> CodeGatewayError:
+        """What to raise where other models were asked before in vain: it says what each of them said."""
+        if not self._turned_down or self._attempts:
+            return error
         passed = "; ".join(f"{each['model']}: {each['reason']}" for each in self._passed_over)
         words = f"No model could be used. {passed}; {self._turn.model}: {error.args[0]}"
         busy = [each for each in (*self._turned_down, error) if isinstance(each, GatewayUnavailable)]
@@ -781,7 +707,7 @@ class Purchase:
             waits = [each.retry_after for each in busy if each.retry_after is not None]
             return GatewayUnavailable(words, retry_after=min(waits, default=None), status=busy[0].status)
         error.args = (words,)
-        return None
+        return error
 
     # 5. Deliver, and settle.
 
@@ -790,14 +716,15 @@ class Purchase:
     ) -> Clip:
         """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
         marks = await to_the_end("ledger", self._marks, number, receipt)
-        is_changed = answer.is_secure and _is_plain(receipt.url) and not self._allows_http_links
+        is_http = receipt.url[:5].lower() == "http:"
+        asks_https_instead = is_http and answer.is_secure and not self._allows_http_links
         transfer = Transfer(
-            link_over_https(receipt.url) if is_changed else receipt.url,
+            link_over_https(receipt.url) if asks_https_instead else receipt.url,
             s3=self._s3,
             target=self.spec.target,
             metadata=lambda facts: replace(marks, facts=facts).as_metadata(),
             upload_args=self.spec.upload_args,
-            expires_at=self._runs_out(number, receipt),
+            expires_at=self._expires_at(number, receipt),
             allows_http=self._allows_http_links,
             limits=self._limits,
         )
@@ -811,24 +738,24 @@ class Purchase:
                 on_cancel=transfer.stop,
             )
         except (ClipTransferError, ClipExpired) as error:
-            # Another run may have stored the same clip meanwhile, and aborted our upload.
-            if found := await to_the_end("ledger", self._find_quietly):
+            # Another run may have stored the same clip meanwhile, and aborted our upload. Or ours was not confirmed.
+            if found := await to_the_end("ledger", self._found_after_all, number, answer, marks):
                 return found
-            if is_changed:
+            if asks_https_instead:
                 raise ClipTransferError(
                     f"{error.args[0]} The gateway is reached by https, and links to the clip by http: https was "
                     'asked instead. To allow http, set {"http_links": "allow"} in the connection\'s extra.'
                 ) from None
             raise
         finally:
-            # Before the entry is deleted: a sign of life must not come after that.
+            # A sign of life that is written after the entry is deleted would be an orphan.
             showing_life.cancel()
             await asyncio.wait({showing_life})
-        await to_the_end("ledger", self._settle, number, answer)
-        return self._clip(stored, marks)
+        await to_the_end("ledger", self._tidy, self.ledger.settle, number, answer)
+        return self._place.stored(stored, marks)
 
-    def _runs_out(self, number: int, receipt: Receipt) -> float | None:
-        """Until when the link may be refused and live all the same; None if that is not known."""
+    def _expires_at(self, number: int, receipt: Receipt) -> float | None:
+        """After which a link that is refused counts as expired: a refusal before that may pass. None: not known."""
         if receipt.expires_at is not None:
             return receipt.expires_at
         rendered = next((each.rendered for each in self._attempts if each.number == number), None)
@@ -862,12 +789,12 @@ class Purchase:
         abort_uploads(self._s3, self.spec.target, upload_ids, self.spec.upload_args)
 
     def _marks(self, number: int, receipt: Receipt) -> Marks:
-        asked_for = {attempt.number: attempt.requester for attempt in self._attempts}
-        asked_for.setdefault(number, self.spec.requester)
-        buyers = tuple(asked_for[each] for each in sorted(asked_for) if each <= number)
-        rendered = sum(each.rendered is not None for each in self._attempts if each.number < number)
+        before = [each for each in self._attempts if each.number < number]
+        ours = Attempt(number, requester=self.spec.requester, owner=self.ledger.owner)
+        this = next((each for each in self._attempts if each.number == number), ours)
         unit = None if self._account.is_idle else self._account.cost(self._priced_body())
-        cost = None if unit is None else unit.of_renders(bought=rendered + 1, perhaps=number - rendered - 1)
+        paid = sum(each.rendered is not None for each in before) + 1
+        cost = None if unit is None else unit.of_renders(bought=paid, perhaps=number - paid)
         return Marks(
             fingerprint=self.spec.fingerprint,
             requester=self.spec.requester,
@@ -875,126 +802,99 @@ class Purchase:
             created=receipt.created,
             render_seconds=receipt.render_seconds,
             renders_bought=number,
-            buyers=buyers,
-            claim=next((each.owner for each in self._attempts if each.number == number), self.ledger.owner)
-            or None,
+            buyers=tuple(each.requester for each in (*before, this)),
+            unknown=tuple(each.requester for each in before if each.rendered is None),
+            claim=this.owner or None,
             cost=None if cost is None else cost.as_dict(),
             member=self.spec.members[self._turn.index].fingerprint if self.spec.fallbacks else None,
             fallback=self._turn.passed_over,
         )
 
-    def _clip(self, stored: StoredClip, marks: Marks) -> Clip:
-        target = self.spec.target
-        return Clip(
-            bucket=target.bucket,
-            key=target.key,
-            uri=target.uri,
-            model=self._turn.model,
-            bytes=stored.bytes,
-            sha256=stored.sha256,
-            created=marks.created,
-            render_seconds=marks.render_seconds,
-            renders_bought=marks.renders_bought,
-            renders_bought_here=self._count_own(marks.buyers),
-            fingerprint=self.spec.fingerprint,
-            reused=False,
-            cost=marks.cost,
-            facts=None if stored.facts is None else stored.facts.as_dict(),
-            mismatches=self._differences(stored.facts, marks),
-            fallback=self._fallback(marks),
-        )
-
-    def _differences(self, facts: Facts | None, marks: Marks) -> tuple[str, ...]:
-        wanted = self.spec.wanted_of(marks)
-        return () if facts is None or wanted is None else differences(facts, wanted, self._limits)
-
-    def _fallback(self, marks: Marks) -> list[PassedOver] | None:
-        return [*marks.fallback] if self.spec.fallbacks else None
-
-    def _count_own(self, buyers: Iterable[str]) -> int:
-        return sum(map(self.spec.is_requested_by, buyers))
-
-    def _find_quietly(self) -> Clip | None:
+    def _found_after_all(self, number: int, answer: Answer, marks: Marks) -> Clip | None:
+        """The clip, if it is at its key although our transfer failed."""
         try:
-            return self.find()
+            found, head = self.find(), self._place.head()
         except CodeGatewayError:
             return None
+        if found and head and Marks.from_metadata(head["Metadata"]).claim == marks.claim:
+            self._tidy(self.ledger.settle, number, answer)
+        return found
 
-    def _settle(self, number: int, answer: Answer) -> None:
+    # Entries of clips that are delivered.
+
+    def _is_being_settled(self) -> bool:
+        """Whether the run that stored the clip may still be about to delete its entry. If that run is dead, we do.
+
+        A run that lives deletes whatever is there. That must not be the entry of the next one.
+        """
         try:
-            self.ledger.settle(number, answer)
+            entry = self.ledger.read()
         except CodeGatewayError as error:
-            # The clip is where it should be: that is worth more than a tidy ledger.
+            log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
+            return False
+        if not entry or entry.fingerprint != self.spec.fingerprint:
+            return False
+        delivered = self._delivered(entry)
+        if delivered and left_to_its_owner(delivered, entry.now, self._limits) > 0:
+            return entry.open
+        if delivered:
+            self._tidy(self._clear, delivered)
+        elif not entry.attempts:
+            # Of the request alone: a claim that another run makes just now stays.
+            self._tidy(self.ledger.withdraw)
+        return False
+
+    def _delivered(self, entry: Entry) -> Attempt | None:
+        """The render whose clip is at the key although its entry remained, or None.
+
+        A run that stored its clip and could not delete the entry, or died before it could, leaves such a one.
+        """
+        head = self._place.head()
+        if head is None:
+            return None
+        marks = Marks.from_metadata(head["Metadata"])
+        paid = [attempt for attempt in entry.attempts if attempt.rendered and attempt.owner]
+        if marks.claim:
+            return next((attempt for attempt in paid if attempt.owner == marks.claim), None)
+        # Earlier versions did not write the claim. Without a time, two clips of one request cannot be told apart.
+        if marks.created is None or not marks.fingerprint == entry.fingerprint == self.spec.fingerprint:
+            return None
+        return next((attempt for attempt in paid if self._created(attempt.number) == marks.created), None)
+
+    def _created(self, number: int) -> float | None:
+        answer = self.ledger.answer(number)
+        try:
+            return None if answer is None else read_receipt(answer).created
+        except RenderOutcomeUnknown:
+            return None
+
+    def _clear(self, delivered: Attempt) -> None:
+        """Delete the entry of a clip that was stored by a run which died before it could."""
+        log.info("The clip of render %d is stored: clearing its ledger entry.", delivered.number)
+        self._abort_uploads(self._open_uploads())
+        self.ledger.clear_delivered(delivered.number, delivered.owner)
+
+    def _tidy(self, write: Callable[..., None], *args: Any) -> None:
+        """Delete an entry whose clip is where it should be: that is worth more than a tidy ledger."""
+        try:
+            write(*args)
+        except CodeGatewayError as error:
             log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
 
 
-@dataclass(frozen=True)
-class Preview:
-    """What a purchase would do.
-
-    :param clip: the clip, if it is in place already.
-    :param is_paid: whether nothing would be bought: the clip is in place, or paid for and not yet delivered.
-    :param offers: one render of each model that may be asked.
-    """
-
-    clip: Clip | None
-    is_paid: bool
-    offers: tuple[Offer, ...]
-
-    @property
-    def cheapest(self) -> Offer | None:
-        """The one that costs least; None if it is not known what one of them costs."""
-        priced = [
-            (each.cost.amount, each) for each in self.offers if each.cost and each.cost.amount is not None
-        ]
-        return min(priced, key=itemgetter(0))[1] if len(priced) == len(self.offers) else None
-
-    @property
-    def dearest(self) -> Offer | None:
-        """The one that may cost most; None if it is not known what one of them may cost."""
-        priced = [
-            (each.cost.at_most, each) for each in self.offers if each.cost and each.cost.at_most is not None
-        ]
-        return max(priced, key=itemgetter(0))[1] if len(priced) == len(self.offers) else None
+def _raise_if_cancelled() -> None:
+    if (task := asyncio.current_task()) and task.cancelling():
+        raise asyncio.CancelledError
 
 
-@dataclass(frozen=True)
-class Offer:
-    """One render of one model.
-
-    :param cost: None if no price is known.
-    """
-
-    model: str
-    cost: Cost | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for XCom."""
-        return {"model": self.model, "cost": None if self.cost is None else self.cost.as_dict()}
-
-
-@dataclass(frozen=True)
-class _Claimed:
-    """A claim of ours.
-
-    :param asked_at: when it was asked for: the wait for a thread makes a claim no older.
-    :param found: the clip, if it turned out to be in place.
-    """
-
-    asked_at: float
-    found: Clip | None
-
-
-def _is_plain(url: str) -> bool:
-    return url[:5].lower() == "http:"
-
-
-def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Write how a render ended. If that fails it is logged: the way it ended is the error to be raised."""
+def _note(write: Callable[..., None], *args: Any, **kwargs: Any) -> bool:
+    """Write how a render ended; whether that could be done. The way it ended is the error to be raised."""
     try:
         write(*args, **kwargs)
     except CodeGatewayError as error:
         log.error(
-            "How this render ended could not be written to the ledger, which now counts it as bought: %s",
+            "How this render ended could not be written to the ledger, which may count it as bought: %s",
             error.args[0],
         )
+        return False
+    return True

@@ -302,7 +302,11 @@ class RenewableClient:
         """A client of short time-outs and without retries: another one, with new connections, than ``after``."""
         with self._renewing:
             if self._quick is None or self._quick is after:
-                self._quick = self._connect_quickly()
+                try:
+                    self._quick = self._connect_quickly()
+                except Exception:  # of Airflow, which looks its connection up; the old one may do
+                    if self._quick is None:
+                        raise
             return self._quick
 
     def __getattr__(self, name: str) -> Any:

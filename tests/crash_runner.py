@@ -417,8 +417,8 @@ JOURNAL_POINTS: dict[str, Callable[[Job, S3Client], None]] = {
 
 # Of a purchase whose first model is down, between that model and its fallback.
 FALLBACK_POINTS: dict[str, Callable[[Job, S3Client], None]] = {
-    "before passing on": lambda job, s3: _before(Ledger, "pass_on"),
-    "after passing on": lambda job, s3: _after(Ledger, "pass_on"),
+    "before passing on": lambda job, s3: _before(Ledger, "release"),
+    "after passing on": lambda job, s3: _after(Ledger, "release"),
     "before the fallback's claim": lambda job, s3: _before(Ledger, "claim", call=2),
     "after the fallback's claim": lambda job, s3: _after(Ledger, "claim", call=2),
     "before the fallback's POST": lambda job, s3: _before(Gateway, "generate", call=2),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -51,6 +52,7 @@ from airflow_provider_codegateway.ledger import (
 from airflow_provider_codegateway.ledger.command import parser
 from airflow_provider_codegateway.ledger.entry import Attempt
 from airflow_provider_codegateway.limits import LIMITS
+from airflow_provider_codegateway.s3 import RenewableClient
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -571,7 +573,7 @@ def test_without_the_permission_to_delete_what_the_gateway_said_is_still_the_err
     ):
         render(job, client)
     assert "Give the AWS connection s3:DeleteObject" in caplog.text
-    assert "now counts it as bought" in caplog.text
+    assert "may count it as bought" in caplog.text
 
 
 def test_without_the_permission_for_multipart_uploads_a_receipt_is_used_all_the_same(
@@ -685,6 +687,156 @@ def test_a_receipt_is_kept_late_when_its_transfer_does_not_end_well(
     assert "1.rendered" in names(s3, bucket)
     assert render(job, client, max_renders=1).renders_bought == 1
     assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+def test_a_receipt_is_kept_late_when_the_run_is_stopped_while_it_could_not_be_written(
+    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """The answer is in hand: S3 gets another chance, and the next attempt is free."""
+    job = replace(job, limits=replace(job.limits, receipt_patience=0.6))
+    late = writes("1.rendered")
+    tried = threading.Event()
+    drops = [Verdict.DROP, Verdict.DROP]
+
+    def rule(request: S3Request) -> Verdict:
+        if not late(request):
+            return Verdict.PASS
+        tried.set()
+        return drops.pop() if drops else Verdict.PASS
+
+    async def stop_meanwhile() -> None:
+        task = asyncio.ensure_future(job.purchase(client).complete(job.request()))
+        await asyncio.to_thread(tried.wait)
+        task.cancel()
+        await task
+
+    with proxy.ruled(rule), pytest.raises(asyncio.CancelledError):
+        asyncio.run(stop_meanwhile())
+    assert not gateway.clip_requests
+    assert "1.rendered" in names(s3, bucket)
+    assert render(job, client, max_renders=1).renders_bought == 1
+    assert gateway.billed == 1
+
+
+def test_a_receipt_needs_no_second_client(
+    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """After a failure a new one is tried. If Airflow cannot look its connection up just then, the old one does."""
+    clients = [client]
+
+    def connect_quickly() -> S3Client:
+        if not clients:
+            raise OSError("no way to the API server")
+        return clients.pop()
+
+    renewable = RenewableClient.make(lambda: client, connect_quickly)
+    with proxy.ruled(once(Verdict.DROP, writes("1.rendered"))):
+        assert not render(job, renewable).reused
+    assert clients == []
+    assert names(s3, bucket) == {KEY}
+    assert gateway.billed == 1
+
+
+@pytest.mark.parametrize("where", ["between two tries", "while it is loaded"])
+def test_a_run_that_is_stopped_before_it_has_sent_the_request_bought_nothing(
+    where: str,
+    job: Job,
+    gateway: Emulator,
+    s3: S3Client,
+    proxy: S3Proxy,
+    client: S3Client,
+    bucket: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    """It leaves no trace that would count: restarts of a triggerer while the gateway is busy use up no render."""
+    at, go = threading.Event(), threading.Event()
+
+    def rule(request: S3Request) -> Verdict:
+        if where == "while it is loaded" and loads(request):
+            at.set()
+            go.wait()
+        return Verdict.PASS
+
+    def loads(request: S3Request) -> bool:
+        is_request = request.operation == "GetObject" and request.key.endswith("request.json")
+        return is_request and "range" not in request.headers
+
+    class Notice(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if where == "between two tries" and "Trying again in" in record.getMessage():
+                at.set()
+
+    async def stop() -> None:
+        task = asyncio.ensure_future(job.purchase(client).complete(job.request()))
+        await asyncio.to_thread(at.wait)
+        task.cancel()
+        go.set()
+        await task
+
+    notice = Notice()
+    logging.getLogger("airflow_provider_codegateway").addHandler(notice)
+    request.addfinalizer(partial(logging.getLogger("airflow_provider_codegateway").removeHandler, notice))
+    for _ in range(3):
+        at.clear()
+        go.clear()
+        gateway.fail_next(Fault.status(429, retry_after=30))
+        with proxy.ruled(rule), pytest.raises(asyncio.CancelledError):
+            asyncio.run(stop())
+        assert names(s3, bucket) == set()
+    gateway.clear_faults()
+    assert gateway.billed == 0
+    assert render(job, client, max_renders=1).renders_bought == 1
+
+
+def denied_if(when: Callable[[S3Request], bool]) -> Rule:
+    return lambda request: Verdict.DENY if when(request) else Verdict.PASS
+
+
+@pytest.mark.parametrize("fault", [Fault.early_expiry(0.0), Fault.no_url()], ids=["expired", "unreadable"])
+def test_a_lost_clip_whose_end_cannot_be_written_is_not_fetched_without_end(
+    fault: Fault, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """The error of the clip says the truth, and the next try looks again."""
+    gateway.fail_next(fault)
+    ends = writes("1.abandoned")
+    for _ in range(2):
+        with proxy.ruled(denied_if(ends)), pytest.raises((ClipExpired, RenderOutcomeUnknown)) as error:
+            render(job, client)
+        assert error.value.bought is not Bought.NO
+    assert gateway.billed == 1
+    assert proxy.operations.count("ListObjects") < 20
+    assert render(job, client).renders_bought == 2
+
+
+def test_a_clip_that_was_stored_and_only_not_confirmed_is_settled(
+    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """It is found at its key under our own claim."""
+
+    def confirms(request: S3Request) -> bool:
+        return bool(gateway.clip_requests) and (request.operation, request.key) == ("HeadObject", KEY)
+
+    with proxy.ruled(once(Verdict.DROP, confirms)):
+        assert render(job, client).renders_bought == 1
+    assert names(s3, bucket) == {KEY}
+
+
+@pytest.mark.parametrize("verdict", [Verdict.DENY, Verdict.DROP])
+@pytest.mark.parametrize("operation", ["HeadObject", "PutObject", "ListObjects", "GetObject"])
+def test_no_failure_of_s3_hides_what_an_earlier_run_bought(
+    operation: str, verdict: Verdict, job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """Whichever request of the next try fails."""
+    assert crash_runner.run(replace(job, kill_at="after the receipt")).killed
+    fails = lambda request: verdict if request.operation == operation else Verdict.PASS  # noqa: E731
+    with proxy.ruled(fails), pytest.raises(CodeGatewayError) as error:
+        render(job, client)
+    assert error.value.bought is not Bought.NO
+    with proxy.ruled(fails), pytest.raises(CodeGatewayError) as error:
+        BlockingCall().run(job.purchase(client).resume())
+    assert error.value.bought is not Bought.NO
+    assert render(job, client).renders_bought == 1
     assert gateway.billed == 1
 
 

@@ -124,7 +124,15 @@ def test_a_clip_of_each_model_lands_in_s3_and_its_key_in_xcom(
     clip = result["clip"].xcoms["clip"]
     assert set(clip) == {
         *("bucket", "key", "uri", "model", "bytes", "sha256", "created", "render_seconds", "renders_bought"),
-        *("renders_bought_here", "fingerprint", "reused", "cost", "facts", "mismatches"),
+        *(
+            "renders_bought_here",
+            "renders_unknown_here",
+            "fingerprint",
+            "reused",
+            "cost",
+            "facts",
+            "mismatches",
+        ),
         *("poster", "last_frame", "fallback", "aws_conn_id"),
     }
     assert (clip["mismatches"], clip["poster"], clip["last_frame"]) == ([], None, None)

@@ -37,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"s3", "net"}),
     frozenset({"models", "inputs", "gateway", "ledger", "transfer", "facts", "spend"}),
-    frozenset({"spec", "purchase"}),
+    frozenset({"spec", "place", "preview", "purchase"}),
     frozenset({"batch"}),
     frozenset({"metrics", "hooks"}),
     frozenset({"triggers"}),

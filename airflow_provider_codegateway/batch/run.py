@@ -306,9 +306,9 @@ class Batch:
     # Results.
 
     def _keep_clip(self, row: Row, clip: Clip) -> None:
-        purchase = self._active.get(row.index)
-        self._tally.add_clip(clip, row, perhaps=0 if purchase is None else purchase.unknown_before(clip))
-        status: Status = "stored" if clip.renders_bought_here else "reused"
+        self._tally.add_clip(clip, row)
+        # What another run made of a key where one of ours may have been bought, too, is not ours.
+        status: Status = "stored" if clip.renders_bought_here > clip.renders_unknown_here else "reused"
         error = None
         if clip.mismatches:
             log.warning("The clip at %s is not what was asked for. %s", clip.uri, " ".join(clip.mismatches))
@@ -509,12 +509,9 @@ class _Tally:
         self._unpriced = 0
         self._currency = account.settings.currency
 
-    def add_clip(self, clip: Clip, row: Row, perhaps: int = 0) -> None:
-        """Count what this run bought of a clip.
-
-        :param perhaps: how many of its renders only may have been bought.
-        """
-        here = clip.renders_bought_here
+    def add_clip(self, clip: Clip, row: Row) -> None:
+        """Count what this run bought of a clip, and what it may have bought."""
+        here, perhaps = clip.renders_bought_here, clip.renders_unknown_here
         if not here:
             return
         self.bought += here - perhaps
@@ -523,7 +520,7 @@ class _Tally:
             self._add(Cost.from_dict(clip.cost))
         else:
             unit = self._unit(row.body_of(clip.model))
-            self._add(None if unit is None else unit.of_renders(bought=here))
+            self._add(None if unit is None else unit.of_renders(bought=here - perhaps, perhaps=perhaps))
 
     def add_renders(self, body: Mapping[str, Any], bought: int, perhaps: int) -> dict[str, Any] | None:
         """Count renders that brought no clip; what they cost."""

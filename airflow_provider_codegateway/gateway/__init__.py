@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow_provider_codegateway.gateway.answers import Answer, Receipt, link_over_https, read_receipt
 from airflow_provider_codegateway.gateway.blocking import BlockingCall
-from airflow_provider_codegateway.gateway.client import Buyer, Gateway, LoadContent
+from airflow_provider_codegateway.gateway.client import Buyer, Gateway, LoadContent, StoppedUnsent
 from airflow_provider_codegateway.gateway.fallback import FALLBACK_ON, reason_to_fall_back
 from airflow_provider_codegateway.gateway.settings import GatewaySettings, checked_settings
 
@@ -17,6 +17,7 @@ __all__ = [
     "GatewaySettings",
     "LoadContent",
     "Receipt",
+    "StoppedUnsent",
     "checked_settings",
     "link_over_https",
     "read_receipt",

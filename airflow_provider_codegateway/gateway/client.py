@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,6 +50,18 @@ def _take(wire: Wire, seen: Exchange) -> None:
     if is_more or not seen.status:
         seen.status, seen.body = status, bytearray(body)
         seen.answered_at = seen.answered_at or time.monotonic()
+
+
+class StoppedUnsent(asyncio.CancelledError):
+    """Cancelled before a request was sent whole: nothing was bought."""
+
+
+@contextmanager
+def _nothing_sent() -> Iterator[None]:
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise StoppedUnsent from None
 
 
 LoadContent = Callable[[], Awaitable[bytes]]
@@ -139,11 +152,13 @@ class Gateway:
         :raises GatewayUnavailable: not reached or busy, also after the retries; nothing was bought.
         :return: a success as it came. One render was bought.
         :raises RenderOutcomeUnknown: sent, and no answer; perhaps bought.
+        :raises StoppedUnsent: cancelled, and nothing was bought. Cancelled later, it may have been.
         """
         deadline = time.monotonic() + self.settings.deadline
         attempt = 1
         while True:
-            unsent = [await content()]
+            with _nothing_sent():
+                unsent = [await content()]
             try:
                 return await self._post(unsent, deadline)
             except GatewayUnavailable as error:
@@ -156,7 +171,8 @@ class Gateway:
                 )
             finally:
                 unsent.clear()  # error trackers show the local variables of whatever fails
-            await asyncio.sleep(delay)
+            with _nothing_sent():
+                await asyncio.sleep(delay)
             attempt += 1
 
     async def _post(self, unsent: list[bytes], deadline: float) -> Answer:
@@ -191,6 +207,8 @@ class Gateway:
         if not seen.has_answer:
             if exchange.cancelled():
                 # An answer that has come would be worth more: the caller keeps it, and then stops.
+                if stopped and not seen.is_sent:
+                    raise StoppedUnsent from None
                 raise stopped or classify_silence(self.settings, is_sent=seen.is_sent)
             if failure is not None:
                 if not isinstance(failure, Exception):

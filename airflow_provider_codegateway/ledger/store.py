@@ -166,7 +166,11 @@ class Ledger:
             self.is_ours = self._create("request.json", marker, Metadata={FINGERPRINT: self.fingerprint})
             if self.is_ours:
                 return None
-            entry = self.read()
+            try:
+                entry = self.read()
+            except CodeGatewayError as error:
+                error.bought = bought
+                raise
             if entry.open or entry.attempts:
                 return entry
             # Settled since by another run; or lists are late, and an entry that cannot be seen cannot be trusted.
@@ -211,21 +215,19 @@ class Ledger:
         """The id of our last claim."""
         return self._owner
 
-    def release(self, number: int) -> None:
-        """Take back our claim, which provably bought nothing; the last one takes the entry with it."""
+    def release(self, number: int, *, keep_request: bool = False) -> None:
+        """Take back our claim, which provably bought nothing. The last one takes the entry with it.
+
+        :param keep_request: leave the request, as the next claim for it is made at once.
+        """
         # While we were held up, others may have settled the entry, and the marker may be another's.
         if not self._owns(number):
             return
         # The request goes first: a claim that somebody else makes in between must not lose its request.
         name = f"{number}.started"
-        alone = self._list()[1].keys() <= {"request.json", name}
-        for each in ["request.json", name] if alone else [name]:
+        is_last = not keep_request and self._list()[1].keys() <= {"request.json", name}
+        for each in ["request.json", name] if is_last else [name]:
             self._delete([each])
-
-    def pass_on(self, number: int) -> None:
-        """Take back our claim, which provably bought nothing, and keep the request: another model is asked next."""
-        if self._owns(number):
-            self._delete([f"{number}.started"])
 
     def abandon(self, number: int, outcome: str, *, answer: Answer | None = None) -> None:
         """Write ``number.abandoned``: a successor need not wait for this render, nor use its answer.
@@ -247,10 +249,10 @@ class Ledger:
         One attempt, and a short one. The next has a client of its own: the credentials may have run out, or a
         firewall may have forgotten the connection.
         """
-        name, begun = f"{number}.rendered", time.monotonic()
-        s3 = quick_client(self.s3, after=self._failed)
+        name, begun, s3 = f"{number}.rendered", time.monotonic(), self._failed
         try:
             with self._errors("write the receipt", "s3:PutObject", name):
+                s3 = quick_client(self.s3, after=self._failed)
                 self._put(name, {"fingerprint": self.fingerprint, "answer": answer.as_dict()}, through=s3)
         except CodeGatewayError as error:
             self._failed = s3

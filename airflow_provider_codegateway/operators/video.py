@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_codegateway.facts import Beside
     from airflow_provider_codegateway.models import VideoRequest
-    from airflow_provider_codegateway.purchase import Preview
+    from airflow_provider_codegateway.preview import Preview
 
 RETURNS = "a key; the clip's facts are in the XCom 'clip'"
 
