@@ -22,6 +22,7 @@ with DAG(
     dag_id="codegateway_catalogue",
     schedule=None,
     catchup=False,
+    max_active_runs=1,  # they share a result_path
     params={
         "bucket": Param("codegateway-examples", type="string", description="Bucket of rows and clips."),
         "rows": Param("input/catalogue.csv", type="string", description="Key of the rows."),

@@ -904,11 +904,14 @@ def test_rows_that_another_batch_replaced_are_not_rendered(run: Run, gateway: Em
     assert gateway.ledger == ()
 
 
-def test_no_asset_event_is_sent_for_the_clips_of_another_batch(
-    run: Run, gateway: Emulator, s3: S3Client, bucket: str
+@pytest.mark.parametrize(
+    "events", [{}, {"asset_events": "clip", "outlets": [AssetAlias("clips")]}], ids=["none", "clip"]
+)
+def test_nobody_is_sent_to_the_manifest_of_another_batch(
+    events: dict[str, Any], run: Run, gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:
-    """The manifest was replaced before the task resumed: it says so, and what was bought."""
-    operator = run.operator(rows(1), deferrable=True, asset_events="clip", outlets=[AssetAlias("clips")])
+    """It was replaced before the task resumed: the task says so, and what was bought."""
+    operator = run.operator(rows(1), deferrable=True, **events)
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(run.context)
     event = asyncio.run(first_event(deferred.value.trigger))
@@ -1033,9 +1036,26 @@ def test_a_render_that_may_have_been_bought_is_not_counted_as_bought(run: Run, g
     gateway.fail_next(Fault.reset_after())
     with pytest.raises(BatchIncomplete):
         run.execute(rows(1))
-    run.execute(rows(1))
+    for _ in range(2):  # also when the task is cleared afterwards
+        run.execute(rows(1))
+        assert (run.summary["renders_bought"], run.summary["renders_unknown"]) == (1, 1)
+    assert run.counts == {"stored": 1}
     assert gateway.billed == 2
-    assert (run.summary["renders_bought"], run.summary["renders_unknown"]) == (1, 1)
+
+
+def test_a_clip_that_another_run_made_of_our_key_is_not_ours(run: Run, gateway: Emulator) -> None:
+    """Of ours nobody knows. The clip is told as what it is for us: found."""
+    gateway.fail_next(Fault.status(500))
+    with pytest.raises(BatchIncomplete):
+        run.execute(rows(1))
+    other = Run(run.s3, run.bucket, "another")
+    other.execute(rows(1))
+    assert other.counts == {"stored": 1}
+    assert (other.summary["renders_bought"], other.summary["renders_unknown"]) == (1, 0)
+    run.execute(rows(1))
+    assert run.counts == {"reused": 1}
+    assert (run.summary["renders_bought"], run.summary["renders_unknown"]) == (0, 1)
+    assert gateway.billed == 1
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ class RenderingOperator(BaseOperator):
     def _report(self, error: CodeGatewayError, context: Context) -> None:
         """Count and log what a failure cost, and leave it for the task's page. The rest of it Airflow logs."""
         metrics.failed(error, self.model)
+        if error.bought is Bought.NO and getattr(context.get("ti"), "try_number", 1) > 1:
+            error.bought = self._bought_before(context)
         self.log.error("%s", error.money)
         if self.do_xcom_push and "ti" in context:
             told = {"class": type(error).__name__, "message": error.args[0], "bought": error.money}
@@ -110,6 +112,10 @@ class RenderingOperator(BaseOperator):
             error.__traceback__ = None
             if error.__cause__ is not None:
                 error.__cause__.__traceback__ = None
+
+    def _bought_before(self, context: Context) -> Bought:
+        """What earlier tries bought that is not delivered, where that can be told."""
+        return Bought.NO
 
     def _can_resume(self, context: Context) -> bool:
         """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""

@@ -25,6 +25,7 @@ from airflow_provider_codegateway.clip import (
     clip_location,
 )
 from airflow_provider_codegateway.exceptions import (
+    Bought,
     CodeGatewayError,
     InvalidRequest,
     RenderOutcomeUnknown,
@@ -64,7 +65,9 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_codegateway.clip import S3Location
     from airflow_provider_codegateway.facts import Beside
+    from airflow_provider_codegateway.ledger import Entry
     from airflow_provider_codegateway.models import VideoRequest
     from airflow_provider_codegateway.preview import Preview
 
@@ -351,14 +354,29 @@ class GenerateVideoOperator(RenderingOperator):
             self._report(unknown, context)
             raise unknown from error
 
-    def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
-        """What became of a render whose trigger reported nothing of use: by the ledger, for nobody else can tell."""
+    def _read_ledger(self) -> tuple[S3Location, Entry]:
         from airflow_provider_codegateway.hooks.storage import s3_client
-        from airflow_provider_codegateway.ledger import Ledger, describe_attempts, entry_location, money
+        from airflow_provider_codegateway.ledger import Ledger, entry_location
+
+        at = entry_location(clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix)
+        return at, Ledger(s3_client(self.ledger_conn_id or self.aws_conn_id), at).read()
+
+    def _bought_before(self, context: Context) -> Bought:
+        from airflow_provider_codegateway.ledger import money
 
         try:
-            at = entry_location(clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix)
-            entry = Ledger(s3_client(self.ledger_conn_id or self.aws_conn_id), at).read()
+            _, entry = self._read_ledger()
+        except Exception:  # whatever it is, the error that is reported matters more
+            return Bought.PERHAPS
+        is_ours = any(attempt.requester in requesters(context) for attempt in entry.attempts)
+        return money(entry) if is_ours else Bought.NO
+
+    def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
+        """What became of a render whose trigger reported nothing of use: by the ledger, for nobody else can tell."""
+        from airflow_provider_codegateway.ledger import describe_attempts, money
+
+        try:
+            at, entry = self._read_ledger()
         except Exception as unread:  # whatever it is, the deferral's end matters more
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
             return RenderOutcomeUnknown(f"{reason} The ledger could not be read: {why}")

@@ -476,7 +476,7 @@ class GenerateVideosOperator(RenderingOperator):
         if not tolerance.allows(summary.without_clip, summary.requests):
             raise self._incomplete(summary, f"tolerated_failures={self.tolerated_failures} allows fewer.")
         try:
-            self._add_asset_events(summary, context)
+            self._announce(summary, context)
         except CodeGatewayError as error:
             if summary.renders_bought or summary.renders_unknown:
                 error.bought = Bought.YES if summary.renders_bought else Bought.PERHAPS
@@ -493,20 +493,24 @@ class GenerateVideosOperator(RenderingOperator):
         ]
         return error_class("\n".join(lines), renders=summary.renders_bought, perhaps=summary.renders_unknown)
 
-    def _add_asset_events(self, summary: Summary, context: Context) -> None:
+    def _announce(self, summary: Summary, context: Context) -> None:
+        """Send the asset events.
+
+        :raises InvalidTarget: the manifest is another batch's by now, so nobody may be sent to it.
+        """
         from airflow_provider_codegateway.batch import LineFile
 
         location = split_uri(summary.manifest)
         assert location is not None
-        if self.asset_events == "batch" or not self.outlets:
-            lineage.add_batch_events(self.outlets, context, [(location, summary.as_dict())])
-            return
         with LineFile.download(self._s3, location, self._put_args) as rows:
             if summary.digest not in (None, rows.digest()):
                 raise InvalidTarget(
-                    f"{location.uri} is the manifest of another batch by now, so no asset event is sent for the clips. "
-                    "Give each batch a result_path of its own, and run the task again."
+                    f"{location.uri} is the manifest of another batch by now. The clips of this one are stored. Give "
+                    "each batch a result_path of its own, such as one with the run id in it, and run the task again."
                 )
+            if self.asset_events == "batch" or not self.outlets:
+                lineage.add_batch_events(self.outlets, context, [(location, summary.as_dict())])
+                return
             events = (
                 (clip, row)
                 for row in rows
