@@ -339,6 +339,35 @@ def test_the_clip_of_another_request_is_not_reused(gateway: Emulator, s3: S3Clie
     assert keys(s3, bucket) == ["x.mp4"]
 
 
+@pytest.mark.parametrize(
+    ("fault", "bought"), [(Fault.reset_after(), Bought.PERHAPS), (ClipFault.html(), Bought.YES)]
+)
+def test_a_retry_that_fails_before_the_purchase_says_what_was_bought_before(
+    fault: Any, bought: Bought, gateway: Emulator, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it fails of. Where the ledger cannot be read either, it says that it is not known."""
+    gateway.fail_next(fault, times=9)
+    operator = GenerateVideoOperator(
+        task_id="clip", model=VEO, prompt="p", s3_bucket=bucket, s3_key="x.mp4", deferrable=False
+    )
+    instance = SimpleNamespace(
+        dag_id="d", task_id="clip", run_id="r", map_index=-1, try_number=1, xcom_push=lambda key, value: None
+    )
+    context: Any = {"ti": instance}
+    with pytest.raises(CodeGatewayError):
+        operator.execute(context)
+    monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", "codegateway://:@gateway")
+    for number, said in ((1, Bought.NO), (2, bought)):
+        instance.try_number = number
+        with pytest.raises(InvalidConnection) as error:
+            operator.execute(context)
+        assert error.value.bought is said
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", "aws://?endpoint_url=http%3A%2F%2F127.0.0.1%3A1")
+    with pytest.raises(InvalidConnection) as error:
+        operator.execute(context)
+    assert error.value.bought is Bought.PERHAPS
+
+
 def test_replace_renders_anew_on_a_new_run_and_never_on_a_retry(
     gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:
