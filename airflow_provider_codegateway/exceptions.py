@@ -26,6 +26,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Self
 
@@ -42,7 +43,7 @@ class Bought(Enum):
     YES = "One render was bought."
 
 
-_FACTS = ("status", "retry_after", "renders", "perhaps")
+_FACTS = ("status", "retry_after", "renders", "perhaps", "cost")
 
 LONGEST_MESSAGE = 20_000
 """Characters. A message may have words of others in it, and goes into Airflow's database with a trigger's event."""
@@ -61,6 +62,9 @@ class CodeGatewayError(AirflowException):
     """How many renders were bought, where that is counted."""
     perhaps: int = 0
     """How many more may have been, where that is counted."""
+    cost: Mapping[str, Any] | None = None
+    """What the renders of the clip cost so far, as ``spend.Cost.as_dict``; None if nothing was bought, or no price is
+    known."""
 
     def __init__(self, message: str, *, bought: Bought | None = None) -> None:
         super().__init__(safe_lines(str(message), LONGEST_MESSAGE))

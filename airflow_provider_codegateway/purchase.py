@@ -134,7 +134,8 @@ class Purchase:
         self._nothing_bought = (
             False  # for certain: nothing was begun when the entry was opened here, and not since
         )
-        self._has_answer = self._has_receipt = False  # the render that was bought here
+        # The render that was begun here, and not given back.
+        self._is_begun = self._has_answer = self._has_receipt = False
         self._entry: Entry | None = None  # as it was read last
         self._attempts: tuple[Attempt, ...] = ()  # of it, so without the render that we begin
         self._turn = Turn(0, spec.model)
@@ -285,10 +286,21 @@ class Purchase:
         """
         try:
             return await self._resume()
-        except (InvalidTarget, StorageUnavailable) as error:
-            if error.bought is Bought.NO:
+        except CodeGatewayError as error:
+            if error.bought is Bought.NO and isinstance(error, InvalidTarget | StorageUnavailable):
                 error.bought = self._bought_so_far()
+            if error.bought is not Bought.NO:
+                error.cost = self._cost_so_far()
             raise
+
+    def _cost_so_far(self) -> Mapping[str, Any] | None:
+        member = self.spec.members[self._turn.index]
+        if self._account.is_idle or member.priced_by is None:
+            return None
+        unit = self._account.cost({"model": member.model, **member.priced_by})
+        begun = len(self._attempts) + self._is_begun
+        paid = sum(each.rendered is not None for each in self._attempts) + self._has_answer
+        return None if unit is None else unit.of_renders(bought=paid, perhaps=begun - paid).as_dict()
 
     def _bought_so_far(self) -> Bought:
         if self._has_answer:
@@ -550,6 +562,7 @@ class Purchase:
 
     async def _give_back(self, number: int, why: str, *, keep_request: bool = False) -> None:
         """Take back a claim and its reservation: nothing was bought."""
+        self._is_begun = False
         try:
             await to_the_end("ledger", _note, self.ledger.release, number, keep_request=keep_request)
         finally:  # also if we are cancelled in between
@@ -557,7 +570,7 @@ class Purchase:
 
     async def _buy_and_deliver(self, number: int) -> Clip | None:
         """The clip of render ``number``; None if it bought nothing, and another model is to be asked."""
-        self._nothing_bought = False
+        self._nothing_bought, self._is_begun = False, True
         answer = await self._buy(number)
         if answer is None:
             return None
@@ -683,6 +696,7 @@ class Purchase:
             log.error("No fallback is tried, as the claim could not be taken back: %s", problem.args[0])
             await self._give_back(number, reason)
             raise error from problem
+        self._is_begun = False
         await to_the_end("journal", self._account.released, self.ledger.owner, reason)
         self._passed_over.append({"model": self._turn.model, "reason": reason})
         self._turned_down.append(error)

@@ -276,7 +276,7 @@ def test_waiting_page_keeps_the_focus_and_ends_with_the_login(browser: Browser, 
     with browsing(browser, world, "anna") as page:
         page.clock.install()
         page.goto(f"{world.page(DAG_A).removesuffix('-1')}930")
-        link = page.get_by_role("link", name="render", exact=True)
+        link = page.locator("#task").get_by_role("link", name="render", exact=True)
         link.focus()
         with page.expect_response("**/api/clip?*"):
             page.clock.run_for(5_000)
@@ -304,7 +304,7 @@ def test_gallery_in_airflow(browser: Browser, world: World) -> None:
         wait_until_it_plays(gallery.locator("video"))
         page.evaluate("document.documentElement.className = 'dark'")
         gallery.locator("html[data-theme=dark]").wait_for()
-        gallery.get_by_role("link", name="render", exact=True).click()
+        gallery.locator("#task").get_by_role("link", name="render", exact=True).click()
         page.wait_for_url("**/dags/dag_a/runs/**/tasks/render")
 
 

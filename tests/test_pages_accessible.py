@@ -118,7 +118,7 @@ def test_the_pages_of_a_batch(view: str, browser: Browser, catalogue: Catalogue)
         assert page.locator("#rows tr").count() == 1
         require_accessible(page)
         page.locator("#rows a").click()
-        page.locator("#absent").get_by_text("RequestRejected").wait_for()
+        page.locator("#why").get_by_text("RequestRejected").wait_for()
         require_accessible(page)
         page.get_by_role("link", name="Batch").click()
         page.get_by_label("Status").select_option("stored")

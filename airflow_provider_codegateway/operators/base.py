@@ -101,7 +101,13 @@ class RenderingOperator(BaseOperator):
             error.bought = self._bought_before(context)
         self.log.error("%s", error.money)
         if self.do_xcom_push and "ti" in context:
-            told = {"class": type(error).__name__, "message": error.args[0], "bought": error.money}
+            told: dict[str, Any] = {
+                "class": type(error).__name__,
+                "message": error.args[0],
+                "bought": error.money,
+            }
+            if error.cost is not None:
+                told["cost"] = dict(error.cost)
             try:
                 context["ti"].xcom_push(key="clip_error", value=told)
             except Exception as failure:  # the error itself matters more

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection, Iterable
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -188,7 +189,7 @@ async def filters(api: ApiDep) -> Response:
 async def clip(api: ApiDep, entry: EntryDep) -> Response:
     """The facts of one clip, and of the task that makes it."""
     tries = await api.tries(entry.task)
-    error = None if entry.clip else await clips.error_of(api, entry.task)
+    error = None if entry.instance.state == "success" else await clips.error_of(api, entry.task)
     return _json(
         {
             **_about_task(entry, tries, error),
@@ -199,7 +200,7 @@ async def clip(api: ApiDep, entry: EntryDep) -> Response:
     )
 
 
-def _about_task(entry: Entry, tries: Iterable[Instance], error: dict[str, str] | None) -> dict[str, Any]:
+def _about_task(entry: Entry, tries: Iterable[Instance], error: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "task": asdict(entry.task),
         "label": entry.instance.label,
@@ -350,6 +351,7 @@ def _card(entry: Entry) -> dict[str, Any]:
         "aspect_ratio": entry.text("aspect_ratio"),
         "batch": entry.batch and entry.batch.model_dump(exclude={"manifest", "stopped"}),
         "is_batch": entry.is_batch,
+        "error": entry.error and {**entry.error, "message": _first_sentence(entry.error["message"])},
         "when": _iso(entry.stored or entry.instance.end or entry.instance.start),
         "clip": clip
         and {
@@ -361,6 +363,12 @@ def _card(entry: Entry) -> dict[str, Any]:
             "has_poster": clip.poster is not None,
         },
     }
+
+
+def _first_sentence(message: str) -> str:
+    """As much of a message as fits on a card."""
+    line = message.strip().partition("\n")[0]
+    return re.split(r"(?<=[.:!]) ", line, maxsplit=1)[0][:200]
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -6,7 +6,9 @@ say by their own metadata whose they are, before anything of them is shown (``ma
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from airflow_provider_codegateway.clip import S3Location, split_uri
 
@@ -15,14 +17,25 @@ COUNTS = ("stored", "reused", "refused", "failed", "unknown", "not_begun")
 _MOST = 2**53
 
 
+Amount = Annotated[str, Field(max_length=40, pattern=r"^[0-9]+(\.[0-9]+)?$")]
+
+
 class Spent(BaseModel):
     """What a batch cost. An amount is None if it is not known."""
 
     model_config = ConfigDict(strict=True)
 
-    amount: str | None = Field(None, max_length=40)
-    at_most: str | None = Field(None, max_length=40)
-    currency: str = Field(max_length=3)
+    amount: Amount | None = None
+    at_most: Amount | None = None
+    currency: str = Field(pattern=r"^[A-Z]{3}$")
+
+
+def cost_of(value: object) -> dict[str, Any] | None:
+    """A cost that a page can add up, or None."""
+    try:
+        return Spent.model_validate(value).model_dump()
+    except ValidationError:
+        return None
 
 
 class Batch(BaseModel):
@@ -44,7 +57,7 @@ class Batch(BaseModel):
     not_begun: int = Field(0, ge=0, lt=_MOST)
     renders_bought: int = Field(0, ge=0, lt=_MOST)
     renders_unknown: int = Field(0, ge=0, lt=_MOST)
-    cost: Spent | None = None
+    cost: Annotated[Spent | None, BeforeValidator(cost_of)] = None
     stopped: str | None = Field(None, max_length=10_000)
 
     @property

@@ -10,8 +10,8 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from airflow_provider_codegateway.clip import (
     MAX_KEY_BYTES,
     Clip,
+    Facts,
     S3Location,
     clip_location,
     identities,
@@ -37,7 +38,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
     Position,
     TaskRef,
 )
-from airflow_provider_codegateway.plugins.batches import Batch, manifest_below, parse_batch
+from airflow_provider_codegateway.plugins.batches import Batch, cost_of, manifest_below, parse_batch
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
@@ -71,6 +72,7 @@ class Entry:
     """A task instance and the clip or the batch that it made, if it did.
 
     :param stored: when the XCom was written.
+    :param error: what the latest try failed of, where that was asked for; see ``error_of``.
     """
 
     instance: Instance
@@ -78,6 +80,7 @@ class Entry:
     batch: Batch | None = None
     stored: datetime | None = None
     aws_conn_id: ConnId = UNKNOWN
+    error: Mapping[str, Any] | None = None
 
     @property
     def task(self) -> TaskRef:
@@ -173,7 +176,15 @@ def parse_clip(value: str) -> Clip | None:
         or not 0 <= (clip.created or 0) < 1e11
     ):
         return None
-    return Clip(**{**asdict(clip), "uri": S3Location(clip.bucket, clip.key).uri})
+    uri = S3Location(clip.bucket, clip.key).uri
+    return replace(clip, uri=uri, cost=cost_of(clip.cost), facts=_facts_of(clip.facts))
+
+
+def _facts_of(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Facts that a page can show."""
+    facts = Facts.from_dict(values or {})
+    numbers = [] if facts is None else [facts.width, facts.height, facts.duration or 0, facts.fps or 0]
+    return facts.as_dict() if facts and all(0 <= number < 1e9 for number in numbers) else None
 
 
 # The gallery.
@@ -248,7 +259,10 @@ async def choices(api: AirflowApi) -> dict[str, list[str]]:
 async def _listed(api: AirflowApi, instance: Instance, choice: Choice) -> Entry | None:
     # To read an XCom among 10,000 of a mapped task takes Airflow ten times as long as the instance.
     instance = await api.with_fields(instance)
-    return await _entry(api, instance) if _may_be_wanted(instance, choice) else None
+    entry = await _entry(api, instance) if _may_be_wanted(instance, choice) else None
+    if entry and instance.state in FAILED:
+        entry = replace(entry, error=await error_of(api, instance.task))
+    return entry
 
 
 async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
@@ -298,16 +312,20 @@ async def look_up(api: AirflowApi, task: TaskRef) -> Entry:
     return entry
 
 
-async def error_of(api: AirflowApi, task: TaskRef) -> dict[str, str] | None:
-    """The error that the task's latest try ended with, if it left one: class, message, and what was bought."""
-    found = await api.xcom(task, "clip_error")
+FAILED = ("failed", "up_for_retry")
+
+
+async def error_of(api: AirflowApi, task: TaskRef) -> dict[str, Any] | None:
+    """The error of the task's latest try, if it left one: class, message, what was bought, and its cost."""
     try:
+        found = await api.xcom(task, "clip_error")
         error = json.loads(found[0]) if found else None
-    except ValueError:
+    except (NoAnswer, ValueError):
         return None
     if not isinstance(error, dict):
         return None
-    return {name: str(error.get(name, ""))[:MAX_VALUE_CHARACTERS] for name in ("class", "message", "bought")}
+    texts = {name: str(error.get(name, ""))[:MAX_VALUE_CHARACTERS] for name in ("class", "message", "bought")}
+    return {**texts, "cost": cost_of(error.get("cost"))}
 
 
 async def may_see_work_of(

@@ -1,5 +1,5 @@
 import { amount, breakable, byId, date, element, get, moment, reason, rowPage, seconds, showFailure } from "./common.js";
-import { BOUGHT, fact, longFact, PROBLEMS, showProblem, showState, showTask, showTries, task, words } from "./task.js";
+import { BOUGHT, errorText, fact, longFact, PROBLEMS, showProblem, showState, showTask, showTries, task, words } from "./task.js";
 
 const POLL_MILLISECONDS = 5000;
 const COUNTS = { stored: "Stored", reused: "Reused", refused: "Refused", failed: "Failed", unknown: "Unknown", not_begun: "Not begun" };
@@ -24,11 +24,23 @@ function showCounts({ batch, progress, manifest, has_ended: hasEnded, stored, re
     if (progress) showProgress(progress);
     else if (!hasEnded) longFact(facts, "Progress", "Nothing has been written yet.");
   }
-  if (error) longFact(facts, "Error", element("strong", {}, error.class), " ", element("span", { class: "lines" }, error.message));
-  if (error && !batch) fact(facts, "Bought", BOUGHT[error.bought] ?? error.bought);
-  const [name, uri] = manifest ? ["Manifest", manifest] : ["Result", path];
+  showWhy(error, batch);
+  const [name, uri] = manifest && batch ? ["Manifest", manifest] : ["Result", path];
   if (uri) longFact(facts, name, element("code", {}, ...breakable(uri)));
   if (batch) fact(facts, "Written", moment(stored));
+}
+
+/** Of a batch that has a manifest the first line is enough: its rows follow. */
+function showWhy(error, batch) {
+  const why = byId("why");
+  why.hidden = !error;
+  if (!error || why.contains(document.activeElement)) return;
+  const [first, ...rest] = (error.message ?? "").split("\n");
+  const folded = rest.length > 4 || (batch && rest.length);
+  const shown = folded ? { ...error, message: first } : error;
+  const [kind, message, money] = errorText(shown);
+  const more = element("details", {}, element("summary", {}, `${rest.length} more lines`), element("p", { class: "lines" }, rest.join("\n")));
+  why.replaceChildren(kind, message, money, ...(folded ? [more] : []));
 }
 
 function showProgress({ stored, failed, in_flight: inFlight, waiting, spent, seconds_left: left, at }) {
@@ -41,7 +53,7 @@ function showProgress({ stored, failed, in_flight: inFlight, waiting, spent, sec
   }
   fact(counts, "Spent", spent);
   if (left !== null) fact(counts, "Time left", left < 90 ? `about ${Math.round(left)} s` : `about ${Math.round(left / 60)} min`);
-  byId("progress-words").textContent = `As of ${date(at)}. A batch says how far it is every half minute.`;
+  byId("progress-words").textContent = `As of ${date(at)}. Updated every 30 s.`;
 }
 
 // The rows of the manifest.
@@ -129,6 +141,7 @@ async function play(row, name, button) {
     byId("player-title").textContent = name;
     byId("player").hidden = false;
     video.src = url;
+    opener = button;
     byId("player").scrollIntoView({ block: "nearest" });
     video.focus();
     await video.play().catch(() => {});
@@ -140,21 +153,41 @@ async function play(row, name, button) {
   button.removeAttribute("aria-busy");
 }
 
+let opener = null;
+
+function close() {
+  byId("video").pause();
+  byId("video").removeAttribute("src");
+  byId("player").hidden = true;
+  opener?.focus();
+}
+
 let hasSummary = false;
 
 async function show() {
   const facts = await get("api/batch", task);
   hasSummary = Boolean(facts.batch);
   showState(facts.state);
+  showHowMany(facts.batch);
   showCounts(facts);
   showTask(facts);
   showTries(facts.tries);
   byId("batch").hidden = false;
-  const name = `${task.task_id}${task.map_index === "-1" ? "" : ` [${facts.label ?? task.map_index}]`}`;
+  const folder = facts.result_path?.replace(/\/+$/, "").split("/").slice(3).pop();
+  const name = `${folder || task.task_id}${task.map_index === "-1" ? "" : ` [${facts.label ?? task.map_index}]`}`;
   document.title = `${name} · Batch`;
   byId("name").textContent = name;
   byId("status").textContent = facts.has_ended ? "The batch has ended." : byId("progress-words").textContent;
   return facts;
+}
+
+/** A task may succeed while some of its rows have no clip. */
+function showHowMany(batch) {
+  if (!batch) return;
+  const there = batch.stored + batch.reused;
+  if (there === batch.requests) return;
+  byId("state").textContent = `${there.toLocaleString()} of ${batch.requests.toLocaleString()} clips`;
+  if (byId("state").dataset.state === "success") byId("state").dataset.state = "some";
 }
 
 async function refresh() {
@@ -187,6 +220,7 @@ byId("filter").addEventListener("submit", (event) => {
   addRows(0);
 });
 for (const id of ["row-status", "words"]) byId(id).addEventListener("change", () => addRows(0));
+byId("close").addEventListener("click", close);
 byId("more").addEventListener("click", () => addRows(next));
 byId("video").addEventListener("error", () => {
   showProblem(["The clip cannot be played here", "Its bucket may be another than that of the batch. Its own page, which its name leads to, can play it."]);

@@ -1,11 +1,11 @@
 import { amount, batchPage, breakable, byId, element, fit, moment, paint, reason, seconds, shape, showFailure, size } from "./common.js";
-import { ask, BOUGHT, fact, isRow, longFact, NOT_ENDED, PROBLEMS, showProblem, showState, showTask, showTries, task } from "./task.js";
+import { airflowLink, ask, elapsed, errorText, fact, isRow, logUrl, longFact, NOT_ENDED, paid, PROBLEMS, showProblem, showState, showTask, showTries, task } from "./task.js";
 
 // The form of the state of a task: a word for a person, and what it means for the clip.
 const ABSENT = {
   success: "This task ended well, but left no facts of a clip: its XCom “clip” is missing.",
-  running: "Rendering. It usually takes about two minutes.",
-  deferred: "Rendering. No worker slot is used. It usually takes about two minutes.",
+  running: "It usually takes about two minutes.",
+  deferred: "No worker slot is used. It usually takes about two minutes.",
   failed: "This task failed and has no clip.",
   upstream_failed: "A task before this one failed, so nothing was rendered.",
   up_for_retry: "The last try failed. Airflow will try again.",
@@ -29,11 +29,44 @@ const WORDS = {
 };
 const POLL_MILLISECONDS = 5000;
 
-function errorText({ class: kind, message, bought }) {
-  return element("p", { class: "lines" }, element("strong", {}, kind ?? ""), ` ${message ?? ""} ${BOUGHT[bought] ?? bought ?? ""}`);
+const UNUSUAL_SECONDS = 300;
+
+/** Why the task failed, or how its clip is not what was asked for: before all else. */
+function showWhy({ clip, state, row, error, number }) {
+  const why = byId("why");
+  const differs = clip?.mismatches?.length ? clip.mismatches.join(" ") : "";
+  why.hidden = !(error || differs) || (state === "success" && !differs && !row);
+  why.classList.toggle("warn", !error);
+  if (why.contains(document.activeElement)) return; // a refresh takes nobody's focus
+  if (error) why.replaceChildren(...errorText(error));
+  else why.replaceChildren(element("strong", {}, "Not as asked for"), element("p", {}, differs));
+  if (error && number > 0) {
+    why.append(
+      element(
+        "p",
+        { class: "actions" },
+        airflowLink(logUrl(number), `Log of try ${number}`),
+      ),
+    );
+  }
 }
 
-function showVideo({ clip, request, state, row, error }) {
+function absent({ state, row, error, tries }) {
+  if (row) return [element("p", {}, "This row has no clip.")];
+  const since = elapsed(tries.at(-1));
+  if (since !== null && ["running", "deferred"].includes(state)) {
+    const late = since > UNUSUAL_SECONDS ? " It takes longer than usual: its log says why." : "";
+    return [
+      element("p", {}, element("strong", {}, `Rendering for ${seconds(since)}.`)),
+      element("div", { class: "busy", "aria-hidden": "true" }),
+      element("p", {}, `${ABSENT[state]}${late}`),
+    ];
+  }
+  return [element("p", {}, error && state === "failed" ? "There is no clip." : (ABSENT[state] ?? WAITING))];
+}
+
+function showVideo(facts) {
+  const { clip, request } = facts;
   const screen = byId("screen");
   screen.style.setProperty("--shape", shape(request?.aspect_ratio));
   paint(screen, clip?.fingerprint);
@@ -45,7 +78,7 @@ function showVideo({ clip, request, state, row, error }) {
   byId("play").hidden = !clip || !byId("video").hidden;
   screen.classList.toggle("empty", !clip);
   byId("absent").hidden = Boolean(clip);
-  byId("absent").replaceChildren(element("p", {}, row ? "This row has no clip." : (ABSENT[state] ?? WAITING)), ...(error ? [errorText(error)] : []));
+  byId("absent").replaceChildren(...absent(facts));
 }
 
 function copyButton(text) {
@@ -92,39 +125,57 @@ async function copy(text) {
   }
 }
 
-function showFacts({ clip, stored, request, model, target, error, row }) {
-  byId("prompt").textContent =
+function showPrompt(request) {
+  const prompt = byId("prompt");
+  prompt.textContent =
     request?.prompt ?? (request ? "No prompt: this clip was made from an image." : "The prompt was not rendered, or Airflow no longer keeps it.");
-  byId("prompt").classList.toggle("muted", !request?.prompt);
+  prompt.classList.toggle("muted", !request?.prompt);
+  prompt.classList.toggle("long", (request?.prompt?.length ?? 0) > 300);
+}
+
+/** A long prompt unfolds. How long it is on the screen is known once it is there. */
+function foldPrompt() {
+  const [prompt, button] = [byId("prompt"), byId("unfold")];
+  if (prompt.classList.contains("unfolded")) return;
+  button.hidden = prompt.hidden || prompt.scrollHeight <= prompt.clientHeight + 2;
+}
+
+function unfold() {
+  const isOpen = byId("prompt").classList.toggle("unfolded");
+  byId("unfold").setAttribute("aria-expanded", String(isOpen));
+  byId("unfold").textContent = isOpen ? "Show less" : "Show all";
+}
+
+function showFacts({ clip, stored, request, model, target, error, row }) {
+  showPrompt(request);
   const headline = byId("headline");
   const facts = byId("facts");
   headline.replaceChildren();
   facts.replaceChildren();
   if (!clip) {
+    if (error) fact(headline, "Paid", paid(error));
     if (row?.model ?? model) fact(headline, "Model", ...breakable(row?.model ?? model));
     longFact(facts, "Target", target ? element("code", {}, ...breakable(target)) : "The arguments were not rendered, or Airflow no longer keeps them.");
     return;
   }
-  if (clip.model) fact(headline, "Model", ...breakable(clip.model));
-  if (clip.bytes !== null) fact(headline, "Size", size(clip.bytes));
-  if (clip.render_seconds !== null) fact(headline, "Render time", seconds(clip.render_seconds));
   fact(headline, "Cost", amount(clip.cost) ?? "not known");
+  fact(headline, "Renders bought", clip.reused ? "none: reused" : String(clip.renders_bought));
+  if (clip.facts?.duration) fact(headline, "Duration", seconds(clip.facts.duration));
+  if (clip.model) fact(headline, "Model", ...breakable(clip.model));
+  if (clip.render_seconds !== null) fact(headline, "Render time", seconds(clip.render_seconds));
+  if (clip.bytes !== null) fact(headline, "Size", element("span", { title: `${clip.bytes.toLocaleString()} bytes` }, size(clip.bytes)));
   if (clip.facts) {
-    const { width, height, duration, fps, audio } = clip.facts;
-    if (duration) fact(headline, "Duration", seconds(duration));
+    const { width, height, fps, audio } = clip.facts;
     if (width && height) fact(facts, "Picture", `${width} × ${height}${fps ? `, ${fps} ${fps === 1 ? "frame" : "frames"} a second` : ""}`);
     fact(facts, "Sound", audio ? "yes" : "no");
   }
-  if (clip.mismatches?.length) longFact(facts, "Not as asked for", clip.mismatches.join(" "));
   if (clip.fallback?.length) longFact(facts, "Fallback", clip.fallback.map(({ model, reason }) => `${model}: ${reason}`).join("; "));
-  fact(headline, "Renders bought", clip.reused ? "none: reused" : String(clip.renders_bought));
-  if (error) longFact(facts, "Error", errorText(error));
   longFact(facts, "S3 URI", element("code", {}, ...breakable(clip.uri)));
-  if (stored) fact(facts, "Stored", moment(stored));
   if (!byId("actions").children.length) byId("actions").append(downloadButton(), copyButton(clip.uri));
-  if (clip.created !== null) fact(facts, "Rendered", moment(new Date(clip.created * 1000).toISOString()));
-  if (clip.bytes !== null) fact(facts, "Bytes", clip.bytes.toLocaleString());
-  fact(facts, "Reused", clip.reused ? `yes: it was there already, after ${clip.renders_bought} renders` : "no");
+  const [rendered, kept] = [clip.created === null ? null : new Date(clip.created * 1000), stored && new Date(stored)];
+  if (rendered) fact(facts, "Rendered", moment(rendered.toISOString()));
+  if (kept && Math.abs(kept - (rendered ?? 0)) > 60_000) fact(facts, "Stored", moment(stored));
+  if (clip.reused) longFact(facts, "Reused", `It was there already, after ${clip.renders_bought} ${clip.renders_bought === 1 ? "render" : "renders"}.`);
   if (!clip.fingerprint) return;
   const technical = element("dl", {});
   longFact(technical, "Fingerprint", element("code", {}, clip.fingerprint));
@@ -207,12 +258,14 @@ async function show() {
   const { row } = facts;
   if (row) facts.error = row.error;
   showState(row?.status ?? facts.state);
+  showWhy(facts);
   showVideo(facts);
   showFacts(facts);
   if (!row) showRequest(facts.request);
   showTask(facts);
   showTries(facts.tries);
   byId("clip").hidden = false;
+  foldPrompt();
   byId("status").textContent = facts.clip ? "The clip is ready to play." : byId("absent").textContent;
   const name = row?.id ?? (facts.clip?.key ?? facts.target ?? task.task_id).split("/").pop();
   document.title = `${name} · Clip`;
@@ -237,6 +290,8 @@ async function refresh() {
 }
 
 byId("play").addEventListener("click", play);
+byId("unfold").addEventListener("click", unfold);
+window.addEventListener("resize", foldPrompt);
 byId("video").addEventListener("loadedmetadata", () => fit(byId("screen"), byId("video")));
 byId("video").addEventListener("error", revive);
 if (isRow) {

@@ -1,16 +1,22 @@
+import { NOT_ENDED, paid, words } from "./task.js";
 import { ago, amount, batchPage, byId, clipPage, date, element, fit, get, paint, seconds, shape, showFailure, size } from "./common.js";
 
 const query = new URLSearchParams(location.search);
 const chosen = Object.fromEntries(["dag_id", "model", "state", "words", "before"].map((name) => [name, query.get(name) ?? ""]));
 const stills = query.get("stills") === "true";
+const UNDER_WAY = NOT_ENDED.filter((state) => state !== "up_for_retry");
+const POLL_MILLISECONDS = 10_000;
 
 function card(clip) {
   const { task } = clip;
   const picture = element("div", { class: "picture" });
-  const screen = element("div", { class: "screen", "aria-hidden": "true" }, element("span", { class: "art" }), ...(clip.clip ? [element("span", { class: "disc" })] : []));
-  screen.classList.toggle("without", !clip.clip);
+  const screen = element("div", { class: "screen", "aria-hidden": "true" }, ...(clip.clip ? [element("span", { class: "art" }), element("span", { class: "disc" })] : []));
+  const isWithout = !clip.clip && !clip.is_batch;
+  screen.classList.toggle("without", isWithout);
+  screen.classList.toggle("batch", clip.is_batch);
+  if (isWithout) screen.append(element("span", { class: "none" }, UNDER_WAY.includes(clip.state) ? "Not there yet" : "No clip"));
   if (clip.is_batch) screen.append(element("span", { class: "count" }, clip.batch ? `${clip.batch.stored + clip.batch.reused} clips` : "Batch"));
-  screen.style.setProperty("--shape", shape(clip.aspect_ratio));
+  if (clip.clip) screen.style.setProperty("--shape", shape(clip.aspect_ratio));
   paint(screen, clip.clip?.fingerprint);
   if (clip.clip?.has_poster) {
     const poster = element("img", { class: "poster", src: `api/poster?${new URLSearchParams(task)}`, alt: "", loading: "lazy" });
@@ -18,7 +24,7 @@ function card(clip) {
     screen.querySelector(".disc").before(poster);
   }
   picture.append(screen);
-  if (clip.state !== "success") picture.append(element("span", { class: "state", "data-state": clip.state }, clip.state.replaceAll("_", " ")));
+  if (clip.state !== "success") picture.append(element("span", { class: "state", "data-state": clip.state }, words(clip.state)));
   const mapped = task.map_index >= 0 ? ` [${clip.label ?? task.map_index}]` : "";
   const title = clip.is_batch ? `Batch ${task.task_id}${mapped}` : (clip.prompt ?? `${task.task_id}${mapped}`);
   const made = element(
@@ -29,6 +35,7 @@ function card(clip) {
       { href: clip.is_batch ? batchPage(task) : clipPage(task), class: "tile" },
       picture,
       element("span", { class: "title" }, title),
+      ...(clip.error ? [element("span", { class: "meta why" }, `${clip.error.class}: ${clip.error.message}`)] : []),
       element("span", { class: "meta" }, `${task.dag_id} · ${task.task_id}${mapped}`),
       element(
         "span",
@@ -39,7 +46,7 @@ function card(clip) {
         "span",
         { class: "meta" },
         element("time", { datetime: clip.when, title: date(clip.when) }, ago(clip.when)),
-        ...about(clip).filter(Boolean).map((words) => ` · ${words}`),
+        ...[...about(clip), clip.error && paid(clip.error)].filter(Boolean).map((words) => ` · ${words}`),
       ),
     ),
   );
@@ -121,26 +128,40 @@ async function showClips() {
       : Object.values(chosen).some(Boolean)
         ? ["No clips here", "Choose another DAG, model or state, or other words."]
         : ["No clips yet", "When a task of a DAG that you may read has made a clip, it is here."];
-    byId("failure").replaceChildren(element("h2", {}, title), element("p", {}, text));
-    byId("failure").hidden = false;
+    const clear = Object.values(chosen).some(Boolean) ? [element("a", { href: "clips" }, "Clear the filters")] : [];
+    byId("failure").replaceChildren(element("h2", {}, title), element("p", {}, text), ...clear);
   }
+  byId("failure").hidden = Boolean(clips.length);
+  byId("totals").hidden = !clips.length;
   if (stills) showStillsInView(cards.filter(({ hasClip }) => hasClip));
+  if (clips.some(({ state }) => UNDER_WAY.includes(state))) setTimeout(refresh, POLL_MILLISECONDS);
 }
 
-/** How many tasks are shown, and what their clips cost together: by currency, as far as it is known. */
+/** While something is under way. Not while somebody is among the cards, or looks elsewhere. */
+function refresh() {
+  if (document.hidden || stills || byId("cards").contains(document.activeElement)) setTimeout(refresh, POLL_MILLISECONDS);
+  else showClips().catch(() => setTimeout(refresh, POLL_MILLISECONDS));
+}
+
+/** How many tasks are shown, and what they cost together: by currency, as far as it is known. */
 function summary(clips) {
   const costs = new Map();
-  for (const { clip, batch } of clips) {
-    const cost = clip?.reused ? null : (batch ?? clip)?.cost;
+  for (const { clip, batch, error } of clips) {
+    const cost = clip ? (clip.reused ? null : clip.cost) : (batch ?? error)?.cost;
     if (cost?.amount) costs.set(cost.currency, plus(costs.get(cost.currency) ?? "0", cost.amount));
   }
-  const unpriced = clips.filter(
-    ({ clip, batch }) => (clip && !clip.reused && !clip.cost?.amount) || (batch?.renders_bought && !batch.cost?.amount),
-  ).length;
-  const words = [`${clips.length} ${clips.length === 1 ? "task" : "tasks"} on this page`];
-  for (const [currency, total] of costs) words.push(`${total} ${currency}`);
-  if (costs.size && unpriced) words.push(`${unpriced} without a price`);
-  return `${words.join(" · ")}.`;
+  const unpriced = clips.filter(hasNoPrice).length;
+  const total = [...costs].map(([currency, sum]) => `${sum} ${currency}`).join(" and ");
+  const tasks = `${clips.length} ${clips.length === 1 ? "task" : "tasks"} on this page`;
+  const others = total && unpriced ? `, and ${unpriced} more of which the cost is not known` : "";
+  return `${tasks}${total ? ` cost ${total}${others}` : ""}.`;
+}
+
+/** Whether something was, or may have been, bought that is not in the sum. */
+function hasNoPrice({ clip, batch, error }) {
+  if (clip) return !clip.reused && !clip.cost?.amount;
+  if (batch) return Boolean(batch.renders_bought || batch.renders_unknown) && batch.cost?.amount !== batch.cost?.at_most;
+  return Boolean(error) && !/^Nothing/.test(paid(error)) && (!error.cost?.amount || error.cost.amount !== error.cost.at_most);
 }
 
 /** The sum of two amounts, exactly: they are texts of decimal digits. */

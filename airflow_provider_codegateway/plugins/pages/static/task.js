@@ -41,8 +41,31 @@ export function longFact(list, name, ...value) {
   list.lastElementChild.classList.add("long");
 }
 
+/** A state in words. Of a deferred task it matters that it renders, and not where it waits. */
 export function words(state) {
-  return (state ?? "not begun").replaceAll("_", " ");
+  return { deferred: "rendering" }[state] ?? (state ?? "not begun").replaceAll("_", " ");
+}
+
+/** What of a render was bought, and for how much. */
+export function paid({ bought, cost }) {
+  const text = BOUGHT[bought] ?? bought ?? "";
+  const price = priceOf(cost);
+  return price ? `${text.replace(/\.$/, "")}: ${price}.` : text;
+}
+
+function priceOf(cost) {
+  if (!cost?.at_most) return "";
+  const most = `${cost.at_most}\u00a0${cost.currency}`;
+  return cost.amount === cost.at_most ? most : `at most ${most}`;
+}
+
+/** An error: its kind, what it says, and what was paid. */
+export function errorText(error) {
+  return [
+    element("strong", {}, error.class ?? ""),
+    element("p", { class: "lines" }, error.message ?? ""),
+    element("p", { class: "paid" }, paid(error)),
+  ];
 }
 
 export function showState(state) {
@@ -79,7 +102,21 @@ export function airflowLink(href, ...text) {
   return link;
 }
 
+/** Outside of Airflow's frame, the way back into it. */
+function showTrail() {
+  const trail = byId("trail");
+  if (window.parent !== window || trail.children.length) return;
+  const steps = [[new URL("..", location).href, "Airflow"], [dagUrl(), task.dag_id], [runUrl(), task.run_id], [taskUrl(), task.task_id]];
+  trail.append(element("ol", {}, ...steps.map(([href, text]) => element("li", {}, element("a", { href }, ...breakable(text))))));
+  trail.hidden = false;
+}
+
+export function logUrl(number) {
+  return `${taskUrl()}?try_number=${number}`;
+}
+
 export function showTask({ label, number }) {
+  showTrail();
   const list = byId("task");
   if (list.contains(document.activeElement)) return; // a refresh takes nobody's focus
   list.replaceChildren();
@@ -87,7 +124,13 @@ export function showTask({ label, number }) {
   if (task.map_index !== "-1") fact(list, "Mapped", label ?? task.map_index);
   fact(list, "DAG", airflowLink(dagUrl(), ...breakable(task.dag_id)));
   fact(list, "Run", airflowLink(runUrl(), ...breakable(task.run_id)));
-  if (number > 0) fact(list, "Log", airflowLink(`${taskUrl()}?try_number=${number}`, "of the latest try"));
+  if (number > 0) fact(list, "Log", airflowLink(logUrl(number), `of try ${number}`));
+}
+
+/** Seconds since a try began that has not ended; null of any other. */
+export function elapsed(attempt) {
+  if (!attempt?.start || attempt.end || !NOT_ENDED.includes(attempt.state)) return null;
+  return Math.max(0, (Date.now() - new Date(attempt.start)) / 1000);
 }
 
 export function showTries(tries) {
@@ -98,12 +141,12 @@ export function showTries(tries) {
       element("th", { scope: "row" }, String(attempt.number)),
       element("td", {}, element("span", { class: "state", "data-state": attempt.state ?? "none" }, words(attempt.state))),
       element("td", {}, moment(attempt.start)),
-      element("td", {}, moment(attempt.end)),
-      element("td", {}, seconds(attempt.seconds)),
+      element("td", { class: "wide" }, moment(attempt.end)),
+      element("td", {}, seconds(attempt.seconds ?? elapsed(attempt))),
     ),
   );
   byId("tries").replaceChildren(
-    ...(rows.length ? rows : [element("tr", {}, element("td", { colspan: "5", class: "muted" }, "Not tried yet."))]),
+    ...(rows.length ? rows : [element("tr", {}, element("td", { colspan: "5", class: "muted" }, "Never tried."))]),
   );
 }
 
