@@ -289,18 +289,22 @@ class Purchase:
         except CodeGatewayError as error:
             if error.bought is Bought.NO and isinstance(error, InvalidTarget | StorageUnavailable):
                 error.bought = self._bought_so_far()
-            if error.bought is not Bought.NO:
-                error.cost = self._cost_so_far()
+            if error.bought is not Bought.NO and not isinstance(error, LedgerConflict):
+                self._tell_cost(error)
             raise
 
-    def _cost_so_far(self) -> Mapping[str, Any] | None:
-        member = self.spec.members[self._turn.index]
-        if self._account.is_idle or member.priced_by is None:
-            return None
-        unit = self._account.cost({"model": member.model, **member.priced_by})
-        begun = len(self._attempts) + self._is_begun
+    def _tell_cost(self, error: CodeGatewayError) -> None:
+        """Say how many renders of the clip were bought so far, if they are several, and what they cost."""
         paid = sum(each.rendered is not None for each in self._attempts) + self._has_answer
-        return None if unit is None else unit.of_renders(bought=paid, perhaps=begun - paid).as_dict()
+        if error.bought is Bought.YES:
+            paid = max(paid, 1)
+        perhaps = max(len(self._attempts) + self._is_begun - paid, 0)
+        if paid + perhaps > 1 and not error.renders + error.perhaps:
+            error.count(paid, perhaps)
+        member = self.spec.members[self._turn.index]
+        if member.priced_by is not None and not self._account.is_idle:
+            unit = self._account.cost({"model": member.model, **member.priced_by})
+            error.cost = None if unit is None else unit.of_renders(bought=paid, perhaps=perhaps).as_dict()
 
     def _bought_so_far(self) -> Bought:
         if self._has_answer:

@@ -32,6 +32,12 @@ START_SECONDS = 60
 STOP_SECONDS = 20
 """How long a process may take to stop before it is killed."""
 
+PRICES = [
+    {"model": "google/veo-3.1-fast", "per_second": "0.15"},
+    {"model": "bytedance/seedance-2.0", "per_render": "0.20"},
+    {"model": "minimax/hailuo-2.3-fast", "per_render": "0.30"},
+]
+"""Made up, as in the documentation."""
 SET_UP = ("db migrate", "pools set codegateway 2 'CodeGateway renders' --include-deferred")
 """The commands that make Airflow's database, and the pool of the marketing pipeline."""
 
@@ -187,7 +193,7 @@ class Sandbox:
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-            "AIRFLOW_CONN_CODEGATEWAY_DEFAULT": gateway_connection,
+            "AIRFLOW_CONN_CODEGATEWAY_DEFAULT": _with_prices(gateway_connection),
             "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws_connection),
         }
 
@@ -220,6 +226,13 @@ def _process(
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _with_prices(connection: str) -> str:
+    """So that the pages say what a clip would have cost."""
+    values = json.loads(connection)
+    extra = json.loads(values["extra"]) if isinstance(values.get("extra"), str) else values.get("extra") or {}
+    return json.dumps({**values, "extra": {**extra, "spend": {"currency": "USD", "prices": PRICES}}})
 
 
 def _first_lines(process: subprocess.Popen[bytes], count: int) -> list[str]:

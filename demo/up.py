@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
+_FAIL = ".venv/bin/codegateway-emulator fail status code=400"
+
+
 def _settings_file(sandbox: Sandbox) -> Path:
     """What a shell needs for commands of this Airflow."""
     settings = {name: value for name, value in sandbox.environment.items() if name.startswith("AIRFLOW_")}
@@ -35,6 +38,10 @@ def serve(sandbox: Sandbox, *, preferred_port: int) -> NoReturn:
         print(f"DAGs        {PROJECT / 'example_dags'}: put yours there")
         print(
             "Connections codegateway_default and aws_default are environment variables: the UI does not list them"
+        )
+        print(f"To fail     {_FAIL} --url {sandbox.emulator_url}, then trigger codegateway_first_clip")
+        print(
+            "Why it did  Browse > CodeGateway clips: the reason, and what was paid; prices here are made up"
         )
         print(f"Commands    . {_settings_file(sandbox).relative_to(PROJECT)}; .venv/bin/airflow dags list")
         print(

@@ -8,6 +8,9 @@ A product list (CSV in S3) becomes one clip for each product, and a manifest (JS
 - The pool `codegateway` bounds how many renders run at a time, over all DAGs. Make it once:
   `airflow pools set codegateway 4 "CodeGateway renders"`, with `--include-deferred` if the tasks are deferrable.
   `max_active_tis_per_dagrun` bounds those of one run, so that a long list leaves room for others.
+- The manifest is written also if single products have no clip, with the reason of each. The run fails then, and
+  clearing its failed tasks renders what is missing.
+- Posters, which the gallery shows, need PyAV on the workers: `airflow-provider-codegateway[media]`.
 - Each clip is an event of the asset alias `codegateway-clips`, which `codegateway_publish_new_clips` waits for.
 - Run it again with the same campaign: clips that are there cost nothing, and only new products are bought.
 """
@@ -15,11 +18,14 @@ A product list (CSV in S3) becomes one clip for each product, and a manifest (JS
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, AssetAlias, Param, task
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AssetAlias, Param, task
+
+POSTER = ".jpg" if importlib.util.find_spec("av") else None
 
 with DAG(
     dag_id="codegateway_marketing_pipeline",
@@ -46,6 +52,7 @@ with DAG(
         model="bytedance/seedance-2.0",
         resolution="720p",
         s3_bucket="{{ params.bucket }}",
+        poster_key=POSTER,
         pool="codegateway",
         max_active_tis_per_dagrun=3,
         outlets=[AssetAlias("codegateway-clips")],
@@ -61,18 +68,29 @@ with DAG(
             "s3_key": f"{campaign}/{product['sku']}.mp4",
         }
 
+    products: Any = read_products("{{ params.bucket }}", "{{ params.products }}")
     clips: Any = render.partial(bucket="{{ params.bucket }}", campaign="{{ params.campaign }}").expand(
-        product=read_products("{{ params.bucket }}", "{{ params.products }}")
+        product=products
     )
 
-    @task
-    def write_manifest(clips: Any, bucket: str, campaign: str) -> str:
-        """Store where the clips are, by the XCom `clip` of each, and return the manifest's key."""
+    @task(trigger_rule="all_done")
+    def write_manifest(products: Any, clips: Any, errors: Any, bucket: str, campaign: str) -> str:
+        """Store where each product's clip is, or why there is none, and return the manifest's key."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        key = f"{campaign}/manifest.json"
-        manifest = [{name: clip[name] for name in ("key", "model", "bytes", "fingerprint")} for clip in clips]
-        S3Hook().load_string(json.dumps(manifest, indent=2), key, bucket, replace=True)
-        return key
+        facts = ("key", "model", "bytes", "fingerprint", "poster")
+        made = {clip["key"]: {name: clip[name] for name in facts} for clip in clips}
+        why = {error["key"]: f"{error['message']} {error['bought']}" for error in errors}
+        manifest = []
+        for product in products:
+            key = f"{campaign}/{product['sku']}.mp4"
+            manifest.append(made.get(key) or {"key": key, "error": why.get(key, "see the task's log")})
+        place = f"{campaign}/manifest.json"
+        S3Hook().load_string(json.dumps(manifest, indent=2), place, bucket, replace=True)
+        if missing := [row["key"] for row in manifest if "error" in row]:
+            raise AirflowFailException(f"{len(missing)} products have no clip. {place} says why.")
+        return place
 
-    write_manifest(clips["clip"], "{{ params.bucket }}", "{{ params.campaign }}")
+    write_manifest(
+        products, clips["clip"], clips["clip_error"], "{{ params.bucket }}", "{{ params.campaign }}"
+    )

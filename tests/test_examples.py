@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow_run import AIRFLOW, load_dags, run_dag
 from media_samples import mp4
 
+from airflow_provider_codegateway.emulator import Fault
 from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 from demo.clips import (
     LARGEST_DISTANCE,
@@ -112,6 +113,26 @@ def test_marketing_pipeline_buys_each_product_once(
         manifest = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
         assert [clip["key"] for clip in manifest] == [f"autumn/{row['sku']}.mp4" for row in products]
         assert gateway.billed == len(products)
+
+
+@pytest.mark.usefixtures("connections")
+def test_marketing_pipeline_writes_its_manifest_although_single_products_fail(
+    bag: DagBag, s3: S3Client, bucket: str, gateway: Emulator
+) -> None:
+    """With the reason of each, and what was bought; the run fails, and the next one renders what is missing."""
+    put_input(s3, bucket)
+    dag = bag.dags["codegateway_marketing_pipeline"]
+    products = list(csv.DictReader((INPUT / "products.csv").open()))
+    gateway.fail_next(Fault.status(400))
+    run = run_dag(dag, run_conf={"bucket": bucket, "campaign": "autumn"})
+    assert run.state == "failed"
+    manifest = json.loads(s3.get_object(Bucket=bucket, Key="autumn/manifest.json")["Body"].read())
+    assert [row["key"] for row in manifest] == [f"autumn/{row['sku']}.mp4" for row in products]
+    assert [row["error"] for row in manifest if "error" in row] == [
+        "The gateway answered 400: bad request. Nothing was bought."
+    ]
+    assert run_dag(dag, run_conf={"bucket": bucket, "campaign": "autumn"}).state == "success"
+    assert gateway.billed == len(products)
 
 
 @pytest.mark.usefixtures("connections")

@@ -101,6 +101,11 @@ def execute(bucket: str, key: str, *, run_id: str = "r", **arguments: Any) -> di
     """The operator without a scheduler around it; what it pushed."""
     operator = GenerateVideoOperator(task_id="clip", s3_bucket=bucket, s3_key=key, **arguments)
     pushed: dict[str, Any] = {}
+    execute_operator(operator, pushed, run_id)
+    return json.loads(json.dumps(pushed))  # type: ignore[no-any-return]
+
+
+def execute_operator(operator: GenerateVideoOperator, pushed: dict[str, Any], run_id: str = "r") -> None:
     instance = SimpleNamespace(
         dag_id="d",
         task_id="clip",
@@ -116,7 +121,6 @@ def execute(bucket: str, key: str, *, run_id: str = "r", **arguments: Any) -> di
         getattr(operator, deferred.method_name)(context, event)
     except AirflowSkipException as skipped:
         pushed["skipped"] = str(skipped)
-    return json.loads(json.dumps(pushed))  # type: ignore[no-any-return]
 
 
 async def first_event(trigger: Any) -> Any:
@@ -347,6 +351,31 @@ class TestPurchase:
 def counted(s3: S3Client, bucket: str) -> int:
     state, _ = Journal(s3, S3Location(bucket, "ops/journal"), LIMITS).state()
     return sum(tally.renders for tally in state.months.values())
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferrable"])
+def test_a_failure_says_what_the_clip_cost_so_far(
+    deferrable: bool, spend: Spend, gateway: Emulator, bucket: str
+) -> None:
+    """In its XCom, for the pages; with what earlier tries may have bought. What bought nothing cost nothing."""
+    spend()
+    clip: dict[str, Any] = {"model": VEO, "prompt": "p", "duration": 8, "deferrable": deferrable}
+    told = []
+    for fault in (Fault.status(400), Fault.reset_after(), ClipFault.html()):
+        gateway.fail_next(fault, times=1 if isinstance(fault, Fault) else 9)
+        operator = GenerateVideoOperator(task_id="clip", s3_bucket=bucket, s3_key="a.mp4", **clip)
+        pushed: dict[str, Any] = {}
+        with pytest.raises(CodeGatewayError):
+            execute_operator(operator, pushed)
+        error = json.loads(json.dumps(pushed["clip_error"]))
+        assert (error["bucket"], error["key"]) == (bucket, "a.mp4")
+        cost = error.get("cost")
+        told.append((error["bought"], cost and cost["amount"], cost and cost["at_most"]))
+    assert told == [
+        ("Nothing was bought.", None, None),
+        ("One render may have been bought.", "0.00", "0.88"),
+        ("1 render was bought, and 1 more may have been.", "0.88", "1.76"),
+    ]
 
 
 class TestDryRun:

@@ -26,7 +26,7 @@ from airflow_provider_codegateway.emulator.emulator import DEFAULT_API_KEY
 from airflow_provider_codegateway.emulator.remote import RemoteEmulator
 from demo.airflow_server import AirflowServer
 from demo.postgres import postgres
-from demo.sandbox import BUCKET, PROJECT, Sandbox, SandboxError
+from demo.sandbox import BUCKET, PRICES, PROJECT, Sandbox, SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,11 +53,6 @@ PIPELINE, FIRST_CLIP, CATALOGUE = (
     "codegateway_first_clip",
     "codegateway_catalogue",
 )
-PRICES = [
-    {"model": "google/veo-3.1-fast", "per_second": "0.15"},
-    {"model": "bytedance/seedance-2.0", "per_render": "0.20"},
-]
-"""Made up, as in the documentation."""
 # The run's id is in some of the pictures.
 RUN = "spring-campaign"
 PRODUCTS = {

@@ -106,6 +106,7 @@ class RenderingOperator(BaseOperator):
                 "message": error.args[0],
                 "bought": error.money,
             }
+            told |= self._place_of_failure()
             if error.cost is not None:
                 told["cost"] = dict(error.cost)
             try:
@@ -118,6 +119,10 @@ class RenderingOperator(BaseOperator):
             error.__traceback__ = None
             if error.__cause__ is not None:
                 error.__cause__.__traceback__ = None
+
+    def _place_of_failure(self) -> dict[str, str]:
+        """Where the clip was to go, by which a failure of a mapped task is told from the others."""
+        return {}
 
     def _bought_before(self, context: Context) -> Bought:
         """What earlier tries bought that is not delivered, where that can be told."""

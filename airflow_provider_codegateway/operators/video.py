@@ -361,6 +361,13 @@ class GenerateVideoOperator(RenderingOperator):
         at = entry_location(clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix)
         return at, Ledger(s3_client(self.ledger_conn_id or self.aws_conn_id), at).read()
 
+    def _place_of_failure(self) -> dict[str, str]:
+        try:
+            target = clip_location(self.s3_key, self.s3_bucket)
+        except InvalidRequest:
+            return {}
+        return {"bucket": target.bucket, "key": target.key}
+
     def _bought_before(self, context: Context) -> Bought:
         from airflow_provider_codegateway.ledger import money
 

@@ -368,7 +368,7 @@ def _card(entry: Entry) -> dict[str, Any]:
 def _first_sentence(message: str) -> str:
     """As much of a message as fits on a card."""
     line = message.strip().partition("\n")[0]
-    return re.split(r"(?<=[.:!]) ", line, maxsplit=1)[0][:200]
+    return re.split(r"(?<=[.!]) ", line, maxsplit=1)[0][:200]
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -1,5 +1,5 @@
 import { amount, batchPage, breakable, byId, element, fit, moment, paint, reason, seconds, shape, showFailure, size } from "./common.js";
-import { airflowLink, ask, elapsed, errorText, fact, isRow, logUrl, longFact, NOT_ENDED, paid, PROBLEMS, showProblem, showState, showTask, showTries, task } from "./task.js";
+import { airflowLink, ask, elapsed, errorText, fact, isRow, logUrl, longFact, NOT_ENDED, PROBLEMS, showProblem, showState, showTask, showTries, task } from "./task.js";
 
 // The form of the state of a task: a word for a person, and what it means for the clip.
 const ABSENT = {
@@ -37,6 +37,7 @@ function showWhy({ clip, state, row, error, number }) {
   const differs = clip?.mismatches?.length ? clip.mismatches.join(" ") : "";
   why.hidden = !(error || differs) || (state === "success" && !differs && !row);
   why.classList.toggle("warn", !error);
+  byId("clip").classList.toggle("failed", Boolean(error) && !clip && !NOT_ENDED.includes(state));
   if (why.contains(document.activeElement)) return; // a refresh takes nobody's focus
   if (error) why.replaceChildren(...errorText(error));
   else why.replaceChildren(element("strong", {}, "Not as asked for"), element("p", {}, differs));
@@ -153,7 +154,6 @@ function showFacts({ clip, stored, request, model, target, error, row }) {
   headline.replaceChildren();
   facts.replaceChildren();
   if (!clip) {
-    if (error) fact(headline, "Paid", paid(error));
     if (row?.model ?? model) fact(headline, "Model", ...breakable(row?.model ?? model));
     longFact(facts, "Target", target ? element("code", {}, ...breakable(target)) : "The arguments were not rendered, or Airflow no longer keeps them.");
     return;

@@ -55,8 +55,9 @@ export function paid({ bought, cost }) {
 
 function priceOf(cost) {
   if (!cost?.at_most) return "";
-  const most = `${cost.at_most}\u00a0${cost.currency}`;
-  return cost.amount === cost.at_most ? most : `at most ${most}`;
+  const money = (value) => `${value}\u00a0${cost.currency}`;
+  if (cost.amount === cost.at_most) return money(cost.amount);
+  return `${Number(cost.amount) ? `${money(cost.amount)}, ` : ""}at most ${money(cost.at_most)}`;
 }
 
 /** An error: its kind, what it says, and what was paid. */
