@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -350,9 +351,19 @@ def test_other_videos_are_stored_as_what_they_are(
 )
 def test_half_of_another_video_is_not_stored(s3: S3Client, bucket: str, clip: bytes) -> None:
     """Where the container says that something is missing; and where neither it nor the host says anything."""
-    with ClipServer(clip, *[CLOSED] * 9, etag="") as server:
+    closed = replace(CLOSED, ignore_range=True)
+    with ClipServer(clip, *[closed] * 9, etag="") as server:
         error = bring_nothing(server, s3, bucket)
     assert "ended twice" in str(error)
+
+
+def test_a_video_without_an_end_of_its_own_is_whole_where_a_range_tells_how_long_it_is(
+    s3: S3Client, bucket: str
+) -> None:
+    """Its host gives no length with the whole, and a total with a part."""
+    with ClipServer(TS, CLOSED, etag="") as server:
+        assert bring(server, s3, bucket).bytes == len(TS)
+    assert [request.headers.get("range") for request in server.requests] == [None, "bytes=0-"]
 
 
 def test_a_host_that_says_that_nothing_follows_is_believed(s3: S3Client, bucket: str) -> None:
@@ -417,24 +428,58 @@ def test_another_range_than_asked_for_is_not_used(s3: S3Client, bucket: str, wro
 
 
 @pytest.mark.parametrize(
-    ("etag", "last_modified", "condition"),
+    ("etag", "last_modified", "condition", "begin"),
     [
-        ('"strong"', None, '"strong"'),
-        ('W/"weak"', None, None),
-        ("", None, None),
-        ("", "Sat, 01 Nov 2025 10:00:00 GMT", "Sat, 01 Nov 2025 10:00:00 GMT"),
+        ('"strong"', None, '"strong"', 9 * MIB),
+        ('W/"weak"', None, None, 9 * MIB - 64 * KIB),
+        ("", None, None, 9 * MIB - 64 * KIB),
+        (
+            "",
+            "Sat, 01 Nov 2025 10:00:00 GMT",
+            "Sat, 01 Nov 2025 10:00:00 GMT",
+            9 * MIB,
+        ),
     ],
 )
-def test_a_resume_is_bound_to_a_strong_validator(
-    s3: S3Client, bucket: str, etag: str, last_modified: str | None, condition: str | None
+def test_a_resume_is_bound_to_a_strong_validator_or_compared(
+    s3: S3Client, bucket: str, etag: str, last_modified: str | None, condition: str | None, begin: int
 ) -> None:
-    """Range goes with If-Range, a strong ETag or a date; without either the clip is read from its start."""
+    """Range goes with If-Range, a strong ETag or a date; without either the last bytes are asked for again."""
     clip = mp4_of(10 * MIB)
     with ClipServer(clip, Answer(cut=9 * MIB), etag=etag) as server:
         server.last_modified = last_modified
         assert_stored(s3, bucket, clip, bring(server, s3, bucket))
     assert server.requests[1].headers.get("if-range") == condition
-    assert ("range" in server.requests[1].headers) == (condition is not None)
+    assert server.requests[1].headers["range"] == f"bytes={begin}-"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("etag", ['W/"weak"', ""])
+@pytest.mark.parametrize("cut", [5 * MIB, 40 * KIB, 1])
+def test_two_clips_are_never_mixed(s3: S3Client, bucket: str, etag: str, cut: int) -> None:
+    """Another replica has another clip of the same length, and nothing in its head tells them apart."""
+    first, second = mp4_of(10 * MIB), mp4_of(10 * MIB, bytes(range(7, 255)) * 4000)
+    with ClipServer(first, Answer(cut=cut), Answer(body=second), etag=etag) as server:
+        assert_stored(s3, bucket, second, bring(server, s3, bucket))
+
+
+def test_a_host_that_always_answers_in_pieces_is_asked_piece_by_piece(s3: S3Client, bucket: str) -> None:
+    """Some delivery networks give a mebibyte at a time, also to who asked for all."""
+    clip = mp4_of(3 * MIB)
+
+    def piece(at: int) -> Answer:
+        body = clip[at : at + MIB]
+        head = f"Content-Range: bytes {at}-{at + MIB - 1}/{len(clip)}\r\nContent-Length: {len(body)}\r\n"
+        return Answer(raw=f'HTTP/1.1 206 X\r\nETag: "one"\r\n{head}\r\n'.encode() + body)
+
+    pieces = [piece(at) for at in range(0, len(clip), MIB)]
+    with ClipServer(clip, *pieces) as server:
+        assert_stored(s3, bucket, clip, bring(server, s3, bucket))
+    assert [request.headers.get("range") for request in server.requests] == [
+        None,
+        f"bytes={MIB}-",
+        f"bytes={2 * MIB}-",
+    ]
 
 
 def test_progress_renews_the_resumes(s3: S3Client, bucket: str) -> None:
@@ -502,9 +547,18 @@ def test_expiry_is_told_by_the_servers_clock(s3: S3Client, bucket: str, status: 
         assert str(status) in str(error)
 
 
-def test_expiry_is_told_by_the_body(s3: S3Client, bucket: str) -> None:
-    """S3's "Request has expired" means that the link has run out, with no `expires_at` at all."""
-    with ClipServer(DENIED, Answer(status=403)) as server, pytest.raises(ClipExpired) as caught:
+@pytest.mark.parametrize(
+    "words",
+    [
+        DENIED,
+        b'<?xml version="1.0"?>\n<Error xmlns="http://doc.s3.example/2006"><Code>RequestExpired</Code></Error>',
+        b"<Error><Code>ExpiredRequest</Code><Message>Request has expired</Message></Error>",
+        b'{"Code":"AccessDenied","RequestId":"0a","HostId":"1b","Message":"Request has expired","EC":"0003"}',
+    ],
+)
+def test_expiry_is_told_by_the_body(words: bytes, s3: S3Client, bucket: str) -> None:
+    """A store's "Request has expired" means that the link has run out, with no `expires_at` at all."""
+    with ClipServer(words, Answer(status=403)) as server, pytest.raises(ClipExpired) as caught:
         bring(server, s3, bucket)
     assert "topsecret" not in str(caught.value)
 

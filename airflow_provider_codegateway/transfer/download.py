@@ -36,14 +36,17 @@ _GONE = frozenset({404, 410})
 # Azure 403, gateways of their own 401.
 _REFUSALS = frozenset({400, 401, 403})
 # In a store's own XML. The page of a web filter may say that a session has expired, and knows nothing of the link.
-_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error>", re.ASCII)
+_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error[\s>]", re.ASCII)
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body|!--)", re.ASCII | re.IGNORECASE)
 _EXPIRED = re.compile(
-    rb"<Code>(?:ExpiredToken|RequestExpired|TokenRefreshRequired)</Code>"
+    rb"<Code>(?:ExpiredToken|RequestExpired|ExpiredRequest|TokenRefreshRequired)</Code>"
     rb"|<Code>(?:AccessDenied|InvalidToken|AuthenticationFailed)</Code>\s*<Message>[^<]*\bexpired\b"
     rb"|Signature not valid in the specified time frame",
     re.IGNORECASE,
 )
+# As ByteDance's store says it.
+_EXPIRED_JSON = re.compile(rb'\s*\{[^{}]*"Message"\s*:\s*"[^"]*\bexpired\b', re.ASCII | re.IGNORECASE)
+_CODE_JSON = re.compile(rb'"Code"\s*:\s*"\w', re.ASCII)
 
 
 _CLOCKS_APART = 86_400
@@ -115,6 +118,10 @@ class Download:
         self._etag: str | None = None
         self._modified: str | None = None
         self._validator: str | None = None
+        self._tail = b""
+        """The last bytes that came, where no validator tells whether the rest is of the same clip."""
+        self._overlap = b""
+        """What the connection in hand has to bring first."""
 
     def stop(self) -> None:
         """End the download with ``net.Stopped``. From any thread."""
@@ -165,18 +172,37 @@ class Download:
                 return
             self._begin(response, sink)
             self._has_begun = True
-            for chunk in self._at_a_decent_speed(response.chunks):
+            for chunk in self._from_where_it_broke(
+                _with_a_head(self._at_a_decent_speed(response.chunks)), sink
+            ):
                 if not self._offset and chunk.startswith(_GZIP):
                     self._unzip = _Unzip()
                 for piece in (chunk,) if self._unzip is None else self._unzip(chunk):
                     _pour(piece, sink)
                 self._offset += len(chunk)
+                if self._validator is None:
+                    self._tail = (self._tail + chunk)[-_OVERLAP:]
             is_announced = self._total is not None or _ends_where_it_says(response)
         if self._total is not None and self._offset != self._total:
             raise _Broken(f"ended at byte {self._offset} of {self._total}")
         if self._unzip is not None and not self._unzip.is_at_its_end:
             raise _NotWhole("it is not whole: it came compressed by gzip, whose end is missing")
         self._require_whole(sink.ending(), is_announced=is_announced)
+
+    def _from_where_it_broke(self, chunks: Iterator[bytes], sink: Sink) -> Iterator[bytes]:
+        """The chunks, less what came before the download broke.
+
+        :raises _Broken: that was something else.
+        """
+        for chunk in chunks:
+            if self._overlap:
+                count = min(len(chunk), len(self._overlap))
+                if chunk[:count] != self._overlap[:count]:
+                    self._restart(sink)
+                    raise _Broken("brought another clip than before")
+                self._overlap, chunk = self._overlap[count:], chunk[count:]
+            if chunk:
+                yield chunk
 
     def _is_whole_all_the_same(self, sink: Sink) -> bool:
         """Whether the clip says that it is whole, where its host has ended it early twice, at the same byte."""
@@ -235,9 +261,11 @@ class Download:
         ) from None
 
     def _range(self) -> dict[str, str]:
-        if self._offset and self._validator:
+        if not self._offset:
+            return {}
+        if self._validator:
             return {"Range": f"bytes={self._offset}-", "If-Range": self._validator}
-        return {}
+        return {"Range": f"bytes={self._offset - len(self._tail)}-"} if self._tail else {}
 
     def _begin(self, response: Response, sink: Sink) -> None:
         """Find out what this answer brings: the whole clip, or the rest of it."""
@@ -250,14 +278,15 @@ class Download:
             self._restart(sink)
         if not is_from_the_start:
             raise _Broken(f"answered {response.status} with another range than asked for")
-        self._total = response.length
+        self._total = _total_of(response)
         self._etag = response.headers.get("etag")
         self._modified = response.headers.get("last-modified")
         self._validator = _strong_validator(response.headers)
 
     def _continues(self, response: Response) -> bool:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", ""))
-        if not self._offset or not match or int(match[1]) != self._offset:
+        overlap = b"" if self._validator else self._tail
+        if not self._offset or not match or int(match[1]) != self._offset - len(overlap):
             return False
         etag, modified = response.headers.get("etag"), response.headers.get("last-modified")
         if etag is None and modified is None and (self._etag or self._modified):
@@ -268,6 +297,7 @@ class Download:
         if None not in (total, self._total) and total != self._total:
             return False
         self._total = self._total if total is None else total
+        self._overlap = overlap
         return True
 
     def _restart(self, sink: Sink) -> None:
@@ -275,7 +305,7 @@ class Download:
             "The download of %s starts again: its host did not go on from byte %d.", self._shown, self._offset
         )
         self._offset, self._total, self._etag, self._modified, self._validator = 0, None, None, None, None
-        self._unzip = None
+        self._unzip, self._tail, self._overlap = None, b"", b""
         sink.restart()
 
     def _refuse(self, response: Response) -> NoReturn:
@@ -304,6 +334,8 @@ class Download:
             now = told
         if self._expires_at is not None and now >= self._expires_at:
             return True
+        if _EXPIRED_JSON.match(words) and _CODE_JSON.search(words):
+            return True
         return bool(_XML.match(words) and _EXPIRED.search(words))
 
     def _give_up_for_good(self, broken: _Broken) -> NoReturn:
@@ -330,17 +362,37 @@ class Download:
 
 
 def _is_from_the_start(response: Response, *, asked_for_all: bool) -> bool:
-    """Whether an answer brings all of it. Some hosts say that all of it is a part."""
+    """Whether an answer brings the clip from its first byte on. Some hosts say that all of it, or more, is a part."""
     if response.status != 206:
         return response.status != 416
     given = response.headers.get("content-range", "")
-    match = re.fullmatch(r"bytes 0-(\d+)/(\d+|\*)", given)
-    is_all = match is not None and match[2] in ("*", str(int(match[1]) + 1))
-    return is_all or (
+    return given.startswith("bytes 0-") or (
         asked_for_all and not given and "boundary=" not in response.headers.get("content-type", "")
     )
 
 
+def _total_of(response: Response) -> int | None:
+    """How many bytes the clip has, of which an answer may bring the first part only."""
+    if match := re.fullmatch(r"bytes 0-\d+/(\d+)", response.headers.get("content-range", "")):
+        return int(match[1]) if response.status == 206 else response.length
+    return response.length
+
+
+def _with_a_head(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks, the first of which is long enough to tell what they are."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= len(_GZIP):
+            yield head
+            break
+    else:
+        yield from [head] if head else []
+    yield from chunks
+
+
+_OVERLAP = 64 * 1024
+"""Bytes that are asked for again, and compared."""
 _GZIP = b"\x1f\x8b\x08"
 
 
