@@ -7,7 +7,9 @@ its time with 100 KB.
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 LONGEST_TEXT = 4096
 """Characters. Cut to this before any pattern is applied."""
@@ -55,3 +57,23 @@ def _printable(character: str) -> str:
     if character.isprintable():
         return character
     return " " if character.isspace() else character.encode("unicode_escape").decode()
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value of JSON that a person wrote. A field that is there twice is no silence.
+
+    :raises ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_doubles)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {doubled!r} is there twice")
+    return values

@@ -50,6 +50,8 @@ NOT_IN_THE_PAGE = {
     "ended at byte … of …": "stands in 'The download of … broke …'",
     "answered …": "the same",
     "answered … with another range than asked for": "the same",
+    "brought another clip than before": "the same",
+    "it is nested too deeply": "stands in '… is not JSON (…)'",
     "it has no answer": "stands in '… is no marker of this ledger (…)'",
     "it has no fingerprint": "stands in '… is no marker of this ledger (…)'",
     "defer does not return": "is for mypy: nothing gets there",

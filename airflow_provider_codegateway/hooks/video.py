@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 
 from airflow_provider_codegateway.batch import Means
 from airflow_provider_codegateway.exceptions import InvalidConnection
+from airflow_provider_codegateway.foreign import read_json, safe_text
 from airflow_provider_codegateway.gateway import (
     BlockingCall,
     Gateway,
@@ -264,8 +264,11 @@ def _purchase(
     )
 
 
+_ALLOW = "allow"
+
+
 def _allows_http_links(connection: Connection) -> bool:
-    return bool(connection.extra_dejson.get("http_links") == "allow")
+    return bool(connection.extra_dejson.get("http_links") == _ALLOW)
 
 
 def _buyers(spec: ClipSpec, gateway: Gateway, account: Account) -> list[MeteredBuyer]:
@@ -304,6 +307,15 @@ def settings_of(connection: Connection, where: str) -> GatewaySettings:
         raise InvalidConnection(
             f"{where} has an unknown extra {unknown[0]!r}. Use {', '.join(CONNECTION_FIELDS)}."
         )
+    if (http_links := extra.get("http_links", _ALLOW)) != _ALLOW:
+        raise InvalidConnection(
+            f"The extra 'http_links' of {where} is {http_links!r:.80}. Use {_ALLOW!r}, or leave it out."
+        )
+    conn_id = extra.get("spend_conn_id", "")
+    if not isinstance(conn_id, str):
+        raise InvalidConnection(
+            f"The extra 'spend_conn_id' of {where} is {conn_id!r:.80}. Use the name of an AWS connection."
+        )
     numbers = {name: _number(name, value, where) for name, value in extra.items() if not _is_text(name)}
     settings = checked_settings(
         api_key=connection.password, base_url=_base_url(connection, where), where=where, **numbers
@@ -329,7 +341,7 @@ def spend_of(connection: Connection, where: str) -> SpendSettings | None:
         conn_id = extra.get("spend_conn_id") or "aws_default"
         return _read_spend(value, conn_id, where, int(time.monotonic() / _SPEND_FILE_SECONDS))
     try:
-        return parse_spend(json.loads(value), where)
+        return parse_spend(read_json(value), where)
     except ValueError as error:
         raise InvalidConnection(f"{where} is not JSON ({error}). Correct it.") from None
 
@@ -363,6 +375,10 @@ def _base_url(connection: Connection, where: str) -> str | None:
     return f"{scheme if separator else schema or 'https'}://{authority}{port}{slash}{path}"
 
 
+_MOST_SECONDS = 86_400
+"""A day."""
+
+
 def _number(name: str, value: object, where: str) -> float | int:
     schema = CONNECTION_FIELDS[name]["schema"]
     kind = int if "integer" in schema["type"] else float
@@ -370,11 +386,12 @@ def _number(name: str, value: object, where: str) -> float | int:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise TypeError
         number = kind(value)
-        if not schema["minimum"] <= number < float("inf"):
+        if not schema["minimum"] <= number <= _MOST_SECONDS or (kind is int and number != float(value)):
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         what = "an integer" if kind is int else "a number of seconds"
         raise InvalidConnection(
-            f"The extra {name!r} of {where} must be {what}, {schema['minimum']} or more, not {value!r}."
+            f"The extra {name!r} of {where} must be {what} from {schema['minimum']} to {_MOST_SECONDS:,}, not "
+            f"{safe_text(value, 80)!r}."
         ) from None
     return number

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from airflow_provider_codegateway.exceptions import InvalidRequest
-from airflow_provider_codegateway.foreign import safe_text
+from airflow_provider_codegateway.foreign import read_json, safe_text
 from airflow_provider_codegateway.models.build import PORTABLE, TERMS
 
 ROW_FIELDS = ("id", "model", *PORTABLE, *TERMS)
@@ -37,18 +37,9 @@ def json_rows(lines: Iterable[str]) -> Iterator[Any]:
     for line in lines:
         if line.strip():
             try:
-                yield json.loads(line, object_pairs_hook=_without_doubles)
-            except (ValueError, RecursionError) as error:
+                yield read_json(line)
+            except ValueError as error:
                 yield Unreadable(f"it is not JSON ({error}). Write one object a line.")
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {doubled!r} is there twice")
-    return values
 
 
 def csv_rows(text: Iterable[str]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, field_validator, model_validator
 
 _PLAIN_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 """Few enough digits that no sum of a journal leaves the 28 of Python's decimal context."""
@@ -65,6 +65,9 @@ def _currency(value: str) -> str:
 Currency = Annotated[str, AfterValidator(_currency)]
 
 
+_RESOLUTION = re.compile(r"\d{1,5}[pPkK]")
+
+
 class Price(BaseModel):
     """One line of the price list. What a line leaves open, it leaves to every request."""
 
@@ -75,6 +78,14 @@ class Price(BaseModel):
     generate_audio: bool | None = None
     per_second: Amount | None = None
     per_render: Amount | None = None
+
+    @field_validator("resolution")
+    @classmethod
+    def _is_resolution(cls, value: str | None) -> str | None:
+        # One that never matches would leave its renders to the next, perhaps cheaper, line.
+        if value is not None and not _RESOLUTION.fullmatch(value):
+            raise ValueError(f'is {value!r}. Write it as a request does, such as "1080p"')
+        return value
 
     @model_validator(mode="after")
     def _has_one_rate(self) -> Self:

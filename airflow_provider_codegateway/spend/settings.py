@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from airflow_provider_codegateway.clip import S3Location, split_uri
 from airflow_provider_codegateway.exceptions import InvalidConnection
+from airflow_provider_codegateway.foreign import read_json
 from airflow_provider_codegateway.models import MODELS
 from airflow_provider_codegateway.s3 import DEMANDED, demanded_args, read_object
 from airflow_provider_codegateway.spend.budgets import Budget
@@ -140,7 +140,7 @@ def read_spend(uri: str, s3: S3Client, where: str) -> SpendSettings:
     if len(content) > _MAX_FILE_BYTES:
         raise InvalidConnection(f"{location.uri} is larger than 1 MiB. It is not a file of spend settings.")
     try:
-        value = json.loads(content)
+        value = read_json(content)
     except ValueError as error:
         raise InvalidConnection(f"{location.uri} is not JSON ({error}). Correct the file.") from None
     return parse_spend(value, f"{where} ({location.uri})")
