@@ -74,13 +74,18 @@ with DAG(
     )
 
     @task(trigger_rule="all_done")
-    def write_manifest(products: Any, clips: Any, errors: Any, bucket: str, campaign: str) -> str:
+    def write_manifest(products: Any, bucket: str, campaign: str, **context: Any) -> str:
         """Store where each product's clip is, or why there is none, and return the manifest's key."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+        def pulled(key: str) -> list[dict[str, Any]]:
+            # Of whichever of the mapped tasks left one.
+            found = context["ti"].xcom_pull("render", key=key, map_indexes=range(len(products)))
+            return [value for value in found or [] if value is not None]
+
         facts = ("key", "model", "bytes", "fingerprint", "poster")
-        made = {clip["key"]: {name: clip[name] for name in facts} for clip in clips}
-        why = {error["key"]: f"{error['message']} {error['bought']}" for error in errors}
+        made = {clip["key"]: {name: clip[name] for name in facts} for clip in pulled("clip")}
+        why = {error["key"]: f"{error['message']} {error['bought']}" for error in pulled("clip_error")}
         manifest = []
         for product in products:
             key = f"{campaign}/{product['sku']}.mp4"
@@ -91,6 +96,4 @@ with DAG(
             raise AirflowFailException(f"{len(missing)} products have no clip. {place} says why.")
         return place
 
-    write_manifest(
-        products, clips["clip"], clips["clip_error"], "{{ params.bucket }}", "{{ params.campaign }}"
-    )
+    clips >> write_manifest(products, "{{ params.bucket }}", "{{ params.campaign }}")
