@@ -142,7 +142,7 @@ def test_still_frames_on_demand(browser: Browser, world: World) -> None:
         page.goto("/codegateway/clips")
         page.locator(".tile").wait_for()
         assert page.locator("video").count() == 0
-        page.get_by_label("Still frames").check()
+        page.get_by_label("Still frames").click()  # not `check`: the page is another one before it can look
         page.locator(".has-still video").wait_for()
         assert page.locator("video").evaluate("video => video.paused")
 
