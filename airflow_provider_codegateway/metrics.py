@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError
+from airflow_provider_codegateway.gateway import StoppedUnsent
 
 if TYPE_CHECKING:
     from airflow_provider_codegateway.clip import Clip
@@ -62,6 +63,9 @@ class MeteredBuyer:
             return answer
         except CodeGatewayError as error:
             bought = error.bought
+            raise
+        except StoppedUnsent:
+            bought = Bought.NO
             raise
         finally:
             # Handed to a thread: nothing may come between an answer and its way into the ledger.
