@@ -426,7 +426,7 @@ FINGERPRINT = f"{_PREFIX}fingerprint"
 """The metadata of a clip, and of its ledger entry's request, that names the request."""
 BESIDE = f"{_PREFIX}beside"
 """The metadata of a picture or a document beside a clip that names the clip's fingerprint."""
-_BUYERS_KEPT, _UNKNOWN_KEPT = 20, 5
+_BUYERS_KEPT, _UNKNOWN_KEPT = 20, 4
 """S3 takes 2 KB of metadata."""
 
 

@@ -3,8 +3,8 @@
 ``Purchase.complete`` is the whole of it. In deferrable mode its two halves run in different processes: ``begin`` in
 the worker, ``resume`` in the triggerer.
 
-A crash can cost the one render that it interrupts, never a second one of the same number. What may have been billed is
-never begun more than ``max_renders`` times, because:
+Render ``n`` is POSTed at most once, and there are at most ``max_renders`` renders. A crash can cost a render, after
+which ``n + 1`` may be bought. That is so because:
 
 1. Only whoever created the claim ``n.started`` may POST render ``n``, and S3 lets one run create it.
 2. A claim is taken back only if its render provably bought nothing. A run that dies leaves its claim, and that counts
@@ -12,8 +12,8 @@ never begun more than ``max_renders`` times, because:
    run buys render ``n + 1``, if ``max_renders`` allows it.)
 3. The gateway's answer is written to the ledger whole, before it is read: the receipt. From then on every run fetches
    that clip, for free, while its link lives.
-4. The entry is deleted only once the clip is at its key. Then its claim could be made a second time, so a run that has
-   a claim looks at the key before it POSTs.
+4. The entry is deleted only once the clip is at its key. That frees its numbers, so whoever has just claimed looks at
+   the key again before the POST. What this DAG run stored is found there even if the clip is to be replaced.
 5. Another model is asked only if no render was begun before, and ours provably sold nothing and its claim is deleted.
    Whoever finds a render that was begun stays with its model.
 """
@@ -63,7 +63,6 @@ from airflow_provider_codegateway.ledger import (
     Turn,
     Wait,
     describe_attempts,
-    money,
     next_step,
 )
 from airflow_provider_codegateway.ledger.entry import Attempt, left_to_its_owner
@@ -131,17 +130,14 @@ class Purchase:
         self._allows_http_links = allows_http_links
         self._limits = limits
         self._may_buy = True
-        self._nothing_bought = (
-            False  # for certain: nothing was begun when the entry was opened here, and not since
-        )
+        self._knows_earlier_renders = False  # all of them, until others may have gone on
         # The render that was begun here, and not given back.
         self._is_begun = self._has_answer = self._has_receipt = False
-        self._entry: Entry | None = None  # as it was read last
-        self._attempts: tuple[Attempt, ...] = ()  # of it, so without the render that we begin
+        self._attempts: tuple[Attempt, ...] = ()  # as read before our claim: without the render that we begin
         self._turn = Turn(0, spec.model)
         self._passed_over: list[PassedOver] = []  # models that we asked in vain
         self._turned_down: list[CodeGatewayError] = []  # what each of them said
-        self._unreadable: set[int] = set()  # renders whose answer was looked at here, and says no clip
+        self._seen_unread: set[int] = set()  # renders whose answer was looked at here, and says no clip
         self._losing_since: float | None = None  # since when every claim of ours was refused
         self._last_logged = ""
 
@@ -170,7 +166,8 @@ class Purchase:
             return self._begin(request, *fallbacks)
         except (InvalidTarget, StorageUnavailable) as error:
             if error.bought is Bought.NO:
-                error.bought = self._bought_before()
+                self._look_at_earlier_renders()
+                self._tell_money(error)
             raise
 
     def _begin(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip | None:
@@ -181,8 +178,8 @@ class Purchase:
             return None if self._is_being_settled() else clip
         bodies = [each.body() for each in (request, *fallbacks)]
         self._require_affordable(bodies)
-        self._nothing_bought = self.ledger.open(*bodies)
-        if self._nothing_bought:  # otherwise the transfer of what was bought will show what S3 allows
+        self._knows_earlier_renders = is_fresh = self.ledger.open(*bodies)
+        if is_fresh:  # otherwise the transfer of what was bought will show what S3 allows
             self._prove_or_withdraw()
         return None
 
@@ -209,13 +206,14 @@ class Purchase:
         self.ledger.prove_access()
         prove_upload(self._s3, self.spec.target, self.spec.upload_args, self._limits)
 
-    def _bought_before(self) -> Bought:
-        """Whether an earlier run bought what is not delivered yet, as far as S3 says."""
+    def _look_at_earlier_renders(self) -> None:
+        """What earlier runs have begun, as far as S3 says."""
         try:
             entry = self.ledger.read()
         except CodeGatewayError:
-            return Bought.NO
-        return money(entry) if entry.fingerprint == self.spec.fingerprint else Bought.NO
+            return
+        if entry.fingerprint == self.spec.fingerprint:
+            self._attempts = entry.attempts
 
     def _require_affordable(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         try:
@@ -271,13 +269,15 @@ class Purchase:
                 return 1
             case Take():
                 return None
-        last = entry.attempts[-1]  # somebody is at work
-        return None if last.rendered or last.number >= self.spec.max_renders else last.number + 1
+        if any(each.rendered and not each.abandoned for each in entry.attempts):
+            return None  # somebody is storing it
+        last = entry.attempts[-1]
+        return None if last.number >= self.spec.max_renders else last.number + 1
 
     # 2. Ask the ledger what to do, until there is a clip.
 
     async def resume(self) -> Clip | None:
-        """The clip of an open ledger entry. None if there is no such entry, or no longer one.
+        """The clip of an open ledger entry. None if there is none, or no longer one; or if nothing more may be bought.
 
         :raises RenderLimitReached, LedgerConflict: see ``ledger.next_step``.
         :raises RequestRejected, GatewayUnavailable, RenderOutcomeUnknown: see ``Gateway.generate``.
@@ -286,39 +286,38 @@ class Purchase:
         """
         try:
             return await self._resume()
+        except LedgerConflict:  # what it says is of another request
+            raise
         except CodeGatewayError as error:
-            if error.bought is Bought.NO and isinstance(error, InvalidTarget | StorageUnavailable):
-                error.bought = self._bought_so_far()
-            if error.bought is not Bought.NO and not isinstance(error, LedgerConflict):
-                self._tell_cost(error)
+            if isinstance(error, StorageUnavailable | InvalidTarget) and error.bought is Bought.NO:
+                # An earlier run, or a triggerer, may have bought what cannot be seen now.
+                error.bought = Bought.NO if self._knows_earlier_renders else Bought.PERHAPS
+            self._tell_money(error)
             raise
 
-    def _tell_cost(self, error: CodeGatewayError) -> None:
-        """Say how many renders of the clip were bought so far, if they are several, and what they cost."""
-        paid = sum(each.rendered is not None for each in self._attempts) + self._has_answer
-        if error.bought is Bought.YES:
-            paid = max(paid, 1)
-        perhaps = max(len(self._attempts) + self._is_begun - paid, 0)
-        if paid + perhaps > 1 and not error.renders + error.perhaps:
+    def _tell_money(self, error: CodeGatewayError) -> None:
+        """Say what was bought for the clip so far, by earlier runs too, and what it cost."""
+        paid = sum(each.rendered is not None for each in self._attempts)
+        paid += self._is_begun and (self._has_answer or error.bought is Bought.YES)
+        perhaps = len(self._attempts) + self._is_begun - paid
+        if not paid + perhaps:
+            return
+        if error.bought is Bought.YES and not paid:
+            paid, perhaps = 1, perhaps - 1
+        if not error.renders + error.perhaps:
             error.count(paid, perhaps)
-        member = self.spec.members[self._turn.index]
+        turn = self._turn if self._is_begun else self._turn_after(self._attempts)
+        member = self.spec.members[turn.index]
         if member.priced_by is not None and not self._account.is_idle:
             unit = self._account.cost({"model": member.model, **member.priced_by})
             error.cost = None if unit is None else unit.of_renders(bought=paid, perhaps=perhaps).as_dict()
 
-    def _bought_so_far(self) -> Bought:
-        if self._has_answer:
-            return Bought.YES
-        if self._nothing_bought:
-            return Bought.NO
-        # An earlier run, or a triggerer, may have bought what cannot be seen now.
-        return Bought.PERHAPS if self._entry is None else money(self._entry)
-
     async def _resume(self) -> Clip | None:
         clip = None
         while clip is None:
-            entry = self._entry = await to_the_end("ledger", self.ledger.read)
-            self._attempts = entry.attempts
+            entry = await to_the_end("ledger", self.ledger.read)
+            is_ours = entry.fingerprint == self.spec.fingerprint
+            self._attempts, self._knows_earlier_renders = entry.attempts if is_ours else (), True
             if clip := await self._fetch_unread(entry):
                 break
             match await to_the_end("ledger", self._step_or_clear, entry):
@@ -368,7 +367,7 @@ class Purchase:
         return Gone()
 
     async def _wait(self, step: Wait, now: datetime) -> None:
-        self._losing_since = None
+        self._losing_since, self._knows_earlier_renders = None, False
         if step.reason != self._last_logged:
             self._last_logged = step.reason
             until = (now + timedelta(seconds=step.seconds)).astimezone(UTC)
@@ -396,13 +395,13 @@ class Purchase:
                 self._turn = attempt.turn or self._turn
                 # Its run may have died before it could say so.
                 await to_the_end("journal", self._account.bought, attempt.owner)
-        was_read = number in self._unreadable
+        was_read = number in self._seen_unread
         try:
             receipt = await self._read(number, answer)
             return await self._deliver(number, answer, receipt, may_have_leftovers=True)
         except RenderOutcomeUnknown as error:  # its run died before it could read it
             if was_read:
-                raise  # its end could not be written: it would be fetched again, without end
+                raise  # that could not be written before: it would be read again, without end
             log.warning("Render %d is lost: %s", number, error.args[0])
             return None
         except ClipExpired as error:
@@ -415,7 +414,13 @@ class Purchase:
     def _found_or_cleared(self, entry: Entry) -> Clip | None:
         """The clip, if a run stored it and left its entry. The entry of a clip that is to be replaced is cleared."""
         delivered = self._delivered(entry)
-        found = self.find()
+        try:
+            found = self.find()
+        except InvalidTarget as error:
+            raise InvalidTarget(
+                f"{error.args[0]} Rather, as a clip for this key is paid for and waits in the ledger: move the object "
+                "away, and run the task again while the clip's link lives."
+            ) from error
         if delivered and found:
             self._tidy(self._clear, delivered)
         elif delivered:
@@ -427,9 +432,9 @@ class Purchase:
         if not entry.open or entry.fingerprint != self.spec.fingerprint:
             return None
         for attempt in entry.attempts:
-            if not (attempt.rendered and attempt.unread) or attempt.number in self._unreadable:
+            if not (attempt.rendered and attempt.unread) or attempt.number in self._seen_unread:
                 continue
-            self._unreadable.add(attempt.number)
+            self._seen_unread.add(attempt.number)
             answer = await to_the_end("ledger", self.ledger.answer, attempt.number)
             try:
                 receipt = None if answer is None else read_receipt(answer)
@@ -442,6 +447,10 @@ class Purchase:
                     return await self._deliver(attempt.number, answer, receipt, may_have_leftovers=True)
                 except ClipExpired as error:
                     log.warning("Render %d is lost: %s", attempt.number, error.args[0])
+                except ClipTransferError as error:
+                    if not any(each.rendered and not each.abandoned for each in entry.attempts):
+                        raise
+                    log.warning("Render %d was not fetched: %s", attempt.number, error.args[0])
         return None
 
     async def _read(self, number: int, answer: Answer) -> Receipt:
@@ -452,7 +461,7 @@ class Purchase:
         try:
             return read_receipt(answer)
         except RenderOutcomeUnknown as error:
-            self._unreadable.add(number)
+            self._seen_unread.add(number)
             await to_the_end("ledger", _note, self.ledger.leave_unread, number, error.args[0], answer=answer)
             raise
 
@@ -530,6 +539,7 @@ class Purchase:
 
         :raises StorageUnavailable: the claim is refused for long, and nobody has it.
         """
+        self._knows_earlier_renders = False
         self._losing_since = self._losing_since or time.monotonic()
         if time.monotonic() - self._losing_since > self._limits.list_patience:
             raise StorageUnavailable(
@@ -574,7 +584,7 @@ class Purchase:
 
     async def _buy_and_deliver(self, number: int) -> Clip | None:
         """The clip of render ``number``; None if it bought nothing, and another model is to be asked."""
-        self._nothing_bought, self._is_begun = False, True
+        self._is_begun = True
         answer = await self._buy(number)
         if answer is None:
             return None
@@ -700,6 +710,9 @@ class Purchase:
             log.error("No fallback is tried, as the claim could not be taken back: %s", problem.args[0])
             await self._give_back(number, reason)
             raise error from problem
+        except BaseException:  # cancelled: the claim is taken back all the same
+            await to_the_end("journal", self._account.released, self.ledger.owner, reason)
+            raise
         self._is_begun = False
         await to_the_end("journal", self._account.released, self.ledger.owner, reason)
         self._passed_over.append({"model": self._turn.model, "reason": reason})
@@ -847,12 +860,12 @@ class Purchase:
         """
         try:
             entry = self.ledger.read()
+            delivered = self._delivered(entry)
         except CodeGatewayError as error:
             log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
             return False
         if not entry or entry.fingerprint != self.spec.fingerprint:
             return False
-        delivered = self._delivered(entry)
         if delivered and left_to_its_owner(delivered, entry.now, self._limits) > 0:
             return entry.open
         if delivered:

@@ -160,6 +160,8 @@ def test_what_a_clip_says_of_itself_fits_into_its_metadata() -> None:
         render_seconds=120.123,
         renders_bought=100,
         buyers=("r" * 32,) * 30,
+        unknown=("r" * 32,) * 30,
+        claim="c" * 32,
         cost=cost,
         facts=Facts(width=3840, height=2160, duration=12.0416666, fps=23.9760239, codec="h264", audio=False),
         member=fingerprint,

@@ -840,6 +840,20 @@ def test_no_failure_of_s3_hides_what_an_earlier_run_bought(
     assert gateway.billed == 1
 
 
+def test_what_another_run_bought_since_is_not_said_to_be_unbought(
+    job: Job, gateway: Emulator, proxy: S3Proxy, client: S3Client
+) -> None:
+    """Nothing was begun when this run opened the entry, and a render is paid for when S3 fails."""
+    purchase = job.purchase(client)
+    assert purchase.begin(job.request()) is None
+    assert crash_runner.run(replace(job, kill_at="after the receipt")).killed
+    fails = lambda request: Verdict.DROP if request.operation == "HeadObject" else Verdict.PASS  # noqa: E731
+    with proxy.ruled(fails), pytest.raises(StorageUnavailable) as error:
+        BlockingCall().run(purchase.resume())
+    assert error.value.bought is Bought.YES
+    assert gateway.billed == 1
+
+
 @pytest.mark.parametrize("moment", ["before", "meanwhile"])
 def test_a_late_receipt_does_not_come_back_to_an_entry_that_is_gone(
     moment: str, job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str

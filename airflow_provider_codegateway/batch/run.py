@@ -37,6 +37,7 @@ from airflow_provider_codegateway.exceptions import (
     RequestRejected,
     StorageUnavailable,
 )
+from airflow_provider_codegateway.gateway import StoppedUnsent
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.s3 import access_args, error_words, head_object, storage_error
@@ -222,8 +223,9 @@ class Batch:
             pass
         except CodeGatewayError as error:
             await self._fail(row, error)
-        except asyncio.CancelledError:
-            if self._status_without_result(row.index) == "unknown":
+        except asyncio.CancelledError as stopped:
+            is_unsent = isinstance(stopped, StoppedUnsent)
+            if not is_unsent and self._status_without_result(row.index) == "unknown":
                 self._keep(row, "unknown", error=_interrupted(), perhaps=1)
             raise
         except Exception as error:  # a fault of ours in one row must not end the others

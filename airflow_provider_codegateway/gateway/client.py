@@ -213,6 +213,8 @@ class Gateway:
             if failure is not None:
                 if not isinstance(failure, Exception):
                     raise failure
+                if stopped:  # just then
+                    raise stopped if seen.is_sent else StoppedUnsent()
                 raise classify_error(failure, is_sent=seen.is_sent) from None
         if not seen.is_success or not (seen.is_sent or names_a_clip(bytes(seen.body))):
             raise classify_refusal(

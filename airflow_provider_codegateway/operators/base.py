@@ -96,9 +96,10 @@ class RenderingOperator(BaseOperator):
 
     def _report(self, error: CodeGatewayError, context: Context) -> None:
         """Count and log what a failure cost, and leave it for the task's page. The rest of it Airflow logs."""
-        metrics.failed(error, self.model)
-        if error.bought is Bought.NO and getattr(context.get("ti"), "try_number", 1) > 1:
-            error.bought = self._bought_before(context)
+        if error.bought is Bought.NO:
+            metrics.failed(error, self.model)
+            if getattr(context.get("ti"), "try_number", 1) > 1:
+                error.bought = self._bought_before(context)
         self.log.error("%s", error.money)
         if self.do_xcom_push and "ti" in context:
             told: dict[str, Any] = {

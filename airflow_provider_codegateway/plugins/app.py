@@ -356,7 +356,7 @@ def _card(entry: Entry) -> dict[str, Any]:
         "clip": clip
         and {
             "bytes": clip.bytes,
-            "reused": clip.reused,
+            "reused": clip.reused and not clip.renders_bought_here,
             "fingerprint": clip.fingerprint,
             "cost": clip.cost,
             "duration": (clip.facts or {}).get("duration"),

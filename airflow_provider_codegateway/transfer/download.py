@@ -163,7 +163,7 @@ class Download:
                 return
 
     def _one_connection(self, sink: Sink) -> None:
-        self._has_begun = False
+        self._has_begun, self._overlap = False, b""
         with (
             self._network(),
             self._client.get(self._url, self._range(), check_redirect=self._check_redirect) as response,
@@ -182,6 +182,8 @@ class Download:
                 self._offset += len(chunk)
                 if self._validator is None:
                     self._tail = (self._tail + chunk)[-_OVERLAP:]
+            if self._overlap:
+                raise _Broken("ended before it came to where it broke before")
             is_announced = self._total is not None or _ends_where_it_says(response)
         if self._total is not None and self._offset != self._total:
             raise _Broken(f"ended at byte {self._offset} of {self._total}")
@@ -206,7 +208,11 @@ class Download:
 
     def _is_whole_all_the_same(self, sink: Sink) -> bool:
         """Whether the clip says that it is whole, where its host has ended it early twice, at the same byte."""
-        if not self._has_begun or (self._unzip is not None and not self._unzip.is_at_its_end):
+        if (
+            not self._has_begun
+            or self._overlap
+            or (self._unzip is not None and not self._unzip.is_at_its_end)
+        ):
             return False
         is_again, self._ended_at = self._ended_at == self._offset, self._offset
         if not is_again or not self._offset or sink.ending().verdict is not Verdict.WHOLE:
@@ -372,10 +378,12 @@ def _is_from_the_start(response: Response, *, asked_for_all: bool) -> bool:
 
 
 def _total_of(response: Response) -> int | None:
-    """How many bytes the clip has, of which an answer may bring the first part only."""
-    if match := re.fullmatch(r"bytes 0-\d+/(\d+)", response.headers.get("content-range", "")):
-        return int(match[1]) if response.status == 206 else response.length
-    return response.length
+    """How many bytes the clip has, of which an answer may bring the first part only; None if it does not say."""
+    given = response.headers.get("content-range", "")
+    if response.status != 206 or not given:
+        return response.length
+    match = re.fullmatch(r"bytes 0-\d+/(\d+)", given)
+    return None if match is None else int(match[1])
 
 
 def _with_a_head(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -391,7 +399,7 @@ def _with_a_head(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
 
 
-_OVERLAP = 64 * 1024
+_OVERLAP = 4096
 """Bytes that are asked for again, and compared."""
 _GZIP = b"\x1f\x8b\x08"
 
@@ -435,7 +443,9 @@ _MOST_UNPACKED = 50
 
 
 def _ends_where_it_says(response: Response) -> bool:
-    """Whether the body's end is known from its head, and not by the connection's end."""
+    """Whether the body's end is known from its head, and is that of the clip."""
+    if response.status == 206 and response.headers.get("content-range"):
+        return False  # the end of a piece
     coding = response.headers.get("transfer-encoding", "").lower()
     return response.length is not None or coding.endswith("chunked")
 

@@ -159,7 +159,7 @@ function showFacts({ clip, stored, request, model, target, error, row }) {
     return;
   }
   fact(headline, "Cost", amount(clip.cost) ?? "not known");
-  fact(headline, "Renders bought", clip.reused ? "none: reused" : String(clip.renders_bought));
+  fact(headline, "Renders bought", clip.reused && !clip.renders_bought_here ? "none: reused" : String(clip.renders_bought));
   if (clip.facts?.duration) fact(headline, "Duration", seconds(clip.facts.duration));
   if (clip.model) fact(headline, "Model", ...breakable(clip.model));
   if (clip.render_seconds !== null) fact(headline, "Render time", seconds(clip.render_seconds));
