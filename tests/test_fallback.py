@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pkgutil
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from crash_runner import FALLBACK_POINTS, KEY, Job
 from hypothesis import given
 from hypothesis import strategies as st
 from media_samples import mp4_of, png
+from s3_proxy import S3Proxy, S3Request, Verdict
 
 from airflow_provider_codegateway import exceptions
 from airflow_provider_codegateway.clip import Clip, Facts, Marks, S3Location
@@ -41,7 +43,7 @@ from airflow_provider_codegateway.exceptions import (
     RenderOutcomeUnknown,
     RequestRejected,
 )
-from airflow_provider_codegateway.gateway import FALLBACK_ON, reason_to_fall_back
+from airflow_provider_codegateway.gateway import FALLBACK_ON, BlockingCall, reason_to_fall_back
 from airflow_provider_codegateway.ledger.command import main as ledger_main
 from airflow_provider_codegateway.models import build_chain, build_request, chain_fingerprint
 from airflow_provider_codegateway.models.chain import LONGEST_MODEL, MAX_FALLBACKS
@@ -51,6 +53,8 @@ from airflow_provider_codegateway.spend.journal import Journal
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+    from airflow_provider_codegateway.purchase import Purchase
 
 VEO, SEEDANCE, HAILUO = "google/veo-3.1-fast", "bytedance/seedance-2.0", "minimax/hailuo-2.3-fast"
 CHAIN = (VEO, SEEDANCE, HAILUO)
@@ -389,6 +393,67 @@ def test_max_renders_counts_the_renders_of_all_models_together(
     assert f"Render 2 ({SEEDANCE}), started" in str(error)
     assert asked(gateway) == [VEO, SEEDANCE, SEEDANCE]
     assert gateway.billed == 2
+
+
+PRICED = {
+    "currency": "USD",
+    "prices": [{"model": VEO, "per_render": "1"}, {"model": SEEDANCE, "per_render": "7"}],
+}
+
+
+def priced(job: Job, s3: S3Client, **spend: Any) -> Purchase:
+    """A purchase of the chain, with a price for each model."""
+    job = replace(job, spend={**PRICED, **spend})
+    spec = job.spec()
+    members = tuple(replace(each, priced_by={}) for each in spec.fallbacks)
+    return job.purchase_of(replace(spec, priced_by={}, fallbacks=members), s3)
+
+
+def test_a_failure_is_priced_by_the_model_that_rendered(job: Job, gateway: Emulator, s3: S3Client) -> None:
+    """And counts every render of the clip, in whichever process."""
+    gateway.fail_next(Fault.status(503), model=VEO, times=None)
+    gateway.fail_next(Fault.reset_after(), model=SEEDANCE, times=None)
+    told = []
+    for error_class in (RenderOutcomeUnknown, RenderOutcomeUnknown, RenderLimitReached):
+        with pytest.raises(error_class) as error:
+            BlockingCall().run(priced(job, s3).complete(*job.requests()))
+        told.append((error.value.money, (error.value.cost or {})["at_most"]))
+    assert told == [
+        ("One render may have been bought.", "7"),
+        ("2 renders may have been bought.", "14"),
+        ("2 renders may have been bought.", "14"),
+    ]
+
+
+def test_a_run_that_is_stopped_while_it_passes_a_model_over_leaves_no_reservation(
+    job: Job, gateway: Emulator, s3: S3Client, s3_endpoint: str, bucket: str
+) -> None:
+    """The model provably sold nothing: neither ledger nor journal counts it."""
+    gateway.fail_next(Fault.status(503), model=VEO, times=None)
+    releasing, go = threading.Event(), threading.Event()
+
+    def rule(request: S3Request) -> Verdict:
+        is_claimed = any(each.key.endswith("1.started") for each in proxy.requests)
+        if request.operation == "DeleteObjects" and is_claimed:
+            releasing.set()
+            go.wait()
+        return Verdict.PASS
+
+    async def stop() -> None:
+        task = asyncio.ensure_future(purchase.complete(*job.requests()))
+        await asyncio.to_thread(releasing.wait)
+        task.cancel()
+        go.set()
+        await task
+
+    with S3Proxy(s3_endpoint) as proxy:
+        proxied = replace(job, s3_endpoint=proxy.url).s3()
+        purchase = priced(job, proxied, journal=f"s3://{bucket}/ops/journal")
+        with proxy.ruled(rule), pytest.raises(asyncio.CancelledError):
+            asyncio.run(stop())
+    state, _ = Journal(s3, S3Location(bucket, "ops/journal")).state()
+    assert state.open == {}
+    assert gateway.billed == 0
 
 
 def test_a_gateway_that_cannot_be_reached_is_the_same_for_every_model(
