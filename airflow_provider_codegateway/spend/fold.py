@@ -299,20 +299,19 @@ class State:
 
 
 _Month = Annotated[str, Field(pattern=r"^\d{4}-\d{2}$")]
-_Renders = Annotated[int, Field(ge=0)]
-_Amounts = dict[str, Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]]
+_Amounts = dict[str, Decimal]
 
 
 @dataclass
 class _Checkpoint:
-    number: _Renders
+    number: Annotated[int, Field(ge=0)]
     month: _Month
     at: Annotated[str, Field(pattern=r"^(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z)?$")]
     open: list[Row]
     given_back: list[Row]
-    days: dict[str, tuple[_Renders, _Amounts]]
-    months: dict[str, tuple[_Renders, _Amounts]]
-    runs: dict[str, tuple[_Renders, _Amounts, _Month]]
+    days: dict[str, tuple[int, _Amounts]]
+    months: dict[str, tuple[int, _Amounts]]
+    runs: dict[str, tuple[int, _Amounts, _Month]]
 
 
 @cache
