@@ -67,7 +67,7 @@ def read_json(text: str | bytes) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_doubles)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("it has too many levels") from None
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -185,14 +185,12 @@ class Purchase:
 
     def _prove_or_withdraw(self) -> None:
         try:
-            if (
-                not self.ledger.is_ours
-            ):  # another run opened it, and may have died with an upload of its proof open
+            # Another run that opened it may have died with an upload of its proof open.
+            if not self.ledger.is_ours:
                 clear_uploads(self._s3, self.spec.target, self.spec.upload_args)
             self._prove_access()
-        except (
-            StorageUnavailable
-        ):  # our own proof may have left an upload: the entry tells the next run to look
+        except StorageUnavailable:
+            # Our own proof may have left an upload. The entry stays, so that the next run looks for it.
             raise
         except CodeGatewayError:
             try:

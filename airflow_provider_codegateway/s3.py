@@ -207,7 +207,7 @@ def head_object(s3: S3Client, at: S3Location, **arguments: Any) -> HeadObjectOut
 def require_list(answer: Mapping[str, Any], at: S3Location) -> None:
     """:raises InvalidTarget: this is no answer of S3's to a LIST, such as an empty body or a page."""
     if not _LISTED & answer.keys():
-        raise not_s3(at, "is no list of S3's")
+        raise not_s3(at, "is not a list of objects from S3")
 
 
 _LISTED = frozenset({"Name", "Prefix", "KeyCount", "MaxKeys", "IsTruncated", "Contents"})

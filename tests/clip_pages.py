@@ -195,12 +195,14 @@ class Copy:
     """How a copy of a task instance differs from its original.
 
     :param clip: the whole XCom ``clip``; by default the original's. ``...`` is none.
+    :param error: the whole XCom ``clip_error``, if there is one.
     :param rendered: what is changed of the rendered arguments; None deletes them all.
     :param task: columns of the task instance.
     """
 
     map_index: int
     clip: Any = None
+    error: dict[str, Any] | None = None
     stored: datetime | None = None
     task: dict[str, Any] = field(default_factory=dict)
     rendered: dict[str, Any] | None = field(default_factory=dict)
@@ -234,6 +236,8 @@ def copy_tasks(dag_id: str, copies: Iterable[Copy]) -> None:
                 value = xcom["value"] if copy.clip is None else copy.clip
                 stored = copy.stored or xcom["timestamp"]
                 xcoms.append({**_belonging_to(own, xcom), "value": value, "timestamp": stored})
+            if copy.error is not None:
+                xcoms.append({**_belonging_to(own, xcom), "key": "clip_error", "value": copy.error})
         tables = (TaskInstance, tasks), (RenderedTaskInstanceFields, all_rendered), (xcom_table, xcoms)
         for model, rows in tables:
             if rows:

@@ -292,6 +292,66 @@ def test_waiting_page_keeps_the_focus_and_ends_with_the_login(browser: Browser, 
         assert asked == []
 
 
+FAILURE = {
+    "class": "ClipMismatch",
+    "message": "It lasts 2 s, not 4 s. It is kept.",
+    "bought": "One render was bought.",
+    "cost": {"amount": "0.90", "at_most": "0.90", "currency": "USD"},
+}
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("clip", [None, ...], ids=["with a clip", "without"])
+def test_a_failure_says_first_why_and_what_was_paid(clip: Any, browser: Browser, world: World) -> None:
+    """On its card, in the sum above the cards, and on its page, also if there is a clip."""
+    copy_tasks(DAG_A, [Copy(map_index=931, clip=clip, error=FAILURE, task={"state": "failed"})])
+    with browsing(browser, world, "anna") as page:
+        page.goto("/codegateway/clips?state=failed")
+        card = page.locator(".tile", has_text="ClipMismatch: It lasts 2 s, not 4 s.")
+        card.get_by_text("One render was bought: 0.90\u00a0USD.").wait_for()
+        if clip is ...:
+            page.locator("#totals", has_text="1 task on this page cost 0.90 USD.").wait_for()
+        card.click()
+        why = page.locator("#why")
+        why.get_by_text("It lasts 2 s, not 4 s. It is kept.").wait_for()
+        why.get_by_text("One render was bought: 0.90\u00a0USD.").wait_for()
+        why.get_by_role("link", name="Log of try").wait_for()
+        assert page.get_by_role("button", name="Play the clip").is_visible() == (clip is None)
+        trail = page.get_by_role("navigation", name="Breadcrumb")
+        assert trail.get_by_role("link").all_inner_texts()[:2] == ["Airflow", DAG_A]
+
+
+@pytest.mark.usefixtures("copies")
+def test_a_long_prompt_unfolds(browser: Browser, world: World) -> None:
+    """What the clip cost and its buttons stay in sight; a short prompt has nothing to unfold."""
+    prompt = "A yellow umbrella opens in the rain. " * 60
+    copy_tasks(DAG_A, [Copy(map_index=932, rendered={"prompt": prompt})])
+    with browsing(browser, world, "anna") as page:
+        page.goto(f"{world.page(DAG_A).removesuffix('-1')}932")
+        folded = page.locator("#prompt").bounding_box()
+        page.get_by_role("button", name="Show all").press("Enter")
+        page.get_by_role("button", name="Show less", expanded=True).wait_for()
+        unfolded = page.locator("#prompt").bounding_box()
+        assert folded is not None
+        assert unfolded is not None
+        assert unfolded["height"] > 2 * folded["height"]
+        page.goto(world.page(DAG_A))
+        page.locator("#tries .state").wait_for()
+        assert page.locator("#unfold").is_hidden()
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize(
+    "odd", [{"cost": {"amount": "many", "currency": "USD"}}, {"facts": {"duration": "long"}}]
+)
+def test_one_odd_clip_does_not_take_the_gallery_away(odd: Any, browser: Browser, world: World) -> None:
+    """Whoever may write XComs may write anything: what is no number is not shown."""
+    copy_tasks(DAG_A, [Copy(map_index=933, clip={**world.clips[DAG_A], **odd})])
+    with browsing(browser, world, "anna") as page:
+        page.goto("/codegateway/clips")
+        page.locator(".tile").nth(1).wait_for()
+
+
 def test_gallery_in_airflow(browser: Browser, world: World) -> None:
     """Under Browse in Airflow's own UI: the gallery, the clip, which plays there, its theme, and the way back."""
     with browsing(browser, world, "anna", color_scheme="light") as page:

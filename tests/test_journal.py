@@ -409,7 +409,7 @@ class TestBadDays:
             headers,
             b"<html><body>blocked</body></html>" if request.operation == "ListObjects" else body,
         )
-        with pytest.raises(InvalidTarget, match="is no list of S3's"):
+        with pytest.raises(InvalidTarget, match="is not a list of objects from S3"):
             reserve(account(client(proxy.url, s3_credentials), bucket, DAY))
 
 

@@ -452,8 +452,8 @@ def of(operation: str, edit: Edit) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (of("ListObjects", with_body(b"")), "is no list of S3's"),
-        (of("ListObjects", with_body(PAGE)), "is no list of S3's"),
+        (of("ListObjects", with_body(b"")), "is not a list of objects from S3"),
+        (of("ListObjects", with_body(PAGE)), "is not a list of objects from S3"),
         (of("ListObjects", less(b"LastModified")), "without LastModified"),
         (of("ListObjects", less(b"ETag")), "without ETag"),
         (of("ListObjects", lambda r, h, b: (h, re.sub(b"20..-..-..T", b"yesterday", b))), "as S3's"),

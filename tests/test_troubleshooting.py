@@ -52,7 +52,7 @@ NOT_IN_THE_PAGE = {
     "answered … with another range than asked for": "the same",
     "brought another clip than before": "the same",
     "ended before it came to where it broke before": "the same",
-    "it is nested too deeply": "stands in '… is not JSON (…)'",
+    "it has too many levels": "is part of '… is not JSON (…)'",
     "it has no answer": "stands in '… is no marker of this ledger (…)'",
     "it has no fingerprint": "stands in '… is no marker of this ledger (…)'",
     "defer does not return": "is for mypy: nothing gets there",

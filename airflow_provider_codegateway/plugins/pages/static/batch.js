@@ -39,7 +39,7 @@ function showWhy(error, batch) {
   const folded = rest.length > 4 || (batch && rest.length);
   const shown = folded ? { ...error, message: first } : error;
   const [kind, message, money] = errorText(shown);
-  const more = element("details", {}, element("summary", {}, `${rest.length} more lines`), element("p", { class: "lines" }, rest.join("\n")));
+  const more = element("details", {}, element("summary", {}, `${rest.length} more ${rest.length === 1 ? "line" : "lines"}`), element("p", { class: "lines" }, rest.join("\n")));
   why.replaceChildren(kind, message, money, ...(folded ? [more] : []));
 }
 

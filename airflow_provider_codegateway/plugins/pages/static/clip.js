@@ -41,29 +41,21 @@ function showWhy({ clip, state, row, error, number }) {
   if (why.contains(document.activeElement)) return; // a refresh takes nobody's focus
   if (error) why.replaceChildren(...errorText(error));
   else why.replaceChildren(element("strong", {}, "Not as asked for"), element("p", {}, differs));
-  if (error && number > 0) {
-    why.append(
-      element(
-        "p",
-        { class: "actions" },
-        airflowLink(logUrl(number), `Log of try ${number}`),
-      ),
-    );
-  }
+  if (error && number > 0) why.append(element("p", { class: "actions" }, airflowLink(logUrl(number), `Log of try ${number}`)));
 }
 
-function absent({ state, row, error, tries }) {
+function absent({ state, row, tries }) {
   if (row) return [element("p", {}, "This row has no clip.")];
   const since = elapsed(tries.at(-1));
   if (since !== null && ["running", "deferred"].includes(state)) {
-    const late = since > UNUSUAL_SECONDS ? " It takes longer than usual: its log says why." : "";
+    const late = since > UNUSUAL_SECONDS ? " This one takes longer: see its log." : "";
     return [
       element("p", {}, element("strong", {}, `Rendering for ${seconds(since)}.`)),
       element("div", { class: "busy", "aria-hidden": "true" }),
       element("p", {}, `${ABSENT[state]}${late}`),
     ];
   }
-  return [element("p", {}, error && state === "failed" ? "There is no clip." : (ABSENT[state] ?? WAITING))];
+  return [element("p", {}, ABSENT[state] ?? WAITING)];
 }
 
 function showVideo(facts) {
