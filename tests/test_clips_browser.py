@@ -328,6 +328,7 @@ def test_a_long_prompt_unfolds(browser: Browser, world: World) -> None:
     copy_tasks(DAG_A, [Copy(map_index=932, rendered={"prompt": prompt})])
     with browsing(browser, world, "anna") as page:
         page.goto(f"{world.page(DAG_A).removesuffix('-1')}932")
+        page.get_by_role("button", name="Show all").wait_for()
         folded = page.locator("#prompt").bounding_box()
         page.get_by_role("button", name="Show all").press("Enter")
         page.get_by_role("button", name="Show less", expanded=True).wait_for()
