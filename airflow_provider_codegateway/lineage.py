@@ -112,10 +112,10 @@ def add_batch_events(
 
 
 def _extra(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The extra of an event. Airflow 2 fails a task that gives an alias lists or objects: there, they are JSON."""
-    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+    """The extra of an event. Airflow before 3.1 fails a task that gives an alias lists or objects: there, they are JSON."""
+    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 
-    if AIRFLOW_V_3_0_PLUS:
+    if AIRFLOW_V_3_1_PLUS:
         return dict(values)
     return {
         name: json.dumps(value) if isinstance(value, Mapping | list | tuple) else value

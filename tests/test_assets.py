@@ -94,7 +94,7 @@ def no_events(airflow_database: None) -> None:
 def facts_of(task: TaskResult) -> dict[str, Any]:
     """The facts of the clip itself: the XCom has its connection, too."""
     facts = {name: value for name, value in task.xcoms["clip"].items() if name != "aws_conn_id"}
-    if AIRFLOW >= (3, 0):
+    if AIRFLOW >= (3, 1):
         return facts
     return {
         name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in facts.items()

@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     part.add_argument(
         "--core",
         action="store_true",
-        help="what is nearest to Airflow, on its oldest version and the lowest of all",
+        help="what is nearest to Airflow, on the oldest Airflow 3 and the lowest of all",
     )
     run.add_argument(
         "--pytest", default="", metavar="ARGUMENTS", help="for pytest, as a shell would take them"
@@ -185,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def oldest_cells() -> tuple[str, str]:
-    """The oldest Airflow on a Python of this machine, this one if it can be, and the lowest of everything."""
-    airflow, pythons = next(iter(PYTHONS.items()))
+    """The oldest Airflow 3 on a Python of this machine, this one if it can be, and the lowest of everything."""
+    airflow, pythons = next((name, pythons) for name, pythons in PYTHONS.items() if name[0] == "3")
     this = "{}.{}".format(*sys.version_info)
     python = this if this in pythons else next(filter(find_python, pythons), pythons[0])
     return f"{airflow}-{python}", LOWEST
