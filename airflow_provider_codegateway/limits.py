@@ -40,6 +40,8 @@ class Limits:
     """For how long a list that shows what is gone is asked for again."""
     look_patience: float = 10.0
     """From asking for a claim to the POST. A claim that took longer is given back: it would end too early."""
+    claims_too_old: int = 3
+    """In a row, after which S3 is too slow to buy anything."""
     receipt_patience: float = 60.0
     """For how long a receipt is written again while S3 fails."""
     receipt_connect: float = 3.0

@@ -112,7 +112,7 @@ def add_batch_events(
 
 
 def _extra(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The extra of an event. Airflow before 3.1 fails a task that gives an alias lists or objects: there, they are JSON."""
+    """The extra of an event. Before Airflow 3.1, an alias with lists or objects fails the task: they are JSON there."""
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 
     if AIRFLOW_V_3_1_PLUS:

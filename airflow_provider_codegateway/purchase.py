@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Clip, ClipSpec, Marks, PassedOver
@@ -50,6 +51,7 @@ from airflow_provider_codegateway.gateway import (
     Buyer,
     Receipt,
     StoppedUnsent,
+    error_of_chain,
     link_over_https,
     read_receipt,
     reason_to_fall_back,
@@ -87,6 +89,16 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.models import VideoRequest
 
 log = logging.getLogger(__name__)
+
+
+class _Stage(IntEnum):
+    """How far the render is that this run claimed. What it gives back is none."""
+
+    NONE = 0
+    RESERVED = 1
+    REQUESTED = 2
+    ANSWERED = 3
+    KEPT = 4
 
 
 class Purchase:
@@ -131,14 +143,13 @@ class Purchase:
         self._limits = limits
         self._may_buy = True
         self._knows_earlier_renders = False  # all of them, until others may have gone on
-        # The render that was begun here, and not given back.
-        self._is_begun = self._has_answer = self._has_receipt = False
+        self._stage = _Stage.NONE
         self._attempts: tuple[Attempt, ...] = ()  # as read before our claim: without the render that we begin
         self._turn = Turn(0, spec.model)
-        self._passed_over: list[PassedOver] = []  # models that we asked in vain
-        self._turned_down: list[CodeGatewayError] = []  # what each of them said
-        self._seen_unread: set[int] = set()  # renders whose answer was looked at here, and says no clip
+        self._turned_down: list[tuple[PassedOver, CodeGatewayError]] = []  # models that we asked in vain
+        self._is_readable: dict[int, bool] = {}  # answers that an earlier version could not read
         self._losing_since: float | None = None  # since when every claim of ours was refused
+        self._claims_too_old = 0
         self._last_logged = ""
 
     async def complete(self, request: VideoRequest, *fallbacks: VideoRequest) -> Clip:
@@ -175,7 +186,7 @@ class Purchase:
         if clip := self.find():
             log.info("%s already holds the clip of this request: reusing it.", clip.uri)
             # The run that stored it may still be about to delete its entry. `resume` waits until it had the time.
-            return None if self._is_being_settled() else clip
+            return clip if self._clear_leftover() else None
         bodies = [each.body() for each in (request, *fallbacks)]
         self._require_affordable(bodies)
         self._knows_earlier_renders = is_fresh = self.ledger.open(*bodies)
@@ -257,7 +268,7 @@ class Purchase:
 
         :raises LedgerConflict, RenderLimitReached: none may be bought; see ``ledger.next_step``.
         """
-        entry = self.ledger.read()
+        entry = self._read()
         if entry.attempts and self._delivered(entry):
             return 1  # of a clip that is to be replaced
         match self._step(entry):
@@ -295,16 +306,17 @@ class Purchase:
 
     def _tell_money(self, error: CodeGatewayError) -> None:
         """Say what was bought for the clip so far, by earlier runs too, and what it cost."""
+        is_requested = self._stage >= _Stage.REQUESTED
         paid = sum(each.rendered is not None for each in self._attempts)
-        paid += self._is_begun and (self._has_answer or error.bought is Bought.YES)
-        perhaps = len(self._attempts) + self._is_begun - paid
+        paid += is_requested and (self._stage >= _Stage.ANSWERED or error.bought is Bought.YES)
+        perhaps = len(self._attempts) + is_requested - paid
         if not paid + perhaps:
             return
         if error.bought is Bought.YES and not paid:
             paid, perhaps = 1, perhaps - 1
         if not error.renders + error.perhaps:
             error.count(paid, perhaps)
-        turn = self._turn if self._is_begun else self._turn_after(self._attempts)
+        turn = self._turn if is_requested else self._turn_after(self._attempts)
         member = self.spec.members[turn.index]
         if member.priced_by is not None and not self._account.is_idle:
             unit = self._account.cost({"model": member.model, **member.priced_by})
@@ -313,11 +325,9 @@ class Purchase:
     async def _resume(self) -> Clip | None:
         clip = None
         while clip is None:
-            entry = await to_the_end("ledger", self.ledger.read)
+            entry = await to_the_end("ledger", self._read)
             is_ours = entry.fingerprint == self.spec.fingerprint
             self._attempts, self._knows_earlier_renders = entry.attempts if is_ours else (), True
-            if clip := await self._fetch_unread(entry):
-                break
             match await to_the_end("ledger", self._step_or_clear, entry):
                 case Gone():
                     return None
@@ -329,7 +339,15 @@ class Purchase:
                     await self._wait(step, entry.now)
                 case Claim(number):
                     self._warn_of_earlier_renders(entry)
-                    clip = await self._claim_and_buy(number)
+                    try:
+                        clip = await self._claim_and_buy(number)
+                    except (GatewayUnavailable, RequestRejected, BudgetExceeded) as error:
+                        if not self._turned_down or self._attempts:
+                            raise
+                        told = error_of_chain(self._turned_down, self._turn.model, error)
+                        if told is error:
+                            raise
+                        raise told from error
         return clip
 
     def stop_buying(self) -> None:
@@ -393,16 +411,9 @@ class Purchase:
                 self._turn = attempt.turn or self._turn
                 # Its run may have died before it could say so.
                 await to_the_end("journal", self._account.bought, attempt.owner)
-        was_read = number in self._seen_unread
         try:
-            receipt = await self._read(number, answer)
-            return await self._deliver(number, answer, receipt, may_have_leftovers=True)
-        except RenderOutcomeUnknown as error:  # its run died before it could read it
-            if was_read:
-                raise  # that could not be written before: it would be read again, without end
-            log.warning("Render %d is lost: %s", number, error.args[0])
-            return None
-        except ClipExpired as error:
+            return await self._deliver(number, answer, may_have_leftovers=True)
+        except (RenderOutcomeUnknown, ClipExpired) as error:
             # Of an earlier try. So the next render may be bought in this one.
             if not await self._abandon(number, error, answer):
                 raise  # it would be fetched again, without end
@@ -425,112 +436,76 @@ class Purchase:
             self._clear(delivered)
         return found
 
-    async def _fetch_unread(self, entry: Entry) -> Clip | None:
-        """The clip of an answer that an earlier version could not read, and this one can. Looks once at each."""
-        if not entry.open or entry.fingerprint != self.spec.fingerprint:
-            return None
-        for attempt in entry.attempts:
-            if not (attempt.rendered and attempt.unread) or attempt.number in self._seen_unread:
-                continue
-            self._seen_unread.add(attempt.number)
-            answer = await to_the_end("ledger", self.ledger.answer, attempt.number)
-            try:
-                receipt = None if answer is None else read_receipt(answer)
-            except RenderOutcomeUnknown:
-                continue
-            if answer and receipt:
-                self._turn = attempt.turn or self._turn
-                log.info("The answer to render %d can be read now: fetching its clip.", attempt.number)
-                try:
-                    return await self._deliver(attempt.number, answer, receipt, may_have_leftovers=True)
-                except ClipExpired as error:
-                    log.warning("Render %d is lost: %s", attempt.number, error.args[0])
-                except ClipTransferError as error:
-                    if not any(each.rendered and not each.abandoned for each in entry.attempts):
-                        raise
-                    log.warning("Render %d was not fetched: %s", attempt.number, error.args[0])
-        return None
+    def _read(self) -> Entry:
+        """The entry. An answer that an earlier version could not read, and this one can, is there to be fetched."""
+        entry = self.ledger.read()
+        if any(each.rendered and not each.abandoned for each in entry.attempts):
+            return entry
+        attempts = [
+            replace(each, abandoned=None) if self._can_read_now(entry, each) else each
+            for each in entry.attempts
+        ]
+        return replace(entry, attempts=tuple(attempts))
 
-    async def _read(self, number: int, answer: Answer) -> Receipt:
-        """What a kept answer says of its clip.
-
-        :raises RenderOutcomeUnknown: no clip can be had by it. It stays in the ledger.
-        """
-        try:
-            return read_receipt(answer)
-        except RenderOutcomeUnknown as error:
-            self._seen_unread.add(number)
-            await to_the_end("ledger", _note, self.ledger.leave_unread, number, error.args[0], answer=answer)
-            raise
+    def _can_read_now(self, entry: Entry, attempt: Attempt) -> bool:
+        if not (attempt.rendered and attempt.unread and entry.fingerprint == self.spec.fingerprint):
+            return False
+        number = attempt.number
+        if number not in self._is_readable:
+            answer = self.ledger.answer(number)
+            self._is_readable[number] = answer is not None and _is_readable(answer)
+        return self._is_readable[number]
 
     async def _abandon(self, number: int, error: CodeGatewayError, answer: Answer | None = None) -> bool:
         """Write that a render was begun and will not become a clip; whether it could be written."""
+        self._is_readable[number] = False
+        is_unread = answer is not None and isinstance(error, RenderOutcomeUnknown)
         write = self.ledger.abandon
-        return await to_the_end("ledger", _note, write, number, error.args[0], answer=answer)
+        return await to_the_end(
+            "ledger", _note, write, number, error.args[0], answer=answer, is_unread=is_unread
+        )
 
     # 3. Claim.
 
     async def _claim_and_buy(self, number: int) -> Clip | None:
         """The clip of render ``number``, bought under our claim. None: look at the ledger again."""
-        try:
-            claimed = await self._claim(number)
-            if isinstance(claimed, Clip):
-                return claimed
-            return await self._buy_and_deliver(number) if claimed else None
-        except (GatewayUnavailable, RequestRejected, BudgetExceeded) as error:
-            told = self._of_chain(error)
-            if told is error:
-                raise
-            raise told from error
-
-    async def _claim(self, number: int) -> bool | Clip:
-        """Take the claim, and reserve the money. The clip, if it turned out to be in place; False if it is not ours."""
         await to_the_end("ledger", self._prove_access)
         asked_at = time.monotonic()
-        turn = self._turn = self._turn_after(self._attempts)
+        self._turn = self._turn_after(self._attempts)
         try:
-            is_ours, found = await to_the_end("ledger", self._take, number, turn)
-        except BaseException:
-            # It may be there, although it failed for us: its answer may be lost. Only our own is taken back.
-            await to_the_end("ledger", _note, self.ledger.release, number)
+            is_ours = await to_the_end("ledger", self._claim, number)
+            # What we knew of the key is older than the claim. A clip is at its key before its entry is deleted, and
+            # with the entry gone a claim can be made again. So this look is the one that decides.
+            found = await to_the_end("ledger", self.find) if is_ours else None
+            if is_ours and not found:
+                await to_the_end("journal", self._reserve, number)
+        except BaseException as error:
+            # The claim may be there, although it failed for us: its answer may be lost. Only our own is taken back.
+            await self._give_back(number, type(error).__name__)
             raise
         if not is_ours:
             await self._pause_after_lost_claim(number)
-            return False
+            return None
         self._losing_since = None
         if found:
-            await to_the_end("ledger", self.ledger.release, number)
+            await self._give_back(number, "its clip was there")
             return found
-        if self._is_old(asked_at):
-            await to_the_end("ledger", _note, self.ledger.release, number, keep_request=True)
-            return False
-        try:
-            await to_the_end("journal", self._reserve, number)
-        except CodeGatewayError:  # then nothing is reserved
-            await to_the_end("ledger", _note, self.ledger.release, number)
-            raise
-        except BaseException as error:
-            await self._give_back(number, type(error).__name__)
-            raise
-        if self._is_old(asked_at):
+        # A claim is dated from when it was asked for. This one would lapse while its render is under way.
+        if time.monotonic() - asked_at > self._limits.look_patience:
             await self._give_back(number, "the claim had become too old", keep_request=True)
-            return False
-        return True
+            self._claims_too_old += 1
+            if self._claims_too_old == self._limits.claims_too_old:
+                raise StorageUnavailable(
+                    f"S3, or the journal, is too slow: {self._claims_too_old} times in a row, more than "
+                    f"{self._limits.look_patience:g} s went by between the claim at {self.ledger.location.uri} and the "
+                    "request. Run the task again later."
+                )
+            return None
+        return await self._buy_and_deliver(number)
 
-    def _is_old(self, asked_at: float) -> bool:
-        """Whether a claim, dated from when it was asked for, would lapse while its render is under way."""
-        return time.monotonic() - asked_at > self._limits.look_patience
-
-    def _take(self, number: int, turn: Turn) -> tuple[bool, Clip | None]:
-        """Create the claim, then look at the key: what we knew of it is older than the claim.
-
-        A clip is at its key before its entry is deleted, and with the entry gone a claim can be made again. So this
-        look is the one that decides.
-        """
-        named = turn if self.spec.fallbacks else None
-        if not self.ledger.claim(number, claim_seconds=self._claim_lasts, turn=named):
-            return False, None
-        return True, self.find()
+    def _claim(self, number: int) -> bool:
+        turn = self._turn if self.spec.fallbacks else None
+        return self.ledger.claim(number, claim_seconds=self._claim_lasts, turn=turn)
 
     async def _pause_after_lost_claim(self, number: int) -> None:
         """Another run has the claim, or S3 refuses to create anything.
@@ -560,6 +535,7 @@ class Purchase:
             seconds=self._claim_lasts,
             max_cost=self._max_cost,
         )
+        self._stage = _Stage.RESERVED
 
     def _priced_body(self) -> dict[str, Any]:
         """As much of the request as its price depends on."""
@@ -572,21 +548,23 @@ class Purchase:
         bodies = self.ledger.requests()
         return bodies[self._turn.index] if self._turn.index < len(bodies) else None
 
-    async def _give_back(self, number: int, why: str, *, keep_request: bool = False) -> None:
-        """Take back a claim and its reservation: nothing was bought."""
-        self._is_begun = False
+    async def _give_back(self, number: int, why: str, *, keep_request: bool = False) -> bool:
+        """Take back our claim, and what is reserved for it: nothing was bought. Whether the claim could be taken back.
+
+        :param keep_request: leave the request, as the next claim for it is made at once.
+        """
+        is_reserved, self._stage = self._stage >= _Stage.RESERVED, _Stage.NONE
         try:
-            await to_the_end("ledger", _note, self.ledger.release, number, keep_request=keep_request)
+            return await to_the_end("ledger", _note, self.ledger.release, number, keep_request=keep_request)
         finally:  # also if we are cancelled in between
-            await to_the_end("journal", self._account.released, self.ledger.owner, why)
+            if is_reserved:
+                await to_the_end("journal", self._account.released, self.ledger.owner, why)
 
     async def _buy_and_deliver(self, number: int) -> Clip | None:
         """The clip of render ``number``; None if it bought nothing, and another model is to be asked."""
-        self._is_begun = True
         answer = await self._buy(number)
         if answer is None:
             return None
-        self._has_answer = True
         try:
             # First of all the receipt. Once it is written, a crash costs a download, and not a render.
             try:
@@ -594,14 +572,12 @@ class Purchase:
             finally:  # also if we are cancelled in between
                 await to_the_end("journal", self._account.bought, self.ledger.owner)
             _raise_if_cancelled()  # the gateway put it off for the answer; see `Gateway.generate`
-            receipt = await self._read(number, answer)
-            return await self._deliver(number, answer, receipt, may_have_leftovers=number > 1)
-        except ClipExpired as error:
+            return await self._deliver(number, answer, may_have_leftovers=number > 1)
+        except BaseException as error:  # also stopped
             # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
-            await self._abandon(number, error, answer)
-            raise
-        except BaseException:  # also stopped
-            if not self._has_receipt:  # S3 may take it by now, and the clip is paid for
+            if isinstance(error, RenderOutcomeUnknown | ClipExpired):
+                await self._abandon(number, error, answer)
+            if self._stage < _Stage.KEPT:  # S3 may take it by now, and the clip is paid for
                 await to_the_end("ledger", _note, self.ledger.keep_late, number, answer)
             raise
 
@@ -614,8 +590,11 @@ class Purchase:
             self._turn.model,
             self.spec.target.uri,
         )
+        self._stage = _Stage.REQUESTED
         try:
-            return await self._buyers[self._turn.index].generate(self._load_request)
+            answer = await self._buyers[self._turn.index].generate(self._load_request)
+            self._stage = _Stage.ANSWERED
+            return answer
         except CodeGatewayError as error:
             if error.bought is not Bought.NO:
                 await self._abandon(number, error)
@@ -662,7 +641,7 @@ class Purchase:
         while True:
             try:
                 self.ledger.keep(number, answer)
-                self._has_receipt = True
+                self._stage = _Stage.KEPT
                 log.info(
                     "Render %d finished in %.1f s and is paid for; retries will not buy it again.",
                     number,
@@ -689,8 +668,8 @@ class Purchase:
         """Whose turn it is: the model of the renders that were begun; while there are none, the next one of ours."""
         if attempts:
             return attempts[-1].turn or Turn(0, self.spec.model)
-        index = len(self._passed_over)
-        return Turn(index, self.spec.members[index].model, tuple(self._passed_over))
+        index = len(self._turned_down)
+        return Turn(index, self.spec.members[index].model, [passed for passed, _ in self._turned_down])
 
     def _reason_to_fall_back(self, error: CodeGatewayError) -> str | None:
         is_last = self._turn.index + 1 == len(self.spec.members)
@@ -702,48 +681,26 @@ class Purchase:
 
         :raises CodeGatewayError: it could not be taken back, and now counts as a render of this model.
         """
-        try:
-            await to_the_end("ledger", self.ledger.release, number, keep_request=True)
-        except CodeGatewayError as problem:
-            log.error("No fallback is tried, as the claim could not be taken back: %s", problem.args[0])
-            await self._give_back(number, reason)
-            raise error from problem
-        except BaseException:  # cancelled: the claim is taken back all the same
-            await to_the_end("journal", self._account.released, self.ledger.owner, reason)
-            raise
-        self._is_begun = False
-        await to_the_end("journal", self._account.released, self.ledger.owner, reason)
-        self._passed_over.append({"model": self._turn.model, "reason": reason})
-        self._turned_down.append(error)
+        if not await self._give_back(number, reason, keep_request=True):
+            log.error("No fallback is tried, as the claim could not be taken back.")
+            raise error
+        self._turned_down.append(({"model": self._turn.model, "reason": reason}, error))
         log.warning(
             "Falling back from %s to %s for %s: %s",
             self._turn.model,
-            self.spec.members[len(self._passed_over)].model,
+            self.spec.members[len(self._turned_down)].model,
             self.spec.target.uri,
             error.args[0],
         )
 
-    def _of_chain(self, error: CodeGatewayError) -> CodeGatewayError:
-        """What to raise where other models were asked before in vain: it says what each of them said."""
-        if not self._turned_down or self._attempts:
-            return error
-        passed = "; ".join(f"{each['model']}: {each['reason']}" for each in self._passed_over)
-        words = f"No model could be used. {passed}; {self._turn.model}: {error.args[0]}"
-        busy = [each for each in (*self._turned_down, error) if isinstance(each, GatewayUnavailable)]
-        is_for_all = isinstance(error, RequestRejected) and error.status in (401, 403)
-        if busy and not is_for_all:
-            # A retry may find it free. Without its fallbacks the task would be retried, too.
-            waits = [each.retry_after for each in busy if each.retry_after is not None]
-            return GatewayUnavailable(words, retry_after=min(waits, default=None), status=busy[0].status)
-        error.args = (words,)
-        return error
-
     # 5. Deliver, and settle.
 
-    async def _deliver(
-        self, number: int, answer: Answer, receipt: Receipt, *, may_have_leftovers: bool
-    ) -> Clip:
-        """Bring a paid clip to S3, verify it there, and delete the ledger entry."""
+    async def _deliver(self, number: int, answer: Answer, *, may_have_leftovers: bool) -> Clip:
+        """Bring a paid clip to S3, verify it there, and delete the ledger entry.
+
+        :raises RenderOutcomeUnknown: no clip can be had by this answer.
+        """
+        receipt = read_receipt(answer)
         marks = await to_the_end("ledger", self._marks, number, receipt)
         is_http = receipt.url[:5].lower() == "http:"
         asks_https_instead = is_http and answer.is_secure and not self._allows_http_links
@@ -851,8 +808,8 @@ class Purchase:
 
     # Entries of clips that are delivered.
 
-    def _is_being_settled(self) -> bool:
-        """Whether the run that stored the clip may still be about to delete its entry. If that run is dead, we do.
+    def _clear_leftover(self) -> bool:
+        """Clear what a dead run left beside the clip that it stored; False if that run may still be about to do so.
 
         A run that lives deletes whatever is there. That must not be the entry of the next one.
         """
@@ -861,17 +818,17 @@ class Purchase:
             delivered = self._delivered(entry)
         except CodeGatewayError as error:
             log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
-            return False
+            return True
         if not entry or entry.fingerprint != self.spec.fingerprint:
-            return False
+            return True
         if delivered and left_to_its_owner(delivered, entry.now, self._limits) > 0:
-            return entry.open
+            return not entry.open
         if delivered:
             self._tidy(self._clear, delivered)
         elif not entry.attempts:
             # Of the request alone: a claim that another run makes just now stays.
             self._tidy(self.ledger.withdraw)
-        return False
+        return True
 
     def _delivered(self, entry: Entry) -> Attempt | None:
         """The render whose clip is at the key although its entry remained, or None.
@@ -909,6 +866,14 @@ class Purchase:
             write(*args)
         except CodeGatewayError as error:
             log.warning("The clip is stored, but its ledger entry remains: %s", error.args[0])
+
+
+def _is_readable(answer: Answer) -> bool:
+    try:
+        read_receipt(answer)
+    except RenderOutcomeUnknown:
+        return False
+    return True
 
 
 def _raise_if_cancelled() -> None:

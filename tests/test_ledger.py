@@ -1053,6 +1053,35 @@ def test_a_claim_that_was_held_up_for_long_is_not_used(
     assert {name for name in names(s3, bucket) if not name.startswith("journal/")} == {KEY}
 
 
+def test_a_store_that_is_always_too_slow_for_a_claim_ends_the_attempt(
+    job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
+) -> None:
+    """A claim that is given back again and again would be worked on without end."""
+    spend = {"journal": f"s3://{bucket}/journal", "budgets": [{"per": "day", "renders": 1}]}
+    job = replace(job, limits=replace(job.limits, look_patience=0.1), spend=spend)
+    is_late = threading.Event()
+
+    def slow(request: S3Request) -> Verdict:
+        if writes("1.started")(request):
+            is_late.wait(job.limits.look_patience + 0.1)
+        return Verdict.PASS
+
+    with (
+        proxy.ruled(slow),
+        pytest.raises(StorageUnavailable, match=r"is too slow: 3 times in a row, more than 0\.1 s") as error,
+    ):
+        render(job, client)
+    assert error.value.bought is Bought.NO
+    assert gateway.billed == 0
+    written = [name for name in names(s3, bucket) if name.endswith(".jsonl")]
+    kinds = [
+        json.loads(row)["kind"]
+        for name in sorted(written)
+        for row in s3.get_object(Bucket=bucket, Key=name)["Body"].read().splitlines()
+    ]
+    assert kinds == ["reserved", "released"] * 3
+
+
 def test_a_clip_that_was_stored_after_the_first_look_is_seen_by_the_second(
     job: Job, gateway: Emulator, s3: S3Client, proxy: S3Proxy, client: S3Client, bucket: str
 ) -> None:

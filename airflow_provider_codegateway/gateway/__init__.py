@@ -5,7 +5,7 @@ from __future__ import annotations
 from airflow_provider_codegateway.gateway.answers import Answer, Receipt, link_over_https, read_receipt
 from airflow_provider_codegateway.gateway.blocking import BlockingCall
 from airflow_provider_codegateway.gateway.client import Buyer, Gateway, LoadContent, StoppedUnsent
-from airflow_provider_codegateway.gateway.fallback import FALLBACK_ON, reason_to_fall_back
+from airflow_provider_codegateway.gateway.fallback import FALLBACK_ON, error_of_chain, reason_to_fall_back
 from airflow_provider_codegateway.gateway.settings import GatewaySettings, checked_settings
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Receipt",
     "StoppedUnsent",
     "checked_settings",
+    "error_of_chain",
     "link_over_https",
     "read_receipt",
     "reason_to_fall_back",

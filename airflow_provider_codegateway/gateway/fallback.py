@@ -5,8 +5,9 @@ The rule: only what *provably* sold nothing, and for a reason that another model
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from airflow_provider_codegateway.clip import PassedOver
 from airflow_provider_codegateway.exceptions import (
     Bought,
     CodeGatewayError,
@@ -40,3 +41,25 @@ def reason_to_fall_back(error: CodeGatewayError, fallback_on: Collection[str]) -
         case RequestRejected(status=status) if status in _REJECTED and "rejected" in fallback_on:
             return f"rejected ({status})"
     return None
+
+
+def error_of_chain(
+    turned_down: Sequence[tuple[PassedOver, CodeGatewayError]], model: str, error: CodeGatewayError
+) -> CodeGatewayError:
+    """What to raise where other models were asked before in vain: it says what each of them said.
+
+    :param turned_down: the models before, and their errors.
+    :param model: the last one.
+    :param error: its error.
+    """
+    passed = "; ".join(f"{each['model']}: {each['reason']}" for each, _ in turned_down)
+    words = f"No model could be used. {passed}; {model}: {error.args[0]}"
+    errors = (*(each for _, each in turned_down), error)
+    busy = [each for each in errors if isinstance(each, GatewayUnavailable)]
+    is_for_all = isinstance(error, RequestRejected) and error.status in (401, 403)
+    if busy and not is_for_all:
+        # A retry may find it free. Without its fallbacks the task would be retried, too.
+        waits = [each.retry_after for each in busy if each.retry_after is not None]
+        return GatewayUnavailable(words, retry_after=min(waits, default=None), status=busy[0].status)
+    error.args = (words,)
+    return error

@@ -229,19 +229,17 @@ class Ledger:
         for each in ["request.json", name] if is_last else [name]:
             self._delete([each])
 
-    def abandon(self, number: int, outcome: str, *, answer: Answer | None = None) -> None:
+    def abandon(
+        self, number: int, outcome: str, *, answer: Answer | None = None, is_unread: bool = False
+    ) -> None:
         """Write ``number.abandoned``: a successor need not wait for this render, nor use its answer.
 
         :param answer: the one that is of no more use; None if our claim ended without one.
+        :param is_unread: this version cannot read it. Another one may.
         """
         if self._owns(number) if answer is None else self._is_current(number, answer):
-            self._create(f"{number}.abandoned", {"fingerprint": self.fingerprint, "outcome": outcome})
-
-    def leave_unread(self, number: int, outcome: str, *, answer: Answer) -> None:
-        """Write ``number.abandoned`` for an answer that this version cannot read; another one may."""
-        if self._is_current(number, answer):
-            marker = {"fingerprint": self.fingerprint, "outcome": outcome, "unread": True}
-            self._create(f"{number}.abandoned", marker)
+            marker = {"fingerprint": self.fingerprint, "outcome": outcome}
+            self._create(f"{number}.abandoned", marker | ({"unread": True} if is_unread else {}))
 
     def keep(self, number: int, answer: Answer) -> None:
         """Write ``number.rendered``. Unconditional: only the owner of the claim writes it.
