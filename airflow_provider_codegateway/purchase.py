@@ -415,7 +415,7 @@ class Purchase:
             return await self._deliver(number, answer, may_have_leftovers=True)
         except (RenderOutcomeUnknown, ClipExpired) as error:
             # Of an earlier try. So the next render may be bought in this one.
-            if not await self._abandon(number, error, answer):
+            if not await self._abandon(number, answer, error):
                 raise  # it would be fetched again, without end
             log.warning("Render %d is lost: %s", number, error.args[0])
             return None
@@ -456,11 +456,10 @@ class Purchase:
             self._is_readable[number] = answer is not None and _is_readable(answer)
         return self._is_readable[number]
 
-    async def _abandon(self, number: int, error: CodeGatewayError, answer: Answer | None = None) -> bool:
-        """Write that a render was begun and will not become a clip; whether it could be written."""
+    async def _abandon(self, number: int, answer: Answer, error: CodeGatewayError) -> bool:
+        """Write that no clip will come of this answer; whether it could be written."""
         self._is_readable[number] = False
-        is_unread = answer is not None and isinstance(error, RenderOutcomeUnknown)
-        write = self.ledger.abandon
+        write, is_unread = self.ledger.abandon, isinstance(error, RenderOutcomeUnknown)
         return await to_the_end(
             "ledger", _note, write, number, error.args[0], answer=answer, is_unread=is_unread
         )
@@ -576,7 +575,7 @@ class Purchase:
         except BaseException as error:  # also stopped
             # One task try buys at most once: whether to buy another is for Airflow's retries to decide.
             if isinstance(error, RenderOutcomeUnknown | ClipExpired):
-                await self._abandon(number, error, answer)
+                await self._abandon(number, answer, error)
             if self._stage < _Stage.KEPT:  # S3 may take it by now, and the clip is paid for
                 await to_the_end("ledger", _note, self.ledger.keep_late, number, answer)
             raise
@@ -597,12 +596,8 @@ class Purchase:
             return answer
         except CodeGatewayError as error:
             if error.bought is not Bought.NO:
-                await self._abandon(number, error)
-                if error.bought is Bought.YES:
-                    await to_the_end("journal", self._account.bought, self.ledger.owner)
-                else:
-                    name = type(error).__name__
-                    await to_the_end("journal", self._account.unknown, self.ledger.owner, name)
+                is_bought = error.bought is Bought.YES
+                await self._give_up(number, error.args[0], type(error).__name__, is_bought=is_bought)
                 raise
             if reason := self._reason_to_fall_back(error):
                 await self._pass_over(number, reason, error)
@@ -619,9 +614,18 @@ class Purchase:
             )
             # Written down, so that no other run waits for this claim to lapse.
             outcome = f"the run was stopped while rendering ({type(error).__name__})"
-            await to_the_end("ledger", _note, self.ledger.abandon, number, outcome)
-            await to_the_end("journal", self._account.unknown, self.ledger.owner, outcome)
+            await self._give_up(number, outcome, outcome)
             raise
+
+    async def _give_up(self, number: int, outcome: str, note: str, *, is_bought: bool = False) -> None:
+        """Write that our render ended without an answer, and counts."""
+        try:
+            await to_the_end("ledger", _note, self.ledger.abandon, number, outcome)
+        finally:  # also if we are cancelled in between
+            if is_bought:
+                await to_the_end("journal", self._account.bought, self.ledger.owner)
+            else:
+                await to_the_end("journal", self._account.unknown, self.ledger.owner, note)
 
     async def _load_request(self) -> bytes:
         content = await to_the_end("ledger", self._read_request)

@@ -456,6 +456,37 @@ def test_a_run_that_is_stopped_while_it_passes_a_model_over_leaves_no_reservatio
     assert gateway.billed == 0
 
 
+def test_a_run_that_is_stopped_twice_tells_the_journal_that_its_render_may_have_been_bought(
+    job: Job, gateway: Emulator, s3: S3Client, s3_endpoint: str, bucket: str
+) -> None:
+    """A triggerer that ends cancels again while the first end is written down."""
+    gateway.fail_next(Fault.hang(), model=VEO)
+    abandoning, go = threading.Event(), threading.Event()
+
+    def rule(request: S3Request) -> Verdict:
+        if request.method == "PUT" and request.key.endswith("1.abandoned"):
+            abandoning.set()
+            go.wait()
+        return Verdict.PASS
+
+    async def stop() -> None:
+        task = asyncio.ensure_future(purchase.complete(*job.requests()))
+        await asyncio.to_thread(gateway.wait_for, accepted=1)
+        task.cancel()
+        await asyncio.to_thread(abandoning.wait)
+        task.cancel()
+        go.set()
+        await task
+
+    with S3Proxy(s3_endpoint) as proxy:
+        proxied = replace(job, s3_endpoint=proxy.url).s3()
+        purchase = priced(job, proxied, journal=f"s3://{bucket}/ops/journal")
+        with proxy.ruled(rule), pytest.raises(asyncio.CancelledError):
+            asyncio.run(stop())
+    state, _ = Journal(s3, S3Location(bucket, "ops/journal")).state()
+    assert [row.kind for row in state.open.values()] == ["unknown"]
+
+
 def test_a_gateway_that_cannot_be_reached_is_the_same_for_every_model(
     job: Job, gateway: Emulator, s3: S3Client, caplog: pytest.LogCaptureFixture
 ) -> None:
