@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -243,6 +243,16 @@ def copy_tasks(dag_id: str, copies: Iterable[Copy]) -> None:
             if rows:
                 keys = rows[0].keys() & model.__table__.columns.keys()
                 session.execute(insert(model.__table__), [{name: row[name] for name in keys} for row in rows])
+
+
+def set_state(dag_id: str, map_index: int, state: str) -> None:
+    """The state of a copy, as if its task had ended now."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        found = session.query(TaskInstance).filter_by(dag_id=dag_id, map_index=map_index)
+        found.update({"state": state, "end_date": datetime.now(UTC)})
 
 
 def xcom_model() -> Any:

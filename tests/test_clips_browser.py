@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ if AIRFLOW < (3, 1):
     pytest.skip("Airflow before 3.1 has no room for the pages.", allow_module_level=True)
 
 from clip_browser import browsing
-from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks
+from clip_pages import DAG_A, DAG_B, PROMPT_A, SECRET, Copy, copy_tasks, set_state
 
 if TYPE_CHECKING:
     from clip_pages import World
@@ -290,6 +291,32 @@ def test_waiting_page_keeps_the_focus_and_ends_with_the_login(browser: Browser, 
         page.on("request", lambda request: asked.append(request.url))
         page.clock.run_for(60_000)
         assert asked == []
+
+
+@pytest.mark.usefixtures("copies")
+def test_what_is_under_way_shows_for_how_long_and_the_gallery_when_it_ends(
+    browser: Browser, world: World
+) -> None:
+    """Without a reload, and not while somebody's focus is among the cards."""
+    begun = datetime.now(UTC) - timedelta(seconds=90)
+    running = {"state": "running", "start_date": begun, "end_date": None}
+    copy_tasks(DAG_A, [Copy(map_index=932, clip=..., task=running)])
+    with browsing(browser, world, "anna") as page:
+        page.clock.install()
+        page.goto(f"{world.page(DAG_A).removesuffix('-1')}932")
+        page.locator(
+            "strong", has_text=re.compile(r"Rendering for (9\d\.\d\u00a0s|\d min \d+ s)\.")
+        ).wait_for()
+        page.goto(f"/codegateway/clips?dag_id={DAG_A}")
+        card = page.locator(".tile", has=page.locator("[data-state=running]"))
+        card.focus()
+        set_state(DAG_A, 932, "failed")
+        page.clock.run_for(5_000)
+        assert card.is_visible()
+        card.blur()
+        page.clock.run_for(5_000)
+        page.locator(".tile [data-state=failed]").wait_for()
+        assert card.count() == 0
 
 
 FAILURE = {
