@@ -389,24 +389,17 @@ class Ledger:
         """The store's clock, and the ledger's own names below the entry, with the time of each."""
         skip = len(self.location.key)
         found: dict[str, ObjectTypeDef] = {}
-        token: dict[str, Any] = {}
-        while True:
-            with self._errors("read the ledger", "s3:ListBucket"):
-                answer = self.s3.list_objects_v2(
-                    Bucket=self.location.bucket,
-                    Prefix=self.location.key,
-                    Delimiter="/",
-                    **token,
-                    **access_args(self.s3, "ListObjectsV2", self.put_args),
-                )
-            require_list(answer, self.location)
-            names = {item.get("Key", "")[skip:]: item for item in answer.get("Contents", [])}
-            found |= {name: item for name, item in names.items() if is_ledger_name(name)}
-            if not answer.get("IsTruncated") or not answer.get("NextContinuationToken"):
-                break
-            if token.get("ContinuationToken") == answer["NextContinuationToken"]:
-                break  # a list that does not go on
-            token = {"ContinuationToken": answer["NextContinuationToken"]}
+        pages = self.s3.get_paginator("list_objects_v2").paginate(
+            Bucket=self.location.bucket,
+            Prefix=self.location.key,
+            Delimiter="/",
+            **access_args(self.s3, "ListObjectsV2", self.put_args),
+        )
+        with self._errors("read the ledger", "s3:ListBucket"):
+            for answer in pages:
+                require_list(answer, self.location)
+                names = {item.get("Key", "")[skip:]: item for item in answer.get("Contents", [])}
+                found |= {name: item for name, item in names.items() if is_ledger_name(name)}
         for name, item in found.items():
             if missing := [each for each in ("ETag", "LastModified") if each not in item]:
                 raise not_s3(self.location, f"lists {name} without {' and '.join(missing)}")
