@@ -235,7 +235,12 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
 
 
 def test_our_commands_find_connections_that_are_kept_in_airflows_database(
-    airflow_database: None, s3_endpoint: str, s3_credentials: dict[str, str], s3: S3Client, bucket: str
+    airflow_database: None,
+    s3_endpoint: str,
+    s3_credentials: dict[str, str],
+    s3: S3Client,
+    bucket: str,
+    tmp_path: Path,
 ) -> None:
     """And print what was asked for, and nothing that Airflow logs meanwhile."""
     kept = {
@@ -271,6 +276,12 @@ def test_our_commands_find_connections_that_are_kept_in_airflows_database(
         "airflow_provider_codegateway.ledger", "--aws-conn-id", "aws_kept", "list", f"s3://{bucket}"
     )
     assert listed == f"Nothing below s3://{bucket}/_codegateway/: all is settled.\n"
+    rows = tmp_path / "rows.csv"
+    rows.write_text("model,prompt\nacme/new,a render of a model that is logged to be unknown\n")
+    estimate = ("--conn-id", "codegateway_kept", "estimate", str(rows), "--format", "json")
+    assert json.loads(said("airflow_provider_codegateway.spend", *estimate))["renders"] == 1
     if AIRFLOW >= (3, 2):
+        arguments = ("estimate", str(rows), "--conn-id", "codegateway_kept", "--format", "json")
+        assert json.loads(said("airflow", "codegateway", "spend", *arguments))["renders"] == 1
         arguments = ("report", "--conn-id", "codegateway_kept", "--format", "csv")
         assert said("airflow", "codegateway", "spend", *arguments) == "month,bought,cost\n"

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None, connect: Connect) -> int:
 
 def run(options: argparse.Namespace, connect: Connect) -> int:
     """Do what was parsed; the exit status."""
-    logging.disable(logging.INFO)  # boto3 and Airflow have things to say that nobody asked for
+    logging.disable(logging.WARNING)  # Airflow may log to the standard output, and so between what we print
     location = split_uri(options.location)
     if location is None or not location.bucket:
         print(f"{options.location!r} is not s3://bucket or s3://bucket/prefix.", file=sys.stderr)

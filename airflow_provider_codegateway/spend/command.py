@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None, connect: Connect) -> int:
 
 def run(options: argparse.Namespace, connect: Connect) -> int:
     """Do what was parsed; the exit status."""
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)  # Airflow may log to the standard output, and so between what we print
     import botocore.exceptions
 
     try:
