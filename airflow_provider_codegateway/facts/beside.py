@@ -63,12 +63,12 @@ class Beside:
         :raises InvalidRequest: a key that is none, that something else has, or that says no format; or PyAV is missing.
         """
         keys = {"poster_key": poster_key, "last_frame_key": last_frame_key, "sidecar_key": sidecar_key}
-        at: dict[str, S3Location | None] = {}
+        at: dict[str, S3Location | None] = {"poster": None, "last_frame": None, "sidecar": None}
         for name, key in keys.items():
-            at[name] = place = None if key is None or key == "" else location_beside(name, key, clip)
-            if place is None:
+            if key is None or key == "":
                 continue
-            if place == clip or place in [other for taken, other in at.items() if taken != name]:
+            place = location_beside(name, key, clip)
+            if place in (clip, *at.values()):
                 raise InvalidRequest(f"{name}={key!r} is the key of something else. Choose one of its own.")
             if (prefix := ledger_around(place, ledger_prefix, clip.bucket)) is not None:
                 raise InvalidRequest(
@@ -77,12 +77,8 @@ class Beside:
                 )
             if name != "sidecar_key" and Path(place.key).suffix.lower() not in _PICTURES:
                 raise InvalidRequest(f"{name}={key!r} does not say which format. End it in .jpg or .png.")
-        beside = cls(
-            poster=at["poster_key"],
-            last_frame=at["last_frame_key"],
-            sidecar=at["sidecar_key"],
-            looks_inside=looks_inside,
-        )
+            at[name.removesuffix("_key")] = place
+        beside = cls(**at, looks_inside=looks_inside)
         if beside.needs_pictures and importlib.util.find_spec("av") is None:
             raise InvalidRequest(
                 "poster_key, last_frame_key and check_content need PyAV. Install airflow-provider-codegateway[media] "
@@ -121,27 +117,26 @@ def put_beside(
             path = Path(folder, "clip")
             media_type, digest = _fetch(s3, clip, path, upload_args, limits)
             clip = replace(clip, sha256=clip.sha256 or digest)
-            pictures = {
-                name: Path(folder, f"{name}{Path(at.key).suffix.lower()}")
-                for name, at in (("first", beside.poster), ("last", beside.last_frame))
-                if at is not None
+            wanted = {"poster": beside.poster, "last_frame": beside.last_frame}
+            pictures = {name: at for name, at in wanted.items() if at is not None}
+            files = {
+                name: Path(folder, f"{name}{Path(at.key).suffix.lower()}") for name, at in pictures.items()
             }
             job = {
                 "clip": str(path),
                 "media_type": media_type,
                 "content": beside.looks_inside,
                 "c2pa": bears_papers,
+                **{name: str(file) for name, file in files.items()},
             }
-            looked = _look({**job, **{name: str(to) for name, to in pictures.items()}}, limits)
+            looked = _look(job, limits)
             is_loud = clip.facts is not None and clip.facts.get("audio")
             found = [each for each in looked["found"] if is_loud or "sound" not in each]
             clip = replace(clip, mismatches=(*clip.mismatches, *found))
-            if beside.poster is not None:
-                _put_picture(s3, beside.poster, pictures["first"], clip, args)
-                clip = replace(clip, poster=beside.poster.uri)
-            if beside.last_frame is not None:
-                _put_picture(s3, beside.last_frame, pictures["last"], clip, args)
-                clip = replace(clip, last_frame=beside.last_frame.uri)
+            for name, at in pictures.items():
+                _put(s3, at, files[name].read_bytes(), _PICTURES[files[name].suffix], clip, args)
+                stored: dict[str, Any] = {name: at.uri}
+                clip = replace(clip, **stored)
     if beside.sidecar is not None:
         with _only_warned(clip, "have its papers written"):
             papers = provenance(clip, request=request, asked_by=asked_by, bears_c2pa=looked["c2pa"])
@@ -198,10 +193,6 @@ def _look(job: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         raise _Failed(f"it could not be decoded ({last[0][:200]}).")
     looked: dict[str, Any] = json.loads(done.stdout)
     return looked
-
-
-def _put_picture(s3: S3Client, at: S3Location, path: Path, clip: Clip, args: Mapping[str, Any]) -> None:
-    _put(s3, at, path.read_bytes(), _PICTURES[path.suffix], clip, args)
 
 
 def _put(
