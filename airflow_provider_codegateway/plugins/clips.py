@@ -10,7 +10,7 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -22,6 +22,7 @@ from airflow_provider_codegateway.clip import (
     MAX_KEY_BYTES,
     Clip,
     Facts,
+    Marks,
     S3Location,
     clip_location,
     identities,
@@ -52,6 +53,8 @@ _BUCKET = re.compile(
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _CLIP = TypeAdapter(Clip)
 _ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+_LATEST = 1e11
+"""Unix seconds: a time after this is none."""
 CLOCKS_APART = timedelta(minutes=5)
 """By how much the clocks of Airflow and S3 may differ."""
 
@@ -132,8 +135,13 @@ class Entry:
     def says(self, words: str) -> bool:
         """Whether all of these words are in its prompt or its key, in whatever case; a batch's key is its folder."""
         key = self.clip.key if self.clip else self.text("result_path" if self.is_batch else "s3_key")
-        text = f"{self.text('prompt') or ''} {key or ''}".casefold()
-        return all(word in text for word in words.casefold().split())
+        return says(words, self.text("prompt"), key)
+
+
+def says(words: str, *texts: str | None) -> bool:
+    """Whether all of these words are in one of the texts or another, in whatever case."""
+    text = " ".join(filter(None, texts)).casefold()
+    return all(word in text for word in words.casefold().split())
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ def parse_clip(value: str) -> Clip | None:
         or _FINGERPRINT.fullmatch(clip.fingerprint) is None
         or not (clip.model and clip.model.isprintable())
         or not all(0 <= number < 2**53 for number in numbers)  # what a browser can count
-        or not 0 <= (clip.created or 0) < 1e11
+        or not 0 <= (clip.created or 0) < _LATEST
     ):
         return None
     uri = S3Location(clip.bucket, clip.key).uri
@@ -190,31 +198,40 @@ def _facts_of(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
 # The gallery.
 
 
-async def recent(api: AirflowApi, choice: Choice, *, limit: int = PAGE_SIZE) -> Page:
+async def recent(api: AirflowApi, choice: Choice) -> Page:
     """The clips that the viewer may see, newest first; failed tasks and those under way, too."""
     entries: list[Entry] = []
-    position = _from_cursor(choice.before)
     filters = {"state": [choice.state]} if choice.state else {}
     readable: dict[str, bool] = {}
-    for _ in range(MAX_PAGES):
-        instances = await api.begun(dag_id=choice.dag_id, after=position, **filters)
+    async for instances, before, after in _lists(
+        api, _from_cursor(choice.before), dag_id=choice.dag_id, **filters
+    ):
         await _learn_readable(api, readable, instances)
         wanted = [
             instance
             for instance in instances
             if readable[instance.task.dag_id] and _may_be_wanted(instance, choice)
         ]
-        while wanted and len(entries) < limit:
-            asked, wanted = wanted[: limit - len(entries)], wanted[limit - len(entries) :]
+        while wanted and (missing := PAGE_SIZE - len(entries)):
+            asked, wanted = wanted[:missing], wanted[missing:]
             found = await asyncio.gather(*(_listed(api, each, choice) for each in asked))
             entries += [entry for entry in found if entry is not None and _is_wanted(entry, choice)]
             last = asked[-1]
-        if len(entries) == limit and (wanted or len(instances) == PAGE):
-            return Page(entries, _to_cursor(_position_of(last, instances, position)))
-        if len(instances) < PAGE:
-            return Page(entries, None)
-        position = _position_of(instances[-1], instances, position)
-    return Page(entries, _to_cursor(position))
+        if len(entries) == PAGE_SIZE and (wanted or after):
+            return Page(entries, _to_cursor(_position_of(last, instances, before)))
+    return Page(entries, _to_cursor(after))
+
+
+async def _lists(
+    api: AirflowApi, after: Position | None, **filters: Any
+) -> AsyncIterator[tuple[Sequence[Instance], Position | None, Position | None]]:
+    """Some pages of Airflow's list from a place on, each with the places before and after it; None at the end."""
+    for _ in range(MAX_PAGES):
+        before, instances = after, await api.begun(after=after, **filters)
+        after = _position_of(instances[-1], instances, before) if len(instances) == PAGE else None
+        yield instances, before, after
+        if after is None:
+            return
 
 
 async def _learn_readable(api: AirflowApi, readable: dict[str, bool], instances: Sequence[Instance]) -> None:
@@ -229,17 +246,13 @@ def _may_be_wanted(instance: Instance, choice: Choice) -> bool:
     if instance.fields is None:
         return True
     entry = Entry(instance)
-    return (not choice.model or entry.model in (choice.model, None)) and (
-        not choice.words or entry.says(choice.words)
-    )
+    return (not choice.model or entry.model in (choice.model, None)) and entry.says(choice.words)
 
 
 def _is_wanted(entry: Entry, choice: Choice) -> bool:
     if entry.clip is None and entry.batch is None and entry.instance.state == "success":
         return False  # its XCom is of another kind
-    return (not choice.model or entry.model == choice.model) and (
-        not choice.words or entry.says(choice.words)
-    )
+    return (not choice.model or entry.model == choice.model) and entry.says(choice.words)
 
 
 async def choices(api: AirflowApi) -> dict[str, list[str]]:
@@ -328,33 +341,29 @@ async def error_of(api: AirflowApi, task: TaskRef) -> dict[str, Any] | None:
     return {**texts, "cost": cost_of(error.get("cost"))}
 
 
-async def may_see_work_of(
-    api: AirflowApi, run: str, *, fingerprint: str | None, created: float | None
-) -> bool:
+async def may_see_work_of(api: AirflowApi, marks: Marks) -> bool:
     """Whether the viewer may see the clips of the task instance that stored an object.
 
-    :param run: that task instance, as the object's metadata has it.
-    :param fingerprint: of the object. A batch's task does not tell those of its clips: that it may be seen is enough.
-    :param created: when the object's clip was made.
+    A batch's task does not tell the fingerprints of its clips: that it may be seen is enough.
+
+    :param marks: what the object's metadata say of it.
     """
-    made = datetime.fromtimestamp(created or 0, UTC)
-    filters = {"end_date_gte": made.isoformat()} if created else {}
-    position = Position(made + CLOCKS_APART, 0) if created else None
-    for _ in range(MAX_PAGES):
-        instances = await api.begun(after=position, **filters)
+    filters, after = {}, None
+    if marks.created and 0 < marks.created < _LATEST:
+        made = datetime.fromtimestamp(marks.created, UTC)
+        filters, after = {"end_date_gte": made.isoformat()}, Position(made + CLOCKS_APART, 0)
+    async for instances, _, _ in _lists(api, after, **filters):
         for instance in instances:
-            if run in identities(*_key(instance.task)):
+            if marks.requester in runs_of(instance.task):
                 maker = await _entry(api, instance)
-                if maker and (maker.batch or (maker.clip and maker.clip.fingerprint == fingerprint)):
+                if maker and (maker.batch or (maker.clip and maker.clip.fingerprint == marks.fingerprint)):
                     return True
-        if len(instances) < PAGE:
-            return False
-        position = _position_of(instances[-1], instances, position)
     return False
 
 
-def _key(task: TaskRef) -> tuple[str, str, str, int]:
-    return task.dag_id, task.task_id, task.run_id, task.map_index
+def runs_of(task: TaskRef) -> tuple[str, str]:
+    """What the metadata of a task instance's clips may say of who stored them: hashes."""
+    return identities(task.dag_id, task.task_id, task.run_id, task.map_index)
 
 
 def _is_ours(instance: Instance) -> bool:
@@ -380,9 +389,7 @@ def _target(fields: dict[str, Any]) -> S3Location | None:
     key, bucket = fields.get("s3_key"), fields.get("s3_bucket")
     try:
         return (
-            None
-            if not isinstance(key, str)
-            else clip_location(key, bucket if isinstance(bucket, str) else None)
+            clip_location(key, bucket if isinstance(bucket, str) else None) if isinstance(key, str) else None
         )
     except InvalidRequest:
         return None
@@ -408,9 +415,8 @@ def _position_of(instance: Instance, listed: Sequence[Instance], after: Position
 def _to_cursor(position: Position | None) -> str | None:
     if position is None:
         return None
-    return base64.urlsafe_b64encode(
-        json.dumps([position.start.isoformat(), position.taken]).encode()
-    ).decode()
+    text = json.dumps([position.start.isoformat(), position.taken])
+    return base64.urlsafe_b64encode(text.encode()).decode()
 
 
 def _from_cursor(cursor: str) -> Position | None:

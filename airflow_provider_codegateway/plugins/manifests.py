@@ -10,24 +10,21 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Marks, S3Location, split_uri
 from airflow_provider_codegateway.plugins.batches import COUNTS, parse_progress, progress_below
-from airflow_provider_codegateway.plugins.clips import CLOCKS_APART, UNKNOWN
+from airflow_provider_codegateway.plugins.clips import CLOCKS_APART, UNKNOWN, runs_of, says
 from airflow_provider_codegateway.plugins.storage import (
+    Found,
     NoLink,
     Problem,
     client_for,
+    find,
     no_link,
-    runs_of,
-    sign,
 )
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3.client import S3Client
-
     from airflow_provider_codegateway.plugins.clips import Entry
 
 ROWS = 50
@@ -70,9 +67,7 @@ class Row:
 
     def says(self, words: str) -> bool:
         """Whether all of these words are in its id, URI, model or error, in whatever case."""
-        message = (self.error or {}).get("message")
-        text = " ".join(filter(None, (self.id, self.uri, self.model, message))).casefold()
-        return all(word in text for word in words.casefold().split())
+        return says(words, self.id, self.uri, self.model, (self.error or {}).get("message"))
 
 
 @dataclass(frozen=True)
@@ -81,25 +76,6 @@ class Rows:
 
     rows: list[dict[str, Any]]
     next: int | None
-
-
-@dataclass(frozen=True)
-class RowClip:
-    """The object of a row.
-
-    :param is_own: whether the run of the batch itself stored it, as its metadata has it.
-    """
-
-    at: S3Location
-    marks: Marks
-    bytes: int
-    stored: datetime
-    is_own: bool
-    s3: S3Client
-
-    def sign(self, *, download: bool = False) -> str:
-        """See ``storage.Found.sign``."""
-        return sign(self.s3, self.at, download=download)
 
 
 def read_rows(entry: Entry, *, status: str, words: str, at: int) -> Rows:
@@ -138,33 +114,24 @@ def read_row(entry: Entry, at: int) -> Row:
     :raises NoLink: there is none, or the manifest cannot be shown.
     """
     answer = _manifest(entry, f"bytes={at}-{at + _LONGEST_LINE}")
-    row = None
     if answer is not None:
         with closing(answer["Body"]) as body:
-            row = _row(next(_lines(body), b""), at)
-    if row is None:
-        raise NoLink(Problem.GONE)
-    return row
+            if row := _row(next(_lines(body), b""), at):
+                return row
+    raise NoLink(Problem.GONE)
 
 
-def look_at_clip(entry: Entry, row: Row) -> RowClip:
+def look_at_clip(entry: Entry, row: Row) -> Found:
     """The object of a row.
 
     :raises NoLink: the row has no clip, S3 does not answer, or what is there is not a clip.
     """
-    place = row.place
-    if place is None or entry.aws_conn_id is UNKNOWN:
+    if row.place is None:
         raise NoLink(Problem.GONE)
-    try:
-        s3 = client_for(entry.aws_conn_id, place.bucket)
-        head = s3.head_object(Bucket=place.bucket, Key=place.key)
-        marks = Marks.from_metadata(head["Metadata"])
-    except Exception as error:
-        raise no_link(error, place_is_known=True) from None  # by a manifest that the operator wrote
-    if not marks.fingerprint or not marks.requester:
+    found = find(entry, row.place, place_is_known=True)  # by a manifest that the operator wrote
+    if not found.marks.fingerprint or not found.marks.requester:
         raise NoLink(Problem.NOT_THE_CLIP)
-    is_own = marks.requester in runs_of(entry.task)
-    return RowClip(place, marks, head["ContentLength"], head["LastModified"], is_own, s3)
+    return found
 
 
 def read_progress(entry: Entry) -> dict[str, Any] | None:
@@ -238,19 +205,15 @@ def _row(line: bytes, at: int) -> Row | None:
         model=_text(values.get("model")),
         cost=_texts(cost, "amount", "at_most", "currency"),
         renders_bought=_count(values.get("renders_bought")),
-        facts=None if not isinstance(facts, dict) else _facts(facts),
+        facts=_facts(facts) if isinstance(facts, dict) else None,
         error=_texts(error, "class", "message", "bought"),
     )
 
 
 def _facts(values: dict[str, Any]) -> dict[str, Any]:
     numbers = {name: _number(values.get(name)) for name in ("width", "height", "duration", "fps")}
-    audio = values.get("audio")
-    return {
-        **numbers,
-        "codec": _text(values.get("codec")),
-        "audio": audio if isinstance(audio, bool) else None,
-    }
+    audio = values.get("audio") if isinstance(values.get("audio"), bool) else None
+    return {**numbers, "codec": _text(values.get("codec")), "audio": audio}
 
 
 def _texts(value: object, *names: str) -> dict[str, str | None] | None:
