@@ -14,13 +14,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
+from airflow_provider_codegateway import __version__
 from airflow_provider_codegateway.clip import BESIDE, Clip, S3Location, ledger_around, location_beside
 from airflow_provider_codegateway.exceptions import InvalidRequest
-from airflow_provider_codegateway.facts.provenance import provenance
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.s3 import access_args
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SCRIPT = Path(__file__).with_name("frames.py")
+_IN_THE_PAPERS = (
+    *("uri", "bytes", "sha256", "model", "fingerprint", "facts", "mismatches", "cost", "renders_bought"),
+    *("render_seconds", "poster", "last_frame"),
+)
 _PICTURES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 _OF_THE_CLIP_ALONE = ("Content", "If", "Checksum", "Expires", "Website")
 """How the arguments for an upload begin that are about its bytes, and not about every object of the bucket."""
@@ -139,7 +144,7 @@ def put_beside(
                 clip = replace(clip, **stored)
     if beside.sidecar is not None:
         with _only_warned(clip, "have its papers written"):
-            papers = provenance(clip, request=request, asked_by=asked_by, bears_c2pa=looked["c2pa"])
+            papers = _papers(clip, request=request, asked_by=asked_by, bears_c2pa=looked["c2pa"])
             content = json.dumps(papers, indent=2, ensure_ascii=False).encode()
             _put(s3, beside.sidecar, content, "application/json", clip, args)
             log.info("What the clip is and where it comes from is at %s.", beside.sidecar.uri)
@@ -193,6 +198,34 @@ def _look(job: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         raise _Failed(f"it could not be decoded ({last[0][:200]}).")
     looked: dict[str, Any] = json.loads(done.stdout)
     return looked
+
+
+def _papers(
+    clip: Clip, *, request: Mapping[str, Any] | None, asked_by: Mapping[str, Any], bears_c2pa: bool | None
+) -> dict[str, Any]:
+    """What is known of a clip.
+
+    :param request: the body that was sent, media by digest.
+    :param asked_by: the task instance that asked for the clip.
+    :param bears_c2pa: whether the file bears a C2PA manifest; None if that cannot be told.
+    """
+    values = clip.as_dict()
+    return {
+        **{name: values[name] for name in _IN_THE_PAPERS},
+        "request": None if request is None else dict(request),
+        "created": None if clip.created is None else _time(clip.created),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "c2pa": bears_c2pa,
+        "asked_by": dict(asked_by),
+        "made_with": f"airflow-provider-codegateway {__version__}",
+    }
+
+
+def _time(seconds: float) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _put(

@@ -10,7 +10,7 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from airflow_provider_codegateway.clip import Facts
 from airflow_provider_codegateway.facts.tracks import Index, end_of_segments
@@ -35,16 +35,6 @@ class Ending:
     words: str = ""
 
 
-class Walker(Protocol):
-    """Reads one kind of container."""
-
-    def feed(self, data: memoryview) -> None:
-        """Take up the next bytes."""
-
-    def ending(self) -> Ending:
-        """What the container says, if the bytes end here. More may follow."""
-
-
 _SNIFFED = 512
 """Bytes that show what a container is."""
 
@@ -59,7 +49,7 @@ class Container:
         self._limits = limits
         self._head = bytearray()
         self._index = Index()
-        self._walker: Walker | None = None
+        self._walker: _Elements | None = None
         self.media_type: str | None = None
         """What it is, such as ``video/mp4``, as far as the bytes tell; None if it is not a video."""
 
@@ -163,10 +153,14 @@ _OTHERS = tuple(
 # How each is walked.
 
 
+def _cut(why: str) -> Ending:
+    return Ending(Verdict.CUT, why)
+
+
 class _Elements:
     """Walks a row of elements: a head of a few bytes, then so many bytes to skip or to keep.
 
-    A container tells by ``_open`` what a head means.
+    A container tells by ``_open`` what a head means, and by ``ending`` whether it is whole.
     """
 
     _HEAD: ClassVar[int]
@@ -211,6 +205,10 @@ class _Elements:
         self._rest_is_anything = size is None
         if size == 0:
             self._close()
+
+    def ending(self) -> Ending:
+        """What the container says, if the bytes end here. More may follow."""
+        raise NotImplementedError
 
     def _open(self, head: bytes) -> None:
         raise NotImplementedError
@@ -284,19 +282,19 @@ class _Boxes(_Elements):
         """Whole: all boxes have ended, and the index and the media are there."""
         if self._left:
             name = self._type.decode("latin-1").strip()
-            return self._cut(f"its {name} box goes on to byte {self._at + self._left:,}")
+            return _cut(f"its {name} box goes on to byte {self._at + self._left:,}")
         there = self._ended | ({self._type} if self._rest_is_anything else set())
         if b"moov" not in there:
-            return self._cut("its index (the moov box) is missing")
+            return _cut("its index (the moov box) is missing")
         # Some muxers put what could be the first fragment into the index: of a short clip there is no other.
         if self._index.is_fragmented and (b"moof" in there or not self._index.has_samples):
             return self._ending_of_fragments(there)
         if b"mdat" not in there:
-            return self._cut("its media (the mdat box) are missing")
+            return _cut("its media (the mdat box) are missing")
         if self._index.is_empty:
-            return self._cut("its index (the moov box) is empty")
+            return _cut("its index (the moov box) is empty")
         if self._index.end > self._at:
-            return self._cut(f"its pictures and sound go on to byte {self._index.end:,}")
+            return _cut(f"its pictures and sound go on to byte {self._index.end:,}")
         is_open = self._rest_is_anything or self._head
         if self._index.is_fragmented and self._last != b"mfra":
             return Ending(Verdict.SILENT)  # another fragment could follow
@@ -305,16 +303,13 @@ class _Boxes(_Elements):
     def _ending_of_fragments(self, there: set[bytes]) -> Ending:
         # Zeros or a line break may end the file, and may be the head of another fragment: the host must know.
         if self._head.strip(b"\0\r\n\t ") or b"moof" not in there or self._last == b"moof":
-            return self._cut("its last fragment is missing")
+            return _cut("its last fragment is missing")
         if self._segments_end > self._at:
-            return self._cut(f"its segments go on to byte {self._segments_end:,}")
+            return _cut(f"its segments go on to byte {self._segments_end:,}")
         if (missing := self._index.missing_seconds()) > self._ROUNDING:
-            return self._cut(f"{missing:.1f} of its seconds are missing")
+            return _cut(f"{missing:.1f} of its seconds are missing")
         # Any of its fragments could be the last one, but for the index that some muxers write at the end.
         return Ending(Verdict.WHOLE if self._last == b"mfra" and not self._head else Verdict.SILENT)
-
-    def _cut(self, why: str) -> Ending:
-        return Ending(Verdict.CUT, why)
 
 
 def _is_type(name: bytes) -> bool:
@@ -346,9 +341,9 @@ class _Ebml(_Elements):
     def ending(self) -> Ending:
         """Whole: the segment, which is the media, has ended. Many live recordings do not say where."""
         if not self._has_segment:
-            return Ending(Verdict.CUT, "its media (the Segment) are missing")
+            return _cut("its media (the Segment) are missing")
         if self._left:
-            return Ending(Verdict.CUT, f"its Segment goes on to byte {self._at + self._left:,}")
+            return _cut(f"its Segment goes on to byte {self._at + self._left:,}")
         return Ending(Verdict.WHOLE if not self._head and not self._rest_is_anything else Verdict.SILENT)
 
 
@@ -368,5 +363,5 @@ class _Riff(_Elements):
     def ending(self) -> Ending:
         """Whole: all chunks have ended. One that was written to a pipe does not say where."""
         if self._left > 1:  # the padding of the last one is often left out
-            return Ending(Verdict.CUT, f"its RIFF chunk goes on to byte {self._at + self._left:,}")
+            return _cut(f"its RIFF chunk goes on to byte {self._at + self._left:,}")
         return Ending(Verdict.SILENT if self._rest_is_anything or self._head else Verdict.WHOLE)

@@ -114,6 +114,7 @@ class AirflowApi:
 
     def __init__(self, app: Any, headers: Mapping[str, str], calls: asyncio.Semaphore) -> None:
         self._calls = calls
+        self._readable: dict[str, bool] = {}
         login = {name: headers[name] for name in ("cookie", "authorization") if name in headers}
         self._client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
@@ -163,8 +164,14 @@ class AirflowApi:
         stored = datetime.fromisoformat(answer["timestamp"])
         return value if isinstance(value, str) else json.dumps(value), stored
 
-    async def may_read_xcoms(self, dag_id: str) -> bool:
-        """Whether the viewer may read the XComs of a DAG."""
+    async def readable(self, instances: Sequence[Instance]) -> list[Instance]:
+        """Those of the instances whose DAGs' XComs the viewer may read: a clip is one."""
+        unknown = {each.task.dag_id for each in instances} - self._readable.keys()
+        answers = await asyncio.gather(*map(self._may_read_xcoms, unknown))
+        self._readable |= zip(unknown, answers, strict=True)
+        return [each for each in instances if self._readable[each.task.dag_id]]
+
+    async def _may_read_xcoms(self, dag_id: str) -> bool:
         try:
             await self._get(f"/dags/{_quoted(dag_id)}/dagRuns/~/taskInstances/~/xcomEntries", limit=1)
         except NotAllowed:

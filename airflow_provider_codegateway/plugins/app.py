@@ -155,8 +155,8 @@ async def gallery_page(api: ApiDep, choice: ChoiceDep, stills: bool = False) -> 
     if not stills:
         await api.require_login()
         return _html("gallery.html")
-    page = await clips.recent(api, choice)
-    places = {(entry.aws_conn_id, entry.clip.bucket) for entry in page.entries if entry.clip}
+    entries, _ = await clips.recent(api, choice)
+    places = {(entry.aws_conn_id, entry.clip.bucket) for entry in entries if entry.clip}
     return _html("gallery.html", media=await origins(places, _GALLERY_PATIENCE))
 
 
@@ -174,8 +174,8 @@ async def clip_page(request: Request, entry: EntryDep, at: RowPlace | None = Non
 
 async def gallery(api: ApiDep, choice: ChoiceDep) -> Response:
     """The facts of some clips, newest first."""
-    page = await clips.recent(api, choice)
-    return _json({"clips": [_card(entry) for entry in page.entries], "next": page.next})
+    entries, cursor = await clips.recent(api, choice)
+    return _json({"clips": [_card(entry) for entry in entries], "next": cursor})
 
 
 async def filters(api: ApiDep) -> Response:
@@ -246,8 +246,7 @@ async def batch_rows(
     at: RowPlace = 0,
 ) -> Response:
     """Some rows of a batch's manifest."""
-    rows = await _from_s3(partial(manifests.read_rows, entry, status=status, words=words, at=at))
-    return _json(asdict(rows))
+    return _json(await _from_s3(partial(manifests.read_rows, entry, status=status, words=words, at=at)))
 
 
 async def batch_clip(api: ApiDep, entry: BatchDep, at: RowPlace) -> Response:

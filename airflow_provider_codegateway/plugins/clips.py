@@ -39,7 +39,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
     Position,
     TaskRef,
 )
-from airflow_provider_codegateway.plugins.batches import Batch, cost_of, manifest_below, parse_batch
+from airflow_provider_codegateway.plugins.batches import Batch, below, cost_of, parse_batch
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
@@ -47,6 +47,8 @@ MAX_VALUE_CHARACTERS = 16_384
 MAX_PAGES = 5
 """So many pages of Airflow's list are read at most for one page of the gallery, if little of it is wanted."""
 _REQUEST_FIELDS = ("prompt", "image", "aspect_ratio", "duration", "resolution", "generate_audio", "seed")
+_FIELDS = {"model", "ledger_prefix", "codegateway_conn_id"}
+"""Of every task of ours."""
 _BUCKET = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint[:/][a-z0-9-]{1,63}"
 )
@@ -103,12 +105,24 @@ class Entry:
     @property
     def request(self) -> dict[str, str] | None:
         """The rendered arguments, media hidden and secrets masked by whoever stored them."""
-        return None if self.instance.fields is None else _request(self.instance.fields)
+        fields = self.instance.fields
+        if fields is None:
+            return None
+        values = {name: fields.get(name) for name in _REQUEST_FIELDS}
+        parameters = fields.get("parameters")
+        values |= parameters if isinstance(parameters, dict) else {"parameters": parameters}
+        return {str(name): _shown(value) for name, value in values.items() if value not in (None, "")}
 
     @property
     def target(self) -> S3Location | None:
         """Where the task's own arguments put its clip, if they are still known."""
-        return _target(self.instance.fields or {})
+        fields = self.instance.fields or {}
+        bucket = fields.get("s3_bucket")
+        try:
+            # A key that is no text is refused, too.
+            return clip_location(fields.get("s3_key", ""), bucket if isinstance(bucket, str) else None)
+        except InvalidRequest:
+            return None
 
     @property
     def has_ended(self) -> bool:
@@ -125,7 +139,7 @@ class Entry:
     @property
     def own_manifest(self) -> S3Location | None:
         """Where the task's own arguments put its manifest, if they are still known."""
-        return manifest_below(self.text("result_path") or "")
+        return below(self.text("result_path") or "", "manifest.jsonl")
 
     def text(self, name: str) -> str | None:
         """A rendered argument, if it is a text."""
@@ -145,19 +159,11 @@ def says(words: str, *texts: str | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Page:
-    """Some clips, newest first, and the cursor for those after them; None at the end."""
-
-    entries: Sequence[Entry]
-    next: str | None
-
-
-@dataclass(frozen=True)
 class Choice:
     """Which clips somebody asks for. An empty text is no choice.
 
     :param words: must be in the prompt or the key.
-    :param before: the ``next`` of the page before; one that is none of ours starts anew.
+    :param before: the cursor of the page before; one that is none of ours starts anew.
     """
 
     dag_id: str = ""
@@ -198,28 +204,25 @@ def _facts_of(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
 # The gallery.
 
 
-async def recent(api: AirflowApi, choice: Choice) -> Page:
-    """The clips that the viewer may see, newest first; failed tasks and those under way, too."""
+async def recent(api: AirflowApi, choice: Choice) -> tuple[list[Entry], str | None]:
+    """Some clips that the viewer may see, newest first; failed tasks and those under way, too.
+
+    And the cursor for those after them; None at the end.
+    """
     entries: list[Entry] = []
     filters = {"state": [choice.state]} if choice.state else {}
-    readable: dict[str, bool] = {}
     async for instances, before, after in _lists(
         api, _from_cursor(choice.before), dag_id=choice.dag_id, **filters
     ):
-        await _learn_readable(api, readable, instances)
-        wanted = [
-            instance
-            for instance in instances
-            if readable[instance.task.dag_id] and _may_be_wanted(instance, choice)
-        ]
+        wanted = [each for each in await api.readable(instances) if _may_be_wanted(each, choice)]
         while wanted and (missing := PAGE_SIZE - len(entries)):
             asked, wanted = wanted[:missing], wanted[missing:]
             found = await asyncio.gather(*(_listed(api, each, choice) for each in asked))
             entries += [entry for entry in found if entry is not None and _is_wanted(entry, choice)]
             last = asked[-1]
         if len(entries) == PAGE_SIZE and (wanted or after):
-            return Page(entries, _to_cursor(_position_of(last, instances, before)))
-    return Page(entries, _to_cursor(after))
+            return entries, _to_cursor(_position_of(last, instances, before))
+    return entries, _to_cursor(after)
 
 
 async def _lists(
@@ -232,13 +235,6 @@ async def _lists(
         yield instances, before, after
         if after is None:
             return
-
-
-async def _learn_readable(api: AirflowApi, readable: dict[str, bool], instances: Sequence[Instance]) -> None:
-    """A clip is an XCom: who may not read a DAG's XComs sees none of its tasks here."""
-    unknown = {instance.task.dag_id for instance in instances} - readable.keys()
-    answers = await asyncio.gather(*map(api.may_read_xcoms, unknown))
-    readable.update(zip(unknown, answers, strict=True))
 
 
 def _may_be_wanted(instance: Instance, choice: Choice) -> bool:
@@ -257,11 +253,8 @@ def _is_wanted(entry: Entry, choice: Choice) -> bool:
 
 async def choices(api: AirflowApi) -> dict[str, list[str]]:
     """The DAGs and models of the newest clips."""
-    readable: dict[str, bool] = {}
-    instances = await api.begun()
-    await _learn_readable(api, readable, instances)
-    of_readable = (instance for instance in instances if readable[instance.task.dag_id])
-    shown = [Entry(instance) for instance in await asyncio.gather(*map(api.with_fields, of_readable))]
+    instances = await api.readable(await api.begun())
+    shown = [Entry(instance) for instance in await asyncio.gather(*map(api.with_fields, instances))]
     models = {entry.model for entry in shown}
     return {
         "dags": sorted({entry.task.dag_id for entry in shown}),
@@ -302,12 +295,11 @@ async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
 
 def _aws_conn_id(instance: Instance, clip: str) -> ConnId:
     """As it was rendered; or as the clip has it, for Airflow keeps the arguments of the last runs only."""
-    known = json.loads(clip)
-    for values in (instance.fields or {}, known):
-        if "aws_conn_id" in values:
-            value = values["aws_conn_id"]
-            return value if isinstance(value, str) and value else None
-    return UNKNOWN
+    known = {**json.loads(clip), **(instance.fields or {})}
+    if "aws_conn_id" not in known:
+        return UNKNOWN
+    value = known["aws_conn_id"]
+    return value if isinstance(value, str) and value else None
 
 
 # One clip.
@@ -320,7 +312,9 @@ async def look_up(api: AirflowApi, task: TaskRef) -> Entry:
     """
     instance = await api.instance(task)
     entry = await _entry(api, instance)
-    if entry is None or not (entry.clip or entry.batch or _is_ours(instance)):
+    # A subclass renders the same fields.
+    is_ours = instance.operator in OPERATORS or (instance.fields or {}).keys() >= _FIELDS
+    if entry is None or not (entry.clip or entry.batch or is_ours):
         raise NotAllowed
     return entry
 
@@ -366,33 +360,8 @@ def runs_of(task: TaskRef) -> tuple[str, str]:
     return identities(task.dag_id, task.task_id, task.run_id, task.map_index)
 
 
-def _is_ours(instance: Instance) -> bool:
-    # A subclass renders the same fields.
-    fields = instance.fields or {}
-    return (
-        instance.operator in OPERATORS or {"model", "ledger_prefix", "codegateway_conn_id"} <= fields.keys()
-    )
-
-
-def _request(fields: dict[str, Any]) -> dict[str, str]:
-    values = {name: fields.get(name) for name in _REQUEST_FIELDS}
-    parameters = fields.get("parameters")
-    values |= parameters if isinstance(parameters, dict) else {"parameters": parameters}
-    return {str(name): _shown(value) for name, value in values.items() if value not in (None, "")}
-
-
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _target(fields: dict[str, Any]) -> S3Location | None:
-    key, bucket = fields.get("s3_key"), fields.get("s3_bucket")
-    try:
-        return (
-            clip_location(key, bucket if isinstance(bucket, str) else None) if isinstance(key, str) else None
-        )
-    except InvalidRequest:
-        return None
 
 
 # Cursors.
@@ -402,11 +371,8 @@ def _position_of(instance: Instance, listed: Sequence[Instance], after: Position
     """The place after an instance of a list that began after another place."""
     if instance.start is None:
         return None
-    taken = 0
-    for each in listed:
-        taken += each.start == instance.start
-        if each.id == instance.id:
-            break
+    before = listed[: listed.index(instance) + 1]
+    taken = sum(each.start == instance.start for each in before)
     if after and after.start == instance.start:
         taken += after.taken
     return Position(instance.start, taken)

@@ -7,13 +7,12 @@ any object. However large or wrong a manifest is, one answer takes bounded memor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import Marks, S3Location, split_uri
-from airflow_provider_codegateway.plugins.batches import COUNTS, parse_progress, progress_below
+from airflow_provider_codegateway.clip import Marks, S3Location
+from airflow_provider_codegateway.plugins.batches import COUNTS, Progress, below, object_at
 from airflow_provider_codegateway.plugins.clips import CLOCKS_APART, UNKNOWN, runs_of, says
 from airflow_provider_codegateway.plugins.storage import (
     Found,
@@ -62,24 +61,15 @@ class Row:
     def place(self) -> S3Location | None:
         """Where its clip is, if it has one. After a ``ClipMismatch`` a clip is kept that counts as failed."""
         is_kept = self.status == "failed" and (self.error or {}).get("class") == "ClipMismatch"
-        place = split_uri(self.uri or "") if is_kept or self.status in ("stored", "reused") else None
-        return place if place and place.bucket and place.key else None
+        return object_at(self.uri or "") if is_kept or self.status in ("stored", "reused") else None
 
     def says(self, words: str) -> bool:
         """Whether all of these words are in its id, URI, model or error, in whatever case."""
         return says(words, self.id, self.uri, self.model, (self.error or {}).get("message"))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a manifest; ``next`` is the byte to go on at, None at the end."""
-
-    rows: list[dict[str, Any]]
-    next: int | None
-
-
-def read_rows(entry: Entry, *, status: str, words: str, at: int) -> Rows:
-    """The rows of a batch from a byte of its manifest on, in their order.
+def read_rows(entry: Entry, *, status: str, words: str, at: int) -> dict[str, Any]:
+    """The rows of a batch from a byte of its manifest on, in their order; and the byte to go on at, None at the end.
 
     :param status: one of ``COUNTS``, ``WITHOUT_CLIP``, or "" for all.
     :param words: see ``Row.says``.
@@ -89,12 +79,12 @@ def read_rows(entry: Entry, *, status: str, words: str, at: int) -> Rows:
     found: list[dict[str, Any]] = []
     answer = _manifest(entry, f"bytes={at}-{at + _SCAN - 1}")
     if answer is None:
-        return Rows([], None)
+        return {"rows": [], "next": None}
     end = at + answer["ContentLength"]
     size = int(answer.get("ContentRange", "").rpartition("/")[2] or end)
     position = at
     with closing(answer["Body"]) as body:
-        for line in _lines(body):
+        for line in body.iter_lines(_CHUNK, keepends=True):
             if position + len(line) == end < size and not line.endswith(b"\n"):
                 break  # the rest of this line is in the next part
             row = _row(line, position)
@@ -105,7 +95,7 @@ def read_rows(entry: Entry, *, status: str, words: str, at: int) -> Rows:
                 break
     if position == at:  # not even one line is whole: it is not ours, and neither is its rest
         position = end
-    return Rows(found, position if position < size else None)
+    return {"rows": found, "next": position if position < size else None}
 
 
 def read_row(entry: Entry, at: int) -> Row:
@@ -116,7 +106,7 @@ def read_row(entry: Entry, at: int) -> Row:
     answer = _manifest(entry, f"bytes={at}-{at + _LONGEST_LINE}")
     if answer is not None:
         with closing(answer["Body"]) as body:
-            if row := _row(next(_lines(body), b""), at):
+            if row := _row(next(body.iter_lines(_CHUNK, keepends=True), b""), at):
                 return row
     raise NoLink(Problem.GONE)
 
@@ -136,22 +126,21 @@ def look_at_clip(entry: Entry, row: Row) -> Found:
 
 def read_progress(entry: Entry) -> dict[str, Any] | None:
     """How far a batch is that is under way, and since when; None if it has not said so in this attempt."""
-    at = progress_below(entry.text("result_path") or "")
+    at = below(entry.text("result_path") or "", "progress.json")
     if at is None or entry.aws_conn_id is UNKNOWN:
         return None
     try:
         s3 = client_for(entry.aws_conn_id, at.bucket)
         answer = s3.get_object(Bucket=at.bucket, Key=at.key)
         with closing(answer["Body"]) as body:
-            content = body.read(_LONGEST_PROGRESS)
+            progress = Progress.model_validate_json(body.read(_LONGEST_PROGRESS))
         requester = Marks.from_metadata(answer["Metadata"]).requester
     except Exception:  # it is a nicety, and S3 may say anything
         return None
     written, begun = answer["LastModified"], entry.instance.start
     if requester not in runs_of(entry.task) or begun is None or written < begun - CLOCKS_APART:
         return None
-    progress = parse_progress(content)
-    return None if progress is None else {**progress.model_dump(), "at": written.isoformat()}
+    return {**progress.model_dump(), "at": written}
 
 
 def _manifest(entry: Entry, part: str) -> Any:
@@ -171,20 +160,6 @@ def _manifest(entry: Entry, part: str) -> Any:
         answer["Body"].close()
         raise NoLink(Problem.NOT_THE_CLIP)
     return answer
-
-
-def _lines(body: Any) -> Iterator[bytes]:
-    """The lines of a body, each with its end."""
-    rest = bytearray()
-    while chunk := body.read(_CHUNK):
-        *whole, last = chunk.split(b"\n")
-        for line in whole:
-            rest += line
-            yield bytes(rest) + b"\n"
-            rest.clear()
-        rest += last
-    if rest:
-        yield bytes(rest)
 
 
 def _row(line: bytes, at: int) -> Row | None:

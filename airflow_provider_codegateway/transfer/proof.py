@@ -80,12 +80,8 @@ def prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any], l
     :raises StorageUnavailable: S3 did not answer.
     """
     folder = f"{at.bucket}/{at.key.rpartition('/')[0]} {sorted(upload_args.items())!r}"
-    if not _uploads.hold(s3, folder, limits.proof_seconds):
-        _prove_upload(s3, at, upload_args)
-        _uploads.add(s3, folder)
-
-
-def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
+    if _uploads.hold(s3, folder, limits.proof_seconds):
+        return
     target = UploadTarget(s3, at, lambda _: {}, upload_args)
     try:
         upload_id, is_alone = target.create(target.object_args("video/mp4", None))
@@ -113,6 +109,7 @@ def _prove_upload(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) 
             at.uri,
             error_text(error),
         )
+    _uploads.add(s3, folder)
 
 
 def clear_uploads(s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> None:
