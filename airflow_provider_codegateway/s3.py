@@ -216,12 +216,12 @@ _CLOSED_ACLS = ("private", "bucket-owner-read", "bucket-owner-full-control")
 
 def demanded_args(given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``s3_extra_args`` that a policy may demand of every object, less those that publish it."""
-    args = {name: given[name] for name in DEMANDED if name in given}
     return {
-        name: value
-        for name, value in args.items()
-        if not (name == "ACL" and value not in _CLOSED_ACLS)
-        and not (name in _GRANTS and "uri=" in str(value))
+        name: given[name]
+        for name in DEMANDED
+        if name in given
+        and not (name == "ACL" and given[name] not in _CLOSED_ACLS)
+        and not (name in _GRANTS and "uri=" in str(given[name]))
     }
 
 

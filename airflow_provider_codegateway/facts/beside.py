@@ -124,22 +124,20 @@ def put_beside(
             clip = replace(clip, sha256=clip.sha256 or digest)
             wanted = {"poster": beside.poster, "last_frame": beside.last_frame}
             pictures = {name: at for name, at in wanted.items() if at is not None}
-            files = {
-                name: Path(folder, f"{name}{Path(at.key).suffix.lower()}") for name, at in pictures.items()
-            }
+            files = {name: f"{folder}/{name}{Path(at.key).suffix.lower()}" for name, at in pictures.items()}
             job = {
                 "clip": str(path),
                 "media_type": media_type,
                 "content": beside.looks_inside,
                 "c2pa": bears_papers,
-                **{name: str(file) for name, file in files.items()},
             }
-            looked = _look(job, limits)
+            looked = _look({**job, **files}, limits)
             is_loud = clip.facts is not None and clip.facts.get("audio")
             found = [each for each in looked["found"] if is_loud or "sound" not in each]
             clip = replace(clip, mismatches=(*clip.mismatches, *found))
             for name, at in pictures.items():
-                _put(s3, at, files[name].read_bytes(), _PICTURES[files[name].suffix], clip, args)
+                file = Path(files[name])
+                _put(s3, at, file.read_bytes(), _PICTURES[file.suffix], clip, args)
                 stored: dict[str, Any] = {name: at.uri}
                 clip = replace(clip, **stored)
     if beside.sidecar is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar
@@ -64,7 +65,7 @@ class Container:
             self._walker.feed(data)
 
     def _recognise(self, head: bytes) -> None:
-        self.media_type = next((media_type for magic, media_type in _MAGIC if magic.match(head)), None)
+        self.media_type = _kind(head, _MAGIC)
         self._index = Index()
         match self.media_type:
             case "video/mp4" | "video/quicktime":
@@ -96,9 +97,7 @@ class Container:
     @property
     def looks_like(self) -> str:
         """In words, what it is if it is not a video."""
-        return next(
-            (words for magic, words in _OTHERS if magic.match(self._head)), "of a kind that is not known"
-        )
+        return _kind(bytes(self._head), _OTHERS) or "of a kind that is not known"
 
     @property
     def facts(self) -> Facts | None:
@@ -124,30 +123,28 @@ class Container:
 _FIRST_BOXES = (
     rb"ftyp|styp|moov|moof|mdat|free|skip|wide|pnot|uuid|sidx|ssix|pdin|emsg|prft|mfra|meta|udta|junk"
 )
-_MAGIC = tuple(
-    (re.compile(pattern, re.DOTALL), media_type)
-    for pattern, media_type in (
-        (rb"....ftypqt  ", "video/quicktime"),
-        (rb"....(?:" + _FIRST_BOXES + rb")", "video/mp4"),
-        (rb"\x1a\x45\xdf\xa3.{0,60}?\x42\x82.{1,8}?webm", "video/webm"),
-        (rb"\x1a\x45\xdf\xa3", "video/x-matroska"),
-        (rb"RIFF....AVI ", "video/x-msvideo"),
-        (rb"\x47.{187}\x47.{187}\x47", "video/mp2t"),
-        (rb"\0\0\x01\xba", "video/mpeg"),
-        (rb"OggS", "video/ogg"),
-        (rb"FLV\x01", "video/x-flv"),
-        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
-    )
+_MAGIC = (
+    (rb"....ftypqt  ", "video/quicktime"),
+    (rb"....(?:" + _FIRST_BOXES + rb")", "video/mp4"),
+    (rb"\x1a\x45\xdf\xa3.{0,60}?\x42\x82.{1,8}?webm", "video/webm"),
+    (rb"\x1a\x45\xdf\xa3", "video/x-matroska"),
+    (rb"RIFF....AVI ", "video/x-msvideo"),
+    (rb"\x47.{187}\x47.{187}\x47", "video/mp2t"),
+    (rb"\0\0\x01\xba", "video/mpeg"),
+    (rb"OggS", "video/ogg"),
+    (rb"FLV\x01", "video/x-flv"),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
 )
-_OTHERS = tuple(
-    (re.compile(pattern, re.DOTALL | re.IGNORECASE), words)
-    for pattern, words in (
-        (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|head|body|!--)", "an HTML page"),
-        (rb"(?:\xef\xbb\xbf)?\s*<", "XML"),
-        (rb"(?:\xef\xbb\xbf)?\s*[{\[]", "JSON"),
-        (rb"\x1f\x8b", "compressed by gzip"),
-    )
+_OTHERS = (
+    (rb"(?i:(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|head|body|!--))", "an HTML page"),
+    (rb"(?:\xef\xbb\xbf)?\s*<", "XML"),
+    (rb"(?:\xef\xbb\xbf)?\s*[{\[]", "JSON"),
+    (rb"\x1f\x8b", "compressed by gzip"),
 )
+
+
+def _kind(head: bytes, kinds: Iterable[tuple[bytes, str]]) -> str | None:
+    return next((kind for pattern, kind in kinds if re.match(pattern, head, re.DOTALL)), None)
 
 
 # How each is walked.

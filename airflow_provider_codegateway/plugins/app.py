@@ -359,20 +359,15 @@ async def _from_s3(function: Callable[..., Result], *args: Any) -> Result:
     :raises TimeoutError: it takes longer than a viewer waits.
     """
     async with asyncio.timeout(_LINK_PATIENCE):
-        return await _in_thread(_link_threads, function, *args)
-
-
-def _in_thread(
-    threads: ThreadPoolExecutor, function: Callable[..., Result], *args: Any
-) -> asyncio.Future[Result]:
-    return asyncio.get_running_loop().run_in_executor(threads, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(_link_threads, function, *args)
 
 
 async def origins(places: Collection[tuple[ConnId, str]], patience: float) -> list[str]:
     """The origins of links into these places, as far as they can be told in ``patience`` seconds."""
     if not places:
         return []
-    asked = [_in_thread(_origin_threads, storage.media_origin, *place) for place in places]
+    loop = asyncio.get_running_loop()
+    asked = [loop.run_in_executor(_origin_threads, storage.media_origin, *place) for place in places]
     told, late = await asyncio.wait(asked, timeout=patience)
     for each in late:
         each.cancel()

@@ -127,18 +127,16 @@ def look_at_clip(entry: Entry, row: Row) -> Found:
 def read_progress(entry: Entry) -> dict[str, Any] | None:
     """How far a batch is that is under way, and since when; None if it has not said so in this attempt."""
     at = below(entry.text("result_path") or "", "progress.json")
-    if at is None or entry.aws_conn_id is UNKNOWN:
+    if at is None:
         return None
     try:
-        s3 = client_for(entry.aws_conn_id, at.bucket)
-        answer = s3.get_object(Bucket=at.bucket, Key=at.key)
+        answer = _own(entry, at)
         with closing(answer["Body"]) as body:
             progress = Progress.model_validate_json(body.read(_LONGEST_PROGRESS))
-        requester = Marks.from_metadata(answer["Metadata"]).requester
     except Exception:  # it is a nicety, and S3 may say anything
         return None
     written, begun = answer["LastModified"], entry.instance.start
-    if requester not in runs_of(entry.task) or begun is None or written < begun - CLOCKS_APART:
+    if begun is None or written < begun - CLOCKS_APART:
         return None
     return {**progress.model_dump(), "at": written}
 
@@ -148,14 +146,24 @@ def _manifest(entry: Entry, part: str) -> Any:
     at = entry.manifest
     if at is None:
         raise NoLink(Problem.GONE)
-    if entry.aws_conn_id is UNKNOWN:
-        raise NoLink(Problem.FORGOTTEN)
     try:
-        answer = client_for(entry.aws_conn_id, at.bucket).get_object(Bucket=at.bucket, Key=at.key, Range=part)
+        return _own(entry, at, Range=part)
+    except NoLink:
+        raise
     except Exception as error:
         if getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
             return None
         raise no_link(error, place_is_known=at == entry.own_manifest) from None
+
+
+def _own(entry: Entry, at: S3Location, **arguments: Any) -> Any:
+    """S3's answer with an object that says that a run of this task wrote it.
+
+    :raises NoLink: it says something else, or nobody knows where to ask.
+    """
+    if entry.aws_conn_id is UNKNOWN:
+        raise NoLink(Problem.FORGOTTEN)
+    answer = client_for(entry.aws_conn_id, at.bucket).get_object(Bucket=at.bucket, Key=at.key, **arguments)
     if Marks.from_metadata(answer["Metadata"]).requester not in runs_of(entry.task):
         answer["Body"].close()
         raise NoLink(Problem.NOT_THE_CLIP)

@@ -8,6 +8,7 @@ import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Facts, S3Location
@@ -214,6 +215,7 @@ class UploadTarget:
         given = {**arguments, **self.upload_args}
         arguments = {name: value for name, value in given.items() if name in taken}
         where = self.at.uri
+        after = " The clip was stored, and only could not be confirmed." if operation == "HeadObject" else ""
         try:
             if operation == "HeadObject":
                 # Conditions are for writing: on reading, `IfNoneMatch="*"` means "answer 304".
@@ -223,19 +225,19 @@ class UploadTarget:
                 Bucket=self.at.bucket, Key=self.at.key, **arguments
             )
         except InvalidTarget as error:  # the clip is paid for
-            raise ClipTransferError(error.args[0] + _stored(operation)) from error
+            raise ClipTransferError(error.args[0] + after) from error
         except ParamValidationError as error:
             report = without_values(str(error.kwargs["report"]))
             raise ClipTransferError(f"{operation} to {where} was not sent: {report}.") from None
         except ClientError as error:
-            remedy = _remedy(operation, error) + _stored(operation)
+            remedy = _remedy(operation, error)
             raise ClipTransferError(
-                f"S3 refused {operation} of {where} ({error_text(error)}).{remedy}"
+                f"S3 refused {operation} of {where} ({error_text(error)}).{remedy}{after}"
             ) from error
         except (BotoCoreError, ValueError, TypeError, KeyError) as error:  # its parser raises the latter
             reason = safe_text(redact_urls(str(error)), 300).rstrip(".")
             raise ClipTransferError(
-                f"{operation} of {where} failed: {type(error).__name__}: {reason}.{_stored(operation)}"
+                f"{operation} of {where} failed: {type(error).__name__}: {reason}.{after}"
             ) from error
 
 
@@ -251,10 +253,6 @@ def _remedy(operation: str, error: Exception) -> str:
         return ""
     kms = "" if operation == "AbortMultipartUpload" else ", and the use of the KMS key if the bucket has one"
     return f" The AWS connection needs {_PERMISSIONS.get(operation, 's3:PutObject')} on this key{kms}."
-
-
-def _stored(operation: str) -> str:
-    return " The clip was stored, and only could not be confirmed." if operation == "HeadObject" else ""
 
 
 class _Attempt:
@@ -287,8 +285,8 @@ class _Attempt:
         body = PartBody(clip, self._stopped)
         return self._pool.submit(self._target.call, "PutObject", Body=body, **object_args)
 
-    def send(self, part: list[memoryview], object_args: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Begin to send the next part.
+    def send(self, part: list[memoryview], object_args: Mapping[str, Any], sent: Callable[[], None]) -> None:
+        """Send the next part, and call ``sent`` when it is sent, or has failed.
 
         :param object_args: those of the first part are the object's.
         """
@@ -300,9 +298,7 @@ class _Attempt:
             )
         if self._creation is None:
             self._creation = self._pool.submit(self._create, object_args)
-        sending = self._pool.submit(self._send, number, part, self._creation)
-        self._parts.append(sending)
-        return sending
+        self._parts.append(self._pool.submit(self._send, number, part, self._creation, sent))
 
     def complete(self) -> None:
         """Wait for the parts and make them one object."""
@@ -333,7 +329,9 @@ class _Attempt:
         self.may_leave_uploads = not is_alone
         return self._upload_id
 
-    def _send(self, number: int, part: list[memoryview], creation: Future[str]) -> dict[str, Any]:
+    def _send(
+        self, number: int, part: list[memoryview], creation: Future[str], sent: Callable[[], None]
+    ) -> dict[str, Any]:
         try:
             upload_id = creation.result()
             self._require_wanted()
@@ -342,6 +340,8 @@ class _Attempt:
             self._failure = self._failure or error
             self._stopped.set()
             raise
+        finally:
+            sent()
 
     def _complete(self) -> None:
         self._require_wanted()
@@ -468,8 +468,9 @@ class Upload:
             self._free.put(block)
 
     def _send(self, part: list[memoryview]) -> None:
-        sending = self._attempt.send(part, self._object_args(self._container.early_facts))
-        sending.add_done_callback(lambda _: self._give_back(part))
+        # A callback of the part's future would keep the blocks for as long as the future is kept.
+        sent = partial(self._give_back, part)
+        self._attempt.send(part, self._object_args(self._container.early_facts), sent)
         # Hashed while it is on its way: only this thread fills blocks, so they stay as they are till then.
         self._count(part)
 
