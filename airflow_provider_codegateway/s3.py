@@ -46,44 +46,28 @@ class Problem(Enum):
     """No answer, or one that may be another later."""
 
 
-_BY_CODE = {
-    **dict.fromkeys(("404", "NoSuchKey", "NotFound", "NoSuchUpload"), Problem.NOT_FOUND),
-    "NoSuchBucket": Problem.NO_BUCKET,
-    **dict.fromkeys(
-        (
-            *("PreconditionFailed", "412", "NotModified", "304"),
-            *("ConditionalRequestConflict", "OperationAborted", "Conflict", "409"),
-        ),
-        Problem.EXISTS,
+_CODES = {
+    Problem.NOT_FOUND: "404 NoSuchKey NotFound NoSuchUpload",
+    Problem.NO_BUCKET: "NoSuchBucket",
+    Problem.EXISTS: "PreconditionFailed 412 NotModified 304 ConditionalRequestConflict OperationAborted Conflict 409",
+    Problem.DENIED: "AccessDenied 403 Forbidden AllAccessDisabled",
+    Problem.BAD_CREDENTIALS: (
+        "InvalidAccessKeyId SignatureDoesNotMatch InvalidSecurity AuthorizationHeaderMalformed "
+        "ExpiredToken ExpiredTokenException InvalidToken TokenRefreshRequired"
     ),
-    **dict.fromkeys(("AccessDenied", "403", "Forbidden", "AllAccessDisabled"), Problem.DENIED),
-    **dict.fromkeys(
-        (
-            *(
-                "InvalidAccessKeyId",
-                "SignatureDoesNotMatch",
-                "InvalidSecurity",
-                "AuthorizationHeaderMalformed",
-            ),
-            *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"),
-        ),
-        Problem.BAD_CREDENTIALS,
-    ),
-    "RequestTimeTooSkewed": Problem.WRONG_CLOCK,
-    **dict.fromkeys(("NotImplemented", "501", "MethodNotAllowed", "405"), Problem.UNSUPPORTED),
-    **dict.fromkeys(("XAmzContentSHA256Mismatch", "InvalidTrailer"), Problem.CHECKSUM),
-    **dict.fromkeys(("RequestTimeout", "SlowDown", "BadDigest", "IncompleteBody"), Problem.UNAVAILABLE),
+    Problem.WRONG_CLOCK: "RequestTimeTooSkewed",
+    Problem.UNSUPPORTED: "NotImplemented 501 MethodNotAllowed 405",
+    Problem.CHECKSUM: "XAmzContentSHA256Mismatch InvalidTrailer",
+    Problem.UNAVAILABLE: "RequestTimeout SlowDown BadDigest IncompleteBody",
 }
-_BY_CLASS = {
-    "NoCredentialsError": Problem.NO_CREDENTIALS,
-    "PartialCredentialsError": Problem.NO_CREDENTIALS,
-    "ParamValidationError": Problem.REFUSED,
-    "ResponseParserError": Problem.NOT_S3,
-    "RecursionError": Problem.NOT_S3,  # of botocore, which follows a redirect to the same place without end
-    **dict.fromkeys(
-        ("ValueError", "TypeError", "KeyError"), Problem.NOT_S3
-    ),  # its parser's, of a date for one
+_CLASSES = {
+    Problem.NO_CREDENTIALS: "NoCredentialsError PartialCredentialsError",
+    Problem.REFUSED: "ParamValidationError",
+    # botocore follows a redirect to the same place without end; the last three are of its parser, of a date for one.
+    Problem.NOT_S3: "ResponseParserError RecursionError ValueError TypeError KeyError",
 }
+_BY_CODE = {code: problem for problem, codes in _CODES.items() for code in codes.split()}
+_BY_CLASS = {name: problem for problem, names in _CLASSES.items() for name in names.split()}
 _CHECKSUM_WORDS = ("checksum", "x-amz-trailer", "x-amz-sdk", "aws-chunked", "streaming-unsigned")
 _CONDITION_WORDS = "at least one of the pre-conditions"
 _MAX_WORDS = 300
@@ -232,12 +216,12 @@ _CLOSED_ACLS = ("private", "bucket-owner-read", "bucket-owner-full-control")
 
 def demanded_args(given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``s3_extra_args`` that a policy may demand of every object, less those that publish it."""
-    args = {name: given[name] for name in DEMANDED if name in given}
     return {
-        name: value
-        for name, value in args.items()
-        if not (name == "ACL" and value not in _CLOSED_ACLS)
-        and not (name in _GRANTS and "uri=" in str(value))
+        name: given[name]
+        for name in DEMANDED
+        if name in given
+        and not (name == "ACL" and given[name] not in _CLOSED_ACLS)
+        and not (name in _GRANTS and "uri=" in str(given[name]))
     }
 
 

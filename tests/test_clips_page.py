@@ -233,13 +233,14 @@ def test_link_and_policy_name_the_buckets_own_region(
     """Whatever region the connection has, the link is signed for the bucket's, and leads where the policy says."""
     from airflow_provider_codegateway.plugins import storage
     from airflow_provider_codegateway.plugins.airflow_api import TaskRef
+    from airflow_provider_codegateway.plugins.clips import runs_of
 
     extra = {"region_name": region} if region else {}
     connection = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_ANYWHERE", json.dumps(connection))
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     task = TaskRef("d", "r", "t")
-    metadata = {"codegateway-fingerprint": "f" * 64, "codegateway-run": storage.runs_of(task)[0]}
+    metadata = {"codegateway-fingerprint": "f" * 64, "codegateway-run": runs_of(task)[0]}
     storage.make_client.cache_clear()
     name = f"acme{separator}{secrets.token_hex(6)}"
     s3 = boto3.client("s3", region_name="eu-south-1")

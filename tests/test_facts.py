@@ -194,6 +194,13 @@ def test_an_index_of_nothing_is_not_a_clip() -> None:
         assert walked(FTYP + moov + MDAT).ending().words == "its index (the moov box) is empty"
 
 
+def test_an_index_without_what_its_boxes_are_for_is_no_error() -> None:
+    """A description of no picture, and a fragment that does not say of which track."""
+    media = box(b"hdlr", bytes(8) + b"vide") + box(b"minf", box(b"stbl", box(b"stsd", bytes(8))))
+    for index in (box(b"moov", box(b"trak", box(b"mdia", media))), MOOV + box(b"moof", box(b"traf"))):
+        assert walked(FTYP + index + MDAT).facts is None
+
+
 @pytest.mark.parametrize("left_out", [1, 5, 9])
 def test_fragments_that_are_announced_must_come(left_out: int, tmp_path: Path) -> None:
     """By the segment index, by the length of all fragments, or as a fragment's head without its pictures."""

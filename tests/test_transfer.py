@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import itertools
 import logging
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -989,6 +991,37 @@ def test_clip_longer_than_s3_takes_is_refused(s3: S3Client, bucket: str) -> None
     """More parts than S3 allows are an error, not a truncated clip."""
     with ClipServer(mp4_of(17 * MIB)) as server:
         assert "limit" in str(bring_nothing(server, s3, bucket, limits=Limits(max_parts=2)))
+
+
+class Nowhere(UploadTarget):
+    """Keeps nothing: the S3 of the tests is in this process, and has its objects in memory."""
+
+    def call(self, operation: str, **arguments: Any) -> dict[str, str]:
+        return {"UploadId": "u", "ETag": "e"}
+
+
+def test_an_upload_that_has_ended_holds_no_blocks(s3: S3Client) -> None:
+    """Also before Python next looks for cycles: a triggerer may end hundreds of uploads until then."""
+    left = memoryview(mp4_of(20 * MIB))
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        with Upload(Nowhere(s3, S3Location("b", "k"), lambda _: {}, {}), LIMITS) as upload:
+            while left:
+                room = upload.room()
+                count = min(len(room), len(left))
+                room[:count] = left[:count]
+                upload.filled(count)
+                left = left[count:]
+            del room
+            upload.finish()
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert most >= 8 * MIB
+    assert kept < MIB
 
 
 # --- cutting ---

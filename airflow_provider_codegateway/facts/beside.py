@@ -14,13 +14,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
+from airflow_provider_codegateway import __version__
 from airflow_provider_codegateway.clip import BESIDE, Clip, S3Location, ledger_around, location_beside
 from airflow_provider_codegateway.exceptions import InvalidRequest
-from airflow_provider_codegateway.facts.provenance import provenance
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.s3 import access_args
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SCRIPT = Path(__file__).with_name("frames.py")
+_IN_THE_PAPERS = (
+    *("uri", "bytes", "sha256", "model", "fingerprint", "facts", "mismatches", "cost", "renders_bought"),
+    *("render_seconds", "poster", "last_frame"),
+)
 _PICTURES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 _OF_THE_CLIP_ALONE = ("Content", "If", "Checksum", "Expires", "Website")
 """How the arguments for an upload begin that are about its bytes, and not about every object of the bucket."""
@@ -63,12 +68,12 @@ class Beside:
         :raises InvalidRequest: a key that is none, that something else has, or that says no format; or PyAV is missing.
         """
         keys = {"poster_key": poster_key, "last_frame_key": last_frame_key, "sidecar_key": sidecar_key}
-        at: dict[str, S3Location | None] = {}
+        at: dict[str, S3Location | None] = {"poster": None, "last_frame": None, "sidecar": None}
         for name, key in keys.items():
-            at[name] = place = None if key is None or key == "" else location_beside(name, key, clip)
-            if place is None:
+            if key is None or key == "":
                 continue
-            if place == clip or place in [other for taken, other in at.items() if taken != name]:
+            place = location_beside(name, key, clip)
+            if place in (clip, *at.values()):
                 raise InvalidRequest(f"{name}={key!r} is the key of something else. Choose one of its own.")
             if (prefix := ledger_around(place, ledger_prefix, clip.bucket)) is not None:
                 raise InvalidRequest(
@@ -77,12 +82,8 @@ class Beside:
                 )
             if name != "sidecar_key" and Path(place.key).suffix.lower() not in _PICTURES:
                 raise InvalidRequest(f"{name}={key!r} does not say which format. End it in .jpg or .png.")
-        beside = cls(
-            poster=at["poster_key"],
-            last_frame=at["last_frame_key"],
-            sidecar=at["sidecar_key"],
-            looks_inside=looks_inside,
-        )
+            at[name.removesuffix("_key")] = place
+        beside = cls(**at, looks_inside=looks_inside)
         if beside.needs_pictures and importlib.util.find_spec("av") is None:
             raise InvalidRequest(
                 "poster_key, last_frame_key and check_content need PyAV. Install airflow-provider-codegateway[media] "
@@ -121,30 +122,27 @@ def put_beside(
             path = Path(folder, "clip")
             media_type, digest = _fetch(s3, clip, path, upload_args, limits)
             clip = replace(clip, sha256=clip.sha256 or digest)
-            pictures = {
-                name: Path(folder, f"{name}{Path(at.key).suffix.lower()}")
-                for name, at in (("first", beside.poster), ("last", beside.last_frame))
-                if at is not None
-            }
+            wanted = {"poster": beside.poster, "last_frame": beside.last_frame}
+            pictures = {name: at for name, at in wanted.items() if at is not None}
+            files = {name: f"{folder}/{name}{Path(at.key).suffix.lower()}" for name, at in pictures.items()}
             job = {
                 "clip": str(path),
                 "media_type": media_type,
                 "content": beside.looks_inside,
                 "c2pa": bears_papers,
             }
-            looked = _look({**job, **{name: str(to) for name, to in pictures.items()}}, limits)
+            looked = _look({**job, **files}, limits)
             is_loud = clip.facts is not None and clip.facts.get("audio")
             found = [each for each in looked["found"] if is_loud or "sound" not in each]
             clip = replace(clip, mismatches=(*clip.mismatches, *found))
-            if beside.poster is not None:
-                _put_picture(s3, beside.poster, pictures["first"], clip, args)
-                clip = replace(clip, poster=beside.poster.uri)
-            if beside.last_frame is not None:
-                _put_picture(s3, beside.last_frame, pictures["last"], clip, args)
-                clip = replace(clip, last_frame=beside.last_frame.uri)
+            for name, at in pictures.items():
+                file = Path(files[name])
+                _put(s3, at, file.read_bytes(), _PICTURES[file.suffix], clip, args)
+                stored: dict[str, Any] = {name: at.uri}
+                clip = replace(clip, **stored)
     if beside.sidecar is not None:
         with _only_warned(clip, "have its papers written"):
-            papers = provenance(clip, request=request, asked_by=asked_by, bears_c2pa=looked["c2pa"])
+            papers = _papers(clip, request=request, asked_by=asked_by, bears_c2pa=looked["c2pa"])
             content = json.dumps(papers, indent=2, ensure_ascii=False).encode()
             _put(s3, beside.sidecar, content, "application/json", clip, args)
             log.info("What the clip is and where it comes from is at %s.", beside.sidecar.uri)
@@ -200,8 +198,32 @@ def _look(job: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     return looked
 
 
-def _put_picture(s3: S3Client, at: S3Location, path: Path, clip: Clip, args: Mapping[str, Any]) -> None:
-    _put(s3, at, path.read_bytes(), _PICTURES[path.suffix], clip, args)
+def _papers(
+    clip: Clip, *, request: Mapping[str, Any] | None, asked_by: Mapping[str, Any], bears_c2pa: bool | None
+) -> dict[str, Any]:
+    """What is known of a clip.
+
+    :param request: the body that was sent, media by digest.
+    :param asked_by: the task instance that asked for the clip.
+    :param bears_c2pa: whether the file bears a C2PA manifest; None if that cannot be told.
+    """
+    values = clip.as_dict()
+    return {
+        **{name: values[name] for name in _IN_THE_PAPERS},
+        "request": None if request is None else dict(request),
+        "created": None if clip.created is None else _time(clip.created),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "c2pa": bears_c2pa,
+        "asked_by": dict(asked_by),
+        "made_with": f"airflow-provider-codegateway {__version__}",
+    }
+
+
+def _time(seconds: float) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _put(

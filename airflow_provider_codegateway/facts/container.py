@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import ClassVar
 
 from airflow_provider_codegateway.clip import Facts
 from airflow_provider_codegateway.facts.tracks import Index, end_of_segments
@@ -35,16 +36,6 @@ class Ending:
     words: str = ""
 
 
-class Walker(Protocol):
-    """Reads one kind of container."""
-
-    def feed(self, data: memoryview) -> None:
-        """Take up the next bytes."""
-
-    def ending(self) -> Ending:
-        """What the container says, if the bytes end here. More may follow."""
-
-
 _SNIFFED = 512
 """Bytes that show what a container is."""
 
@@ -59,26 +50,39 @@ class Container:
         self._limits = limits
         self._head = bytearray()
         self._index = Index()
-        self._walker: Walker | None = None
-        self._media_type: str | None = None
-        self._is_known = False
+        self._walker: _Elements | None = None
+        self.media_type: str | None = None
+        """What it is, such as ``video/mp4``, as far as the bytes tell; None if it is not a video."""
 
     def feed(self, data: memoryview) -> None:
         """Take up the next bytes."""
-        if not self._is_known:
-            missing = _SNIFFED - len(self._head)
+        if missing := _SNIFFED - len(self._head):
+            # Each time anew: a clip may be shorter than what shows its kind.
             self._head += data[:missing]
             data = data[missing:]
-            if len(self._head) < _SNIFFED:
-                return
-            self._recognise()
+            self._recognise(bytes(self._head))
         if self._walker is not None:
             self._walker.feed(data)
+
+    def _recognise(self, head: bytes) -> None:
+        self.media_type = _kind(head, _MAGIC)
+        self._index = Index()
+        match self.media_type:
+            case "video/mp4" | "video/quicktime":
+                self._walker = _Boxes(self._index, self._limits.max_index_bytes)
+            case "video/webm" | "video/x-matroska":
+                self._walker = _Ebml()
+            case "video/x-msvideo":
+                self._walker = _Riff()
+            case _:
+                self._walker = None
+                return
+        self._walker.feed(memoryview(head))
 
     @property
     def is_refused(self) -> bool:
         """Whether the first bytes are those of something else than a video."""
-        return self._is_known and self._media_type is None
+        return len(self._head) == _SNIFFED and self.media_type is None
 
     @property
     def is_empty(self) -> bool:
@@ -86,27 +90,18 @@ class Container:
         return not self._head
 
     @property
-    def media_type(self) -> str | None:
-        """What it is, such as ``video/mp4``; None if it is not a video. Asked for before the end of the first bytes,
-        it goes by what is there.
-        """
-        return self._media_type if self._is_known else _recognised(bytes(self._head))
-
-    @property
     def has_index(self) -> bool:
         """Whether it is of the kinds that have facts."""
-        return self.media_type in ("video/mp4", "video/quicktime")
+        return isinstance(self._walker, _Boxes)
 
     @property
     def looks_like(self) -> str:
         """In words, what it is if it is not a video."""
-        return _described(bytes(self._head))
+        return _kind(bytes(self._head), _OTHERS) or "of a kind that is not known"
 
     @property
     def facts(self) -> Facts | None:
         """What its index says, if these were all bytes; None where it says nothing."""
-        if not self._is_known:
-            self._walk_head()
         return self._index.facts()
 
     @property
@@ -120,31 +115,7 @@ class Container:
 
     def ending(self) -> Ending:
         """What the container says, if the bytes end here. More may follow."""
-        walker = self._walker if self._is_known else self._walk_head()
-        return Ending(Verdict.SILENT) if walker is None else walker.ending()
-
-    def _recognise(self) -> None:
-        self._media_type = _recognised(bytes(self._head))
-        self._walker = self._walk_head()
-        self._is_known = True
-
-    def _walk_head(self) -> Walker | None:
-        """A walker over the first bytes: those that there are yet, if the clip is shorter than what shows its kind."""
-        self._index = Index()
-        walker = self._walker_for(_recognised(bytes(self._head)))
-        if walker is not None:
-            walker.feed(memoryview(bytes(self._head)))
-        return walker
-
-    def _walker_for(self, media_type: str | None) -> Walker | None:
-        match media_type:
-            case "video/mp4" | "video/quicktime":
-                return _Boxes(self._index, self._limits.max_index_bytes)
-            case "video/webm" | "video/x-matroska":
-                return _Ebml()
-            case "video/x-msvideo":
-                return _Riff()
-        return None
+        return Ending(Verdict.SILENT) if self._walker is None else self._walker.ending()
 
 
 # What it is.
@@ -152,53 +123,50 @@ class Container:
 _FIRST_BOXES = (
     rb"ftyp|styp|moov|moof|mdat|free|skip|wide|pnot|uuid|sidx|ssix|pdin|emsg|prft|mfra|meta|udta|junk"
 )
-_MAGIC: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
-    (re.compile(pattern, re.DOTALL), media_type)
-    for pattern, media_type in (
-        (rb"....ftypqt  ", "video/quicktime"),
-        (rb"....(?:" + _FIRST_BOXES + rb")", "video/mp4"),
-        (rb"\x1a\x45\xdf\xa3.{0,60}?\x42\x82.{1,8}?webm", "video/webm"),
-        (rb"\x1a\x45\xdf\xa3", "video/x-matroska"),
-        (rb"RIFF....AVI ", "video/x-msvideo"),
-        (rb"\x47.{187}\x47.{187}\x47", "video/mp2t"),
-        (rb"\0\0\x01\xba", "video/mpeg"),
-        (rb"OggS", "video/ogg"),
-        (rb"FLV\x01", "video/x-flv"),
-        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
-    )
+_MAGIC = (
+    (rb"....ftypqt  ", "video/quicktime"),
+    (rb"....(?:" + _FIRST_BOXES + rb")", "video/mp4"),
+    (rb"\x1a\x45\xdf\xa3.{0,60}?\x42\x82.{1,8}?webm", "video/webm"),
+    (rb"\x1a\x45\xdf\xa3", "video/x-matroska"),
+    (rb"RIFF....AVI ", "video/x-msvideo"),
+    (rb"\x47.{187}\x47.{187}\x47", "video/mp2t"),
+    (rb"\0\0\x01\xba", "video/mpeg"),
+    (rb"OggS", "video/ogg"),
+    (rb"FLV\x01", "video/x-flv"),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
 )
-_OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
-    (re.compile(pattern, re.DOTALL | re.IGNORECASE), words)
-    for pattern, words in (
-        (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|head|body|!--)", "an HTML page"),
-        (rb"(?:\xef\xbb\xbf)?\s*<", "XML"),
-        (rb"(?:\xef\xbb\xbf)?\s*[{\[]", "JSON"),
-        (rb"\x1f\x8b", "compressed by gzip"),
-    )
+_OTHERS = (
+    (rb"(?i:(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|head|body|!--))", "an HTML page"),
+    (rb"(?:\xef\xbb\xbf)?\s*<", "XML"),
+    (rb"(?:\xef\xbb\xbf)?\s*[{\[]", "JSON"),
+    (rb"\x1f\x8b", "compressed by gzip"),
 )
 
 
-def _recognised(head: bytes) -> str | None:
-    return next((media_type for magic, media_type in _MAGIC if magic.match(head)), None)
-
-
-def _described(head: bytes) -> str:
-    return next((words for magic, words in _OTHERS if magic.match(head)), "of a kind that is not known")
+def _kind(head: bytes, kinds: Iterable[tuple[bytes, str]]) -> str | None:
+    return next((kind for pattern, kind in kinds if re.match(pattern, head, re.DOTALL)), None)
 
 
 # How each is walked.
 
 
+def _cut(why: str) -> Ending:
+    return Ending(Verdict.CUT, why)
+
+
 class _Elements:
     """Walks a row of elements: a head of a few bytes, then so many bytes to skip or to keep.
 
-    A container tells by ``_open`` what a head means.
+    A container tells by ``_open`` what a head means, and by ``ending`` whether it is whole.
     """
 
-    def __init__(self, head_size: int) -> None:
+    _HEAD: ClassVar[int]
+    """Bytes of a head, unless what it says makes it longer."""
+
+    def __init__(self) -> None:
         self._at = 0
         self._head = bytearray()
-        self._head_size = head_size
+        self._head_size = self._HEAD
         self._left = 0
         """Bytes of the element that is open."""
         self._rest_is_anything = False
@@ -207,12 +175,16 @@ class _Elements:
     def feed(self, data: memoryview) -> None:
         """Take up the next bytes."""
         while data:
-            if self._rest_is_anything or self._left:
-                count = len(data) if self._rest_is_anything else min(self._left, len(data))
+            if self._rest_is_anything:
+                count = len(data)
                 self._at += count
+                self._pass(data)
+            elif self._left:
+                count = min(self._left, len(data))
+                self._at += count
+                self._left -= count
                 self._pass(data[:count])
-                self._left = max(0, self._left - count)
-                if not self._left and not self._rest_is_anything:
+                if not self._left:
                     self._close()
             else:
                 count = min(self._head_size - len(self._head), len(data))
@@ -222,12 +194,18 @@ class _Elements:
                     self._open(bytes(self._head))
             data = data[count:]
 
-    def _begin(self, size: int) -> None:
-        """An element's head is read; so many bytes of it follow."""
+    def _begin(self, size: int | None) -> None:
+        """An element's head is read; so many bytes of it follow. None: all that come."""
         self._head.clear()
-        self._left = size
-        if not size:
+        self._head_size = self._HEAD
+        self._left = size or 0
+        self._rest_is_anything = size is None
+        if size == 0:
             self._close()
+
+    def ending(self) -> Ending:
+        """What the container says, if the bytes end here. More may follow."""
+        raise NotImplementedError
 
     def _open(self, head: bytes) -> None:
         raise NotImplementedError
@@ -238,19 +216,17 @@ class _Elements:
     def _close(self) -> None:
         """The element that is open has ended."""
 
-    def _is_between(self) -> bool:
-        return not self._left and not self._head
-
 
 class _Boxes(_Elements):
     """MP4 and QuickTime (ISO/IEC 14496-12): a size in 4 bytes, a type, perhaps a size in 8 bytes."""
 
+    _HEAD = 8
     _KEPT = frozenset({b"moov", b"moof", b"sidx"})
     _ROUNDING = 1.0
     """Seconds of fragments that may be missing."""
 
     def __init__(self, index: Index, max_index_bytes: int) -> None:
-        super().__init__(8)
+        super().__init__()
         self._index = index
         self._max_index_bytes = max_index_bytes
         self._type = b""
@@ -266,18 +242,12 @@ class _Boxes(_Elements):
             return
         if size == 1:
             (size,) = struct.unpack(">Q", head[8:])
-        self._head_size = 8
         if not _is_type(self._type) or (size and size < len(head)):
-            self._type, self._rest_is_anything = b"", True
-            self._head.clear()
+            self._type = b""
+            self._begin(None)
             return
-        if not size:
-            self._rest_is_anything = True
         self._kept = bytearray() if self._type in self._KEPT and size <= self._max_index_bytes else None
-        if self._rest_is_anything:
-            self._head.clear()
-        else:
-            self._begin(size - len(head))
+        self._begin(size - len(head) if size else None)
 
     def _pass(self, data: memoryview) -> None:
         if self._kept is None:
@@ -309,19 +279,19 @@ class _Boxes(_Elements):
         """Whole: all boxes have ended, and the index and the media are there."""
         if self._left:
             name = self._type.decode("latin-1").strip()
-            return self._cut(f"its {name} box goes on to byte {self._at + self._left:,}")
+            return _cut(f"its {name} box goes on to byte {self._at + self._left:,}")
         there = self._ended | ({self._type} if self._rest_is_anything else set())
         if b"moov" not in there:
-            return self._cut("its index (the moov box) is missing")
+            return _cut("its index (the moov box) is missing")
         # Some muxers put what could be the first fragment into the index: of a short clip there is no other.
         if self._index.is_fragmented and (b"moof" in there or not self._index.has_samples):
             return self._ending_of_fragments(there)
         if b"mdat" not in there:
-            return self._cut("its media (the mdat box) are missing")
+            return _cut("its media (the mdat box) are missing")
         if self._index.is_empty:
-            return self._cut("its index (the moov box) is empty")
+            return _cut("its index (the moov box) is empty")
         if self._index.end > self._at:
-            return self._cut(f"its pictures and sound go on to byte {self._index.end:,}")
+            return _cut(f"its pictures and sound go on to byte {self._index.end:,}")
         is_open = self._rest_is_anything or self._head
         if self._index.is_fragmented and self._last != b"mfra":
             return Ending(Verdict.SILENT)  # another fragment could follow
@@ -330,16 +300,13 @@ class _Boxes(_Elements):
     def _ending_of_fragments(self, there: set[bytes]) -> Ending:
         # Zeros or a line break may end the file, and may be the head of another fragment: the host must know.
         if self._head.strip(b"\0\r\n\t ") or b"moof" not in there or self._last == b"moof":
-            return self._cut("its last fragment is missing")
+            return _cut("its last fragment is missing")
         if self._segments_end > self._at:
-            return self._cut(f"its segments go on to byte {self._segments_end:,}")
+            return _cut(f"its segments go on to byte {self._segments_end:,}")
         if (missing := self._index.missing_seconds()) > self._ROUNDING:
-            return self._cut(f"{missing:.1f} of its seconds are missing")
+            return _cut(f"{missing:.1f} of its seconds are missing")
         # Any of its fragments could be the last one, but for the index that some muxers write at the end.
         return Ending(Verdict.WHOLE if self._last == b"mfra" and not self._head else Verdict.SILENT)
-
-    def _cut(self, why: str) -> Ending:
-        return Ending(Verdict.CUT, why)
 
 
 def _is_type(name: bytes) -> bool:
@@ -349,38 +316,32 @@ def _is_type(name: bytes) -> bool:
 class _Ebml(_Elements):
     """WebM and Matroska (RFC 8794): an id of 1 to 4 bytes, a size of 1 to 8, each saying how long it is."""
 
+    _HEAD = 1
     _SEGMENT = b"\x18\x53\x80\x67"
 
     def __init__(self) -> None:
-        super().__init__(1)
+        super().__init__()
         self._has_segment = False
 
     def _open(self, head: bytes) -> None:
         id_length = _vint_length(head[0])
-        if len(head) < id_length + 1:
-            self._head_size = id_length + 1
+        size_length = _vint_length(head[id_length]) if len(head) > id_length else 1
+        self._head_size = id_length + size_length
+        if len(head) < self._head_size:
             return
-        size_length = _vint_length(head[id_length])
-        if len(head) < id_length + size_length:
-            self._head_size = id_length + size_length
-            return
-        self._head_size = 1
         self._has_segment |= head[:id_length] == self._SEGMENT
-        bits = 7 * size_length
-        size = int.from_bytes(head[id_length:], "big") & ((1 << bits) - 1)
-        if id_length > 4 or size_length > 8 or size == (1 << bits) - 1:
-            self._head.clear()
-            self._rest_is_anything = True  # an unknown size, or not an element
-        else:
-            self._begin(size)
+        unknown = (1 << 7 * size_length) - 1
+        size = int.from_bytes(head[id_length:], "big") & unknown
+        is_element = id_length <= 4 and size_length <= 8
+        self._begin(size if is_element and size != unknown else None)
 
     def ending(self) -> Ending:
         """Whole: the segment, which is the media, has ended. Many live recordings do not say where."""
         if not self._has_segment:
-            return Ending(Verdict.CUT, "its media (the Segment) are missing")
+            return _cut("its media (the Segment) are missing")
         if self._left:
-            return Ending(Verdict.CUT, f"its Segment goes on to byte {self._at + self._left:,}")
-        return Ending(Verdict.WHOLE if self._is_between() and not self._rest_is_anything else Verdict.SILENT)
+            return _cut(f"its Segment goes on to byte {self._at + self._left:,}")
+        return Ending(Verdict.WHOLE if not self._head and not self._rest_is_anything else Verdict.SILENT)
 
 
 def _vint_length(first: int) -> int:
@@ -390,19 +351,14 @@ def _vint_length(first: int) -> int:
 class _Riff(_Elements):
     """AVI: chunks of a name and a size in 4 bytes, padded to an even size."""
 
-    def __init__(self) -> None:
-        super().__init__(8)
+    _HEAD = 8
 
     def _open(self, head: bytes) -> None:
         name, size = struct.unpack("<4sI", head)
-        if name != b"RIFF" or size in (0, 0xFFFFFFFF):
-            self._head.clear()
-            self._rest_is_anything = True
-        else:
-            self._begin(size + size % 2)
+        self._begin(None if name != b"RIFF" or size in (0, 0xFFFFFFFF) else size + size % 2)
 
     def ending(self) -> Ending:
         """Whole: all chunks have ended. One that was written to a pipe does not say where."""
         if self._left > 1:  # the padding of the last one is often left out
-            return Ending(Verdict.CUT, f"its RIFF chunk goes on to byte {self._at + self._left:,}")
+            return _cut(f"its RIFF chunk goes on to byte {self._at + self._left:,}")
         return Ending(Verdict.SILENT if self._rest_is_anything or self._head else Verdict.WHOLE)

@@ -28,15 +28,15 @@ _SILENT = 33
 def look(job: dict[str, Any]) -> dict[str, Any]:
     """Do what a job asks for.
 
-    :param job: ``clip`` (a path); ``first`` and ``last`` (paths of the pictures to make, ``.png`` or JPEG);
+    :param job: ``clip`` (a path); ``poster`` and ``last_frame`` (paths of the pictures to make, ``.png`` or JPEG);
         ``content`` and ``c2pa`` (whether to look for those). All but the first may be absent.
     :return: ``found`` (sentences) and ``c2pa`` (None if that cannot be told).
     """
     result: dict[str, Any] = {"found": [], "c2pa": None}
-    if job.get("first"):
-        _write(_as_shown(next(_pictures(job["clip"])), job["clip"]), job["first"])
-    if job.get("last"):
-        _write(_as_shown(_last_picture(job["clip"]), job["clip"]), job["last"])
+    if job.get("poster"):
+        _write(_as_shown(next(_pictures(job["clip"])), job["clip"]), job["poster"])
+    if job.get("last_frame"):
+        _write(_as_shown(_last_picture(job["clip"]), job["clip"]), job["last_frame"])
     if job.get("content"):
         result["found"] = [*_seen(job["clip"]), *_heard(job["clip"])]
     if job.get("c2pa"):

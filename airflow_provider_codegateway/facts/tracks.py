@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -56,11 +56,12 @@ class Index:
         """Take up the content of a ``moov`` or a ``moof``. What cannot be read leaves no facts, and no error."""
         try:
             if kind == b"moov":
-                self._add_movie(content)
+                self._add_movie(memoryview(content))
                 self._is_read = bool(self._timescale) or not content
             else:
-                self._add_fragment(content)
-        except (struct.error, ValueError, IndexError, RecursionError):
+                for traf in _find(memoryview(content), b"traf"):
+                    self._add_run(traf)
+        except (struct.error, ValueError, IndexError, StopIteration):
             self._is_broken = True
 
     @property
@@ -110,38 +111,34 @@ class Index:
             audio=any(each.handler == "soun" and each.samples for each in self._tracks),
         )
 
-    def _add_movie(self, moov: bytes) -> None:
+    def _add_movie(self, moov: memoryview) -> None:
         for kind, content in _boxes(moov):
             if kind == b"mvhd":
-                _, self._timescale, _ = _times(content)
+                self._timescale, _ = _times(content)
             elif kind == b"trak":
                 self._tracks.append(_read_track(content))
             elif kind == b"mvex":
                 self.is_fragmented = True
-                for inner, default in _boxes(content):
-                    if inner == b"mehd":
-                        layout = ">4xQ" if default[0] == 1 else ">4xI"
-                        self._announced_ticks = _known(*struct.unpack_from(layout, default))
-                    if inner == b"trex":
-                        number, _, duration = struct.unpack_from(">4xIII", default)
-                        for track in self._tracks:
-                            if track.number == number:
-                                track.fragment_default = duration
+                self._add_defaults(content)
         if self.is_fragmented:
             # Some muxers write how long the first fragment was.
             for track in self._tracks:
                 track.shown_ticks = 0
                 track.ticks = track.ticks if track.samples else 0
 
-    def _add_fragment(self, moof: bytes) -> None:
-        for kind, content in _boxes(moof):
-            if kind == b"traf":
-                self._add_run(content)
+    def _add_defaults(self, mvex: memoryview) -> None:
+        for header in _find(mvex, b"mehd"):
+            layout = ">4xQ" if header[0] == 1 else ">4xI"
+            self._announced_ticks = _known(*struct.unpack_from(layout, header))
+        for default in _find(mvex, b"trex"):
+            number, duration = struct.unpack_from(">4xI4xI", default)
+            for track in self._tracks:
+                if track.number == number:
+                    track.fragment_default = duration
 
-    def _add_run(self, traf: bytes) -> None:
-        boxes = list(_boxes(traf))
-        header = next(content for kind, content in boxes if kind == b"tfhd")
-        (flags, number) = struct.unpack_from(">II", header)
+    def _add_run(self, traf: memoryview) -> None:
+        header = _find(traf, b"tfhd")[0]
+        flags, number = struct.unpack_from(">II", header)
         track = next((each for each in self._tracks if each.number == number), None)
         if track is None:
             return
@@ -149,79 +146,58 @@ class Index:
         if flags & 0x08:
             at = 8 + (8 if flags & 0x01 else 0) + (4 if flags & 0x02 else 0)
             (default,) = struct.unpack_from(">I", header, at)
-        for kind, content in boxes:
-            if kind == b"trun":
-                flags, count = struct.unpack_from(">II", content)
-                track.samples += count
-                track.ticks += _run_ticks(content, flags & 0xFFFFFF, count, default)
+        for run in _find(traf, b"trun"):
+            flags, count = struct.unpack_from(">II", run)
+            track.samples += count
+            track.ticks += _run_ticks(run, flags, count, default)
 
 
-def _run_ticks(trun: bytes, flags: int, count: int, default: int) -> int:
+def _run_ticks(trun: memoryview, flags: int, count: int, default: int) -> int:
     if not flags & 0x100:
         return count * default
     at = 8 + (4 if flags & 0x01 else 0) + (4 if flags & 0x04 else 0)
     step = 4 * sum(bool(flags & bit) for bit in (0x100, 0x200, 0x400, 0x800))
     if at + count * step > len(trun):
         raise ValueError("a run that is cut off")
-    return sum(struct.unpack_from(">I", trun, at + number * step)[0] for number in range(count))
+    return sum(ticks for (ticks,) in struct.iter_unpack(f">I{step - 4}x", trun[at : at + count * step]))
 
 
-def _read_track(trak: bytes) -> _Track:
+def _read_track(trak: memoryview) -> _Track:
     track = _Track()
     is_turned = False
-    for kind, content in _boxes(trak):
-        if kind == b"tkhd":
-            track.number, track.shown_ticks, is_turned = _read_header(content)
-        elif kind == b"mdia":
-            _read_media(content, track)
+    for header in _find(trak, b"tkhd"):
+        layout = ">20xI4xQ16x5i" if header[0] == 1 else ">12xI4xI16x5i"
+        track.number, shown_ticks, a, b, _, c, d = struct.unpack_from(layout, header)
+        track.shown_ticks = _known(shown_ticks)
+        is_turned = abs(b) > abs(a) and abs(c) > abs(d)  # it is shown lying on its side
+    for header in _find(trak, b"mdia", b"mdhd"):
+        track.timescale, track.ticks = _times(header)
+    for header in _find(trak, b"mdia", b"hdlr"):
+        track.handler = bytes(header[8:12]).decode("latin-1")
+    for table in _find(trak, b"mdia", b"minf", b"stbl"):
+        _read_samples(table, track)
     if is_turned:
         track.width, track.height = track.height, track.width
     return track
 
 
-def _read_header(tkhd: bytes) -> tuple[int, int, bool]:
-    """Number and duration of a track, and whether it is shown lying on its side."""
-    if tkhd[0] == 1:
-        number, duration = struct.unpack_from(">20xI4xQ", tkhd)
-        at = 36
-    else:
-        number, duration = struct.unpack_from(">12xI4xI", tkhd)
-        at = 24
-    a, b, _, c, d = struct.unpack_from(">16xiiiii", tkhd, at)
-    return number, _known(duration), abs(b) > abs(a) and abs(c) > abs(d)
-
-
-def _read_media(mdia: bytes, track: _Track) -> None:
-    for kind, content in sorted(
-        _boxes(mdia), key=lambda box: box[0] == b"minf"
-    ):  # which needs to know the handler
-        if kind == b"mdhd":
-            _, track.timescale, track.ticks = _times(content)
-        elif kind == b"hdlr":
-            track.handler = content[8:12].decode("latin-1")
-        elif kind == b"minf":
-            for inner, table in _boxes(content):
-                if inner == b"stbl":
-                    _read_samples(table, track)
-
-
-def _read_samples(stbl: bytes, track: _Track) -> None:
-    for kind, content in _boxes(stbl):
-        if kind == b"stsd" and track.handler == "vide":
-            _read_picture(content, track)
-        elif kind == b"stts":
-            (entries,) = struct.unpack_from(">4xI", content)
-            pairs = list(struct.iter_unpack(">II", content[8 : 8 + 8 * entries]))
-            if len(pairs) != entries:
-                raise ValueError("a table that is cut off")
-            track.samples = sum(count for count, _ in pairs)
-            # By the samples: a header may be off, and of an empty table it says nothing.
-            track.ticks = sum(count * ticks for count, ticks in pairs) or track.ticks
+def _read_samples(stbl: memoryview, track: _Track) -> None:
+    if track.handler == "vide":
+        for description in _find(stbl, b"stsd"):
+            _read_picture(description, track)
+    for times in _find(stbl, b"stts"):
+        (entries,) = struct.unpack_from(">4xI", times)
+        pairs = list(struct.iter_unpack(">II", times[8 : 8 + 8 * entries]))
+        if len(pairs) != entries:
+            raise ValueError("a table that is cut off")
+        track.samples = sum(count for count, _ in pairs)
+        # By the samples: a header may be off, and of an empty table it says nothing.
+        track.ticks = sum(count * ticks for count, ticks in pairs) or track.ticks
     with suppress(struct.error, LookupError, ValueError):  # tables that say nothing of use
         track.end = _end_of_samples(dict(_boxes(stbl)))
 
 
-def _end_of_samples(tables: dict[bytes, bytes]) -> int:
+def _end_of_samples(tables: Mapping[bytes, memoryview]) -> int:
     """Where the last chunk of samples ends: it begins at an offset, and has so many samples of so many bytes."""
     offsets = _numbers(tables[b"co64"], "Q") if b"co64" in tables else _numbers(tables[b"stco"], "I")
     size, count = struct.unpack_from(">4xII", tables[b"stsz"])
@@ -244,7 +220,7 @@ def _end_of_samples(tables: dict[bytes, bytes]) -> int:
     return 0
 
 
-def _numbers(table: bytes, kind: str) -> Sequence[int]:
+def _numbers(table: memoryview, kind: str) -> Sequence[int]:
     """A table's numbers, after how many there are."""
     (count,) = struct.unpack_from(">4xI", table)
     return struct.unpack_from(f">{count}{kind}", table, 8)
@@ -253,37 +229,30 @@ def _numbers(table: bytes, kind: str) -> Sequence[int]:
 def end_of_segments(sidx: bytes) -> int:
     """How many bytes after a segment index its segments end; 0 where it cannot be read."""
     try:
-        at = 28 if sidx[0] == 1 else 20
-        (offset,) = struct.unpack_from(">Q" if sidx[0] == 1 else ">I", sidx, at - (8 if sidx[0] == 1 else 4))
-        (count,) = struct.unpack_from(">2xH", sidx, at)
-        if at + 4 + 12 * count > len(sidx):
-            return 0
-        parts = struct.unpack_from(">" + "I8x" * count, sidx, at + 4)
+        layout = ">20xQ2xH" if sidx[0] == 1 else ">16xI2xH"
+        offset, count = struct.unpack_from(layout, sidx)
+        parts = struct.unpack_from(">" + "I8x" * count, sidx, struct.calcsize(layout))
     except (struct.error, IndexError):
         return 0
     return offset + sum(each & 0x7FFFFFFF for each in parts) if parts else 0
 
 
-def _read_picture(stsd: bytes, track: _Track) -> None:
+def _read_picture(stsd: memoryview, track: _Track) -> None:
     kind, content = next(_boxes(stsd[8:]))
     name = kind.decode("latin-1").strip()
     track.codec = _CODECS.get(name, name)
     width, height = struct.unpack_from(">24xHH", content)
     across = down = 1
-    for inner, ratio in _boxes(content[78:]):
-        if inner == b"pasp":
-            across, down = struct.unpack_from(">II", ratio)
+    for ratio in _find(content[78:], b"pasp"):
+        across, down = struct.unpack_from(">II", ratio)
     track.width = round(width * across / down) if across and down else width
     track.height = height
 
 
-def _times(header: bytes) -> tuple[int, int, int]:
-    """Version, timescale and duration of ``mvhd`` and ``mdhd``."""
-    if header[0] == 1:
-        timescale, duration = struct.unpack_from(">20xIQ", header)
-    else:
-        timescale, duration = struct.unpack_from(">12xII", header)
-    return header[0], timescale, _known(duration)
+def _times(header: memoryview) -> tuple[int, int]:
+    """Timescale and duration of ``mvhd`` and ``mdhd``."""
+    timescale, duration = struct.unpack_from(">20xIQ" if header[0] == 1 else ">12xII", header)
+    return timescale, _known(duration)
 
 
 def _known(duration: int) -> int:
@@ -291,7 +260,15 @@ def _known(duration: int) -> int:
     return 0 if duration in (0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF) else duration
 
 
-def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _find(content: memoryview, *path: bytes) -> list[memoryview]:
+    """The contents of all boxes at a path, in their order."""
+    found = [content]
+    for name in path:
+        found = [inner for each in found for kind, inner in _boxes(each) if kind == name]
+    return found
+
+
+def _boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """The boxes in a box. Four zeros may end a list of QuickTime's."""
     at = 0
     while at + 8 <= len(content):

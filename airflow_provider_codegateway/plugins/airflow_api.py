@@ -54,12 +54,6 @@ class TaskRef:
     task_id: str
     map_index: int = -1
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether no part of it means something else in a URL, such as "~" for all, or "..", or is in no database."""
-        parts = self.dag_id, self.run_id, self.task_id
-        return all(part not in ("", "~", ".", "..") and "\0" not in part for part in parts)
-
 
 @dataclass(frozen=True)
 class Instance:
@@ -120,6 +114,7 @@ class AirflowApi:
 
     def __init__(self, app: Any, headers: Mapping[str, str], calls: asyncio.Semaphore) -> None:
         self._calls = calls
+        self._readable: dict[str, bool] = {}
         login = {name: headers[name] for name in ("cookie", "authorization") if name in headers}
         self._client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
@@ -133,7 +128,7 @@ class AirflowApi:
 
         :raises NotAllowed: it does not exist, or is hidden from the viewer.
         """
-        return Instance.from_answer(await self._get(_path(task, in_path=True)))
+        return Instance.from_answer(await self._get(f"{_path(task)}/{task.map_index}"))
 
     async def with_fields(self, instance: Instance) -> Instance:
         """A task instance of a list with its rendered arguments, which the lists of Airflow 3.1 and 3.2 leave out."""
@@ -146,7 +141,7 @@ class AirflowApi:
 
     async def tries(self, task: TaskRef) -> list[Instance]:
         """Its tries, the newest first."""
-        answer = await self._get(f"{_path(task, in_path=True)}/tries")
+        answer = await self._get(f"{_path(task)}/{task.map_index}/tries")
         tries: dict[int, Instance] = {}
         for each in map(Instance.from_answer, answer["task_instances"]):
             # Until the next try begins, the task has the number of the one before, which is listed as well.
@@ -166,12 +161,17 @@ class AirflowApi:
         except _NotFound:
             return None
         value = answer["value"]
-        stored = _moment(answer["timestamp"])
-        assert stored is not None
+        stored = datetime.fromisoformat(answer["timestamp"])
         return value if isinstance(value, str) else json.dumps(value), stored
 
-    async def may_read_xcoms(self, dag_id: str) -> bool:
-        """Whether the viewer may read the XComs of a DAG."""
+    async def readable(self, instances: Sequence[Instance]) -> list[Instance]:
+        """Those of the instances whose DAGs' XComs the viewer may read: a clip is one."""
+        unknown = {each.task.dag_id for each in instances} - self._readable.keys()
+        answers = await asyncio.gather(*map(self._may_read_xcoms, unknown))
+        self._readable |= zip(unknown, answers, strict=True)
+        return [each for each in instances if self._readable[each.task.dag_id]]
+
+    async def _may_read_xcoms(self, dag_id: str) -> bool:
         try:
             await self._get(f"/dags/{_quoted(dag_id)}/dagRuns/~/taskInstances/~/xcomEntries", limit=1)
         except NotAllowed:
@@ -196,53 +196,39 @@ class AirflowApi:
             of_each = (self._list(each, taken, filters) for each in await self._dag_ids())
             found = [instance for each in await asyncio.gather(*of_each) for instance in each or ()]
         found = sorted(found or (), key=lambda each: (_seconds(each.start), each.id), reverse=True)
-        skipped = 0
-        while (
-            after and skipped < after.taken and skipped < len(found) and found[skipped].start == after.start
-        ):
-            skipped += 1
+        skipped = min(after.taken, sum(each.start == after.start for each in found)) if after else 0
         return found[skipped:][:PAGE]
 
     async def _list(self, dag_id: str, taken: int, filters: Mapping[str, Any]) -> list[Instance] | None:
         """The newest of a DAG, or of all; None if the viewer may not ask."""
-        found: list[Instance] = []
-        # More than a page can have the very same start.
-        while len(found) < taken + PAGE:
-            parameters = {
-                "operator": OPERATORS,
-                "state": _BEGUN,
-                "order_by": "-start_date",
-                "limit": PAGE,
-                "offset": len(found),
-                **filters,
-            }
-            try:
-                answer = await self._get(f"/dags/{_quoted(dag_id)}/dagRuns/~/taskInstances", **parameters)
-            except NotAllowed:
-                return None
-            page = [Instance.from_answer(each) for each in answer["task_instances"]]
-            found += [instance for instance in page if instance.start]
-            if len(page) < PAGE:
-                break
-        return found
+        path = f"/dags/{_quoted(dag_id)}/dagRuns/~/taskInstances"
+        chosen = {"operator": OPERATORS, "state": _BEGUN, "order_by": "-start_date", **filters}
+        try:
+            # More than a page can have the very same start.
+            answers = await self._pages(path, "task_instances", taken + PAGE, **chosen)
+        except NotAllowed:
+            return None
+        return [instance for instance in map(Instance.from_answer, answers) if instance.start]
 
     async def _dag_ids(self) -> list[str]:
-        found: list[str] = []
-        while len(found) < MAX_DAGS:
-            try:
-                answer = await self._get("/dags", limit=PAGE, offset=len(found), exclude_stale=False)
-            except NotAllowed:
-                return []
-            page = [dag["dag_id"] for dag in answer["dags"]]
-            found += page
-            if len(page) < PAGE:
+        try:
+            dags = await self._pages("/dags", "dags", MAX_DAGS, exclude_stale=False)
+        except NotAllowed:
+            return []
+        return [dag["dag_id"] for dag in dags]
+
+    async def _pages(self, path: str, name: str, most: int, **parameters: Any) -> list[Any]:
+        """What a list has, from its first page up to the one with number ``most``."""
+        found: list[Any] = []
+        while len(found) < most:
+            answer = await self._get(path, limit=PAGE, offset=len(found), **parameters)
+            found += answer[name]
+            if len(answer[name]) < PAGE:
                 break
         return found
 
     async def require_login(self) -> None:
-        """
-        :raises NotLoggedIn: Airflow does not know the viewer.
-        """
+        """:raises NotLoggedIn: Airflow does not know the viewer."""
         try:
             await self._get("/dags", limit=1)
         except NotAllowed:
@@ -267,14 +253,13 @@ class _NotFound(NotAllowed):
     pass
 
 
-def _path(task: TaskRef, *, in_path: bool = False) -> str:
-    """Of a task instance. XComs take the map index as a parameter, all else in the path."""
-    if not task.is_plain:
+def _path(task: TaskRef) -> str:
+    """Of a task instance, less its map index."""
+    parts = task.dag_id, task.run_id, task.task_id
+    if any(part == "~" or "\0" in part for part in parts):  # all of them; what no database takes
         raise NotAllowed
-    path = (
-        f"/dags/{_quoted(task.dag_id)}/dagRuns/{_quoted(task.run_id)}/taskInstances/{_quoted(task.task_id)}"
-    )
-    return f"{path}/{task.map_index}" if in_path else path
+    dag_id, run_id, task_id = map(_quoted, parts)
+    return f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
 
 
 def _quoted(part: str) -> str:

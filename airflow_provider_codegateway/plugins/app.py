@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,18 +20,17 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from airflow_provider_codegateway.clip import S3Location
+from airflow_provider_codegateway.clip import Clip, S3Location
 from airflow_provider_codegateway.links import URL_PREFIX
 from airflow_provider_codegateway.plugins import clips, manifests, storage
 from airflow_provider_codegateway.plugins.airflow_api import (
     MAX_CALLS,
     AirflowApi,
-    Instance,
     NoAnswer,
     NotAllowed,
     NotLoggedIn,
@@ -52,7 +51,11 @@ _AIRFLOW = "airflow_provider_codegateway.airflow"
 """Where a request has the app of Airflow that serves it."""
 _PERSONS = ("/batch", "/clip", "/clips")
 """Routes that a person opens, and not a script."""
-_NOTHING_TO_SEE = "There is no such clip, or you may not see it."
+_REFUSALS: dict[type[Exception], tuple[int, str]] = {
+    NotLoggedIn: (401, "Not authenticated"),
+    NotAllowed: (403, "There is no such clip, or you may not see it."),
+    NoAnswer: (503, "Airflow's API failed. Its log says why."),
+}
 
 # S3, or whatever gives the credentials for it, may be slow to fail. In these few threads it holds up nobody but our
 # viewers, and no page waits for links.
@@ -90,10 +93,8 @@ def create_app() -> FastAPI:
     app.get("/api/batch/rows")(batch_rows)
     app.get("/api/batch/clip")(batch_clip)
     app.get("/api/batch/link")(batch_link)
-    app.exception_handler(HTTPException)(_refuse)
-    app.exception_handler(NotLoggedIn)(_refuse_stranger)
-    app.exception_handler(NotAllowed)(_refuse_viewer)
-    app.exception_handler(NoAnswer)(_fail)
+    for kind in _REFUSALS:
+        app.exception_handler(kind)(_refuse)
     app.exception_handler(storage.NoLink)(_no_link)
     app.exception_handler(TimeoutError)(_no_link)
     app.middleware("http")(_with_headers)
@@ -154,31 +155,27 @@ async def gallery_page(api: ApiDep, choice: ChoiceDep, stills: bool = False) -> 
     if not stills:
         await api.require_login()
         return _html("gallery.html")
-    page = await clips.recent(api, choice)
-    places = {(entry.aws_conn_id, entry.clip.bucket) for entry in page.entries if entry.clip}
+    entries, _ = await clips.recent(api, choice)
+    places = {(entry.aws_conn_id, entry.clip.bucket) for entry in entries if entry.clip}
     return _html("gallery.html", media=await origins(places, _GALLERY_PATIENCE))
 
 
 async def clip_page(request: Request, entry: EntryDep, at: RowPlace | None = None) -> Response:
     """The page of one clip, also of a batch's row. Its policy names the one place that its video comes from."""
-    if not entry.is_batch:
-        places = [(entry.aws_conn_id, entry.clip.bucket)] if entry.clip else ()
-        return _html("clip.html", media=await origins(places, _PAGE_PATIENCE))
-    if at is None:
-        return RedirectResponse(f"batch?{request.url.query}")
-    try:
-        place = (await _from_s3(manifests.read_row, entry, at)).place
-    except (storage.NoLink, TimeoutError):
-        place = None  # the page says why
-    return _html(
-        "clip.html", media=await origins([(entry.aws_conn_id, place.bucket)] if place else (), _PAGE_PATIENCE)
-    )
+    place: S3Location | Clip | None = entry.clip
+    if entry.is_batch:
+        if at is None:
+            return RedirectResponse(f"batch?{request.url.query}")
+        with suppress(storage.NoLink, TimeoutError):  # the page says why
+            place = (await _from_s3(manifests.read_row, entry, at)).place
+    places = [(entry.aws_conn_id, place.bucket)] if place else ()
+    return _html("clip.html", media=await origins(places, _PAGE_PATIENCE))
 
 
 async def gallery(api: ApiDep, choice: ChoiceDep) -> Response:
     """The facts of some clips, newest first."""
-    page = await clips.recent(api, choice)
-    return _json({"clips": [_card(entry) for entry in page.entries], "next": page.next})
+    entries, cursor = await clips.recent(api, choice)
+    return _json({"clips": [_card(entry) for entry in entries], "next": cursor})
 
 
 async def filters(api: ApiDep) -> Response:
@@ -188,19 +185,18 @@ async def filters(api: ApiDep) -> Response:
 
 async def clip(api: ApiDep, entry: EntryDep) -> Response:
     """The facts of one clip, and of the task that makes it."""
-    tries = await api.tries(entry.task)
-    error = None if entry.instance.state == "success" else await clips.error_of(api, entry.task)
     return _json(
         {
-            **_about_task(entry, tries, error),
+            **await _about_task(api, entry),
             "target": entry.target and entry.target.uri,
             "clip": entry.clip and entry.clip.as_dict(),
-            "stored": _iso(entry.stored),
+            "stored": entry.stored,
         }
     )
 
 
-def _about_task(entry: Entry, tries: Iterable[Instance], error: Mapping[str, Any] | None) -> dict[str, Any]:
+async def _about_task(api: AirflowApi, entry: Entry) -> dict[str, Any]:
+    tries = await api.tries(entry.task)
     return {
         "task": asdict(entry.task),
         "label": entry.instance.label,
@@ -208,15 +204,9 @@ def _about_task(entry: Entry, tries: Iterable[Instance], error: Mapping[str, Any
         "number": entry.instance.number,
         "model": entry.model,
         "request": entry.request,
-        "error": error,
+        "error": None if entry.instance.state == "success" else await clips.error_of(api, entry.task),
         "tries": [
-            {
-                "number": attempt.number,
-                "state": attempt.state,
-                "start": _iso(attempt.start),
-                "end": _iso(attempt.end),
-                "seconds": attempt.seconds,
-            }
+            {name: getattr(attempt, name) for name in ("number", "state", "start", "end", "seconds")}
             for attempt in tries
         ],
     }
@@ -232,21 +222,19 @@ async def batch_page(entry: BatchDep) -> Response:
 
 async def batch(api: ApiDep, entry: BatchDep) -> Response:
     """The counts of a batch, and of one that is under way how far it is."""
-    tries = await api.tries(entry.task)
-    error = await clips.error_of(api, entry.task) if entry.instance.state != "success" else None
     progress = None
     if entry.batch is None and not entry.has_ended:
         with suppress(TimeoutError):
             progress = await _from_s3(manifests.read_progress, entry)
     return _json(
         {
-            **_about_task(entry, tries, error),
+            **await _about_task(api, entry),
             "result_path": entry.text("result_path"),
             "batch": entry.batch and entry.batch.model_dump(),
             "manifest": entry.manifest and entry.manifest.uri,
             "has_ended": entry.has_ended,
             "progress": progress,
-            "stored": _iso(entry.stored),
+            "stored": entry.stored,
         }
     )
 
@@ -258,30 +246,30 @@ async def batch_rows(
     at: RowPlace = 0,
 ) -> Response:
     """Some rows of a batch's manifest."""
-    rows = await _from_s3(partial(manifests.read_rows, entry, status=status, words=words, at=at))
-    return _json(asdict(rows))
+    return _json(await _from_s3(partial(manifests.read_rows, entry, status=status, words=words, at=at)))
 
 
 async def batch_clip(api: ApiDep, entry: BatchDep, at: RowPlace) -> Response:
     """The facts of one row, as ``clip`` of a single clip. Without its object, what the manifest says."""
     row = await _from_s3(manifests.read_row, entry, at)
-    tries = await api.tries(entry.task)
+    about = await _about_task(api, entry)
     found = None
     with suppress(storage.NoLink, TimeoutError):
-        found = await _row_clip(api, entry, row)
+        found = await _look(api, manifests.look_at_clip, entry, row)
     return _json(
         {
-            **_about_task(entry, tries, None),
+            **about,
+            "error": None,
             "request": None,
             "row": asdict(row),
             "target": row.uri,
             "clip": row.place and _facts_of(row, row.place, found),
-            "stored": found and _iso(found.stored),
+            "stored": found and found.stored,
         }
     )
 
 
-def _facts_of(row: manifests.Row, place: S3Location, found: manifests.RowClip | None) -> dict[str, Any]:
+def _facts_of(row: manifests.Row, place: S3Location, found: storage.Found | None) -> dict[str, Any]:
     marks = found and found.marks
     return {
         "uri": place.uri,
@@ -291,7 +279,7 @@ def _facts_of(row: manifests.Row, place: S3Location, found: manifests.RowClip | 
         "facts": row.facts,
         "reused": row.status == "reused",
         "renders_bought": row.renders_bought,
-        "bytes": found and found.bytes,
+        "bytes": found and found.size,
         "fingerprint": marks and marks.fingerprint,
         "created": marks and marks.created,
         "render_seconds": marks and marks.render_seconds,
@@ -301,41 +289,32 @@ def _facts_of(row: manifests.Row, place: S3Location, found: manifests.RowClip | 
 async def batch_link(api: ApiDep, entry: BatchDep, at: RowPlace, download: bool = False) -> Response:
     """A link to the video of one row, as ``link`` of a single clip."""
     row = await _from_s3(manifests.read_row, entry, at)
-    return await _link(await _row_clip(api, entry, row), download=download)
+    return await _link(await _look(api, manifests.look_at_clip, entry, row), download=download)
 
 
 async def link(api: ApiDep, entry: EntryDep, download: bool = False) -> Response:
     """A link to the video, for a few minutes; or why there is none."""
-    return await _link(await _found(api, entry), download=download)
+    return await _link(await _look(api, storage.look_at, entry), download=download)
 
 
-async def _link(found: storage.Found | manifests.RowClip, *, download: bool) -> Response:
+async def _link(found: storage.Found, *, download: bool) -> Response:
     url = await _from_s3(partial(found.sign, download=download))
     return _json({"url": url, "seconds": storage.LINK_SECONDS})
 
 
 async def poster(api: ApiDep, entry: EntryDep) -> Response:
     """The first picture of a clip: small, so it comes through Airflow, and the page's policy need name no S3."""
-    content, kind = await _from_s3((await _found(api, entry)).poster)
+    found = await _look(api, storage.look_at, entry)
+    content, kind = await _from_s3(found.poster, entry.clip and entry.clip.poster)
     return Response(content, media_type=kind)
 
 
-async def _found(api: AirflowApi, entry: Entry) -> storage.Found:
-    found = await _from_s3(storage.look_at, entry)
-    clip = found.clip
-    if not found.is_own and not await clips.may_see_work_of(
-        api, found.stored_by, fingerprint=clip.fingerprint, created=clip.created
-    ):
-        raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
-    return found
-
-
-async def _row_clip(api: AirflowApi, entry: Entry, row: manifests.Row) -> manifests.RowClip:
-    found = await _from_s3(manifests.look_at_clip, entry, row)
-    marks = found.marks
-    if not found.is_own and not await clips.may_see_work_of(
-        api, marks.requester or "", fingerprint=marks.fingerprint, created=marks.created
-    ):
+async def _look(api: AirflowApi, look: Callable[..., storage.Found], *args: Any) -> storage.Found:
+    """
+    :raises NoLink: there is no such object, or the viewer may not see it.
+    """
+    found = await _from_s3(look, *args)
+    if not found.is_own and not await clips.may_see_work_of(api, found.marks):
         raise storage.NoLink(storage.Problem.NOT_THE_CLIP)
     return found
 
@@ -352,7 +331,7 @@ def _card(entry: Entry) -> dict[str, Any]:
         "batch": entry.batch and entry.batch.model_dump(exclude={"manifest", "stopped"}),
         "is_batch": entry.is_batch,
         "error": entry.error and {**entry.error, "message": _first_sentence(entry.error["message"])},
-        "when": _iso(entry.stored or entry.instance.end or entry.instance.start),
+        "when": entry.stored or entry.instance.end or entry.instance.start,
         "clip": clip
         and {
             "bytes": clip.bytes,
@@ -371,10 +350,6 @@ def _first_sentence(message: str) -> str:
     return re.split(r"(?<=[.!]) ", line, maxsplit=1)[0][:200]
 
 
-def _iso(time: datetime | None) -> str | None:
-    return None if time is None else time.isoformat()
-
-
 # S3.
 
 
@@ -384,20 +359,15 @@ async def _from_s3(function: Callable[..., Result], *args: Any) -> Result:
     :raises TimeoutError: it takes longer than a viewer waits.
     """
     async with asyncio.timeout(_LINK_PATIENCE):
-        return await _in_thread(_link_threads, function, *args)
-
-
-def _in_thread(
-    threads: ThreadPoolExecutor, function: Callable[..., Result], *args: Any
-) -> asyncio.Future[Result]:
-    return asyncio.get_running_loop().run_in_executor(threads, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(_link_threads, function, *args)
 
 
 async def origins(places: Collection[tuple[ConnId, str]], patience: float) -> list[str]:
     """The origins of links into these places, as far as they can be told in ``patience`` seconds."""
     if not places:
         return []
-    asked = [_in_thread(_origin_threads, storage.media_origin, *place) for place in places]
+    loop = asyncio.get_running_loop()
+    asked = [loop.run_in_executor(_origin_threads, storage.media_origin, *place) for place in places]
     told, late = await asyncio.wait(asked, timeout=patience)
     for each in late:
         each.cancel()
@@ -409,7 +379,8 @@ async def origins(places: Collection[tuple[ConnId, str]], patience: float) -> li
 
 def _json(content: Any, *, status: int = 200) -> Response:
     # Escaped to ASCII: half a surrogate in somebody's prompt is no reason to fail.
-    return Response(json.dumps(content), status, media_type="application/json")
+    text = json.dumps(content, default=datetime.isoformat)
+    return Response(text, status, media_type="application/json")
 
 
 def _html(name: str, *, status: int = 200, media: Iterable[str] = ()) -> Response:
@@ -433,32 +404,17 @@ async def _no_link(request: Request, error: Exception) -> Response:
     return _json({"problem": error.problem.name, "words": error.words}, status=error.problem.value)
 
 
-async def _refuse_stranger(request: Request, error: Exception) -> Response:
-    return await _refuse(request, HTTPException(401, "Not authenticated"))
-
-
-async def _refuse_viewer(request: Request, error: Exception) -> Response:
-    return await _refuse(request, HTTPException(403, _NOTHING_TO_SEE))
-
-
-async def _fail(request: Request, error: Exception) -> Response:
-    return await _refuse(request, HTTPException(503, "Airflow's API failed. Its log says why."))
-
-
-async def _refuse(request: Request, error: HTTPException) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     """To a script the status in JSON; to a person a page, or the way to log in."""
-    path = request.url.path
-    if path.removeprefix(request.scope["root_path"]) not in _PERSONS:
-        return _json({"detail": error.detail}, status=error.status_code)
-    if error.status_code == 401:
+    status, detail = next(said for kind, said in _REFUSALS.items() if isinstance(error, kind))
+    path, root = request.url.path, str(request.scope["root_path"])
+    if path.removeprefix(root) not in _PERSONS:
+        return _json({"detail": detail}, status=status)
+    if status == 401:
         # Relative: behind a proxy, nobody here knows under which name the viewer came.
         here = quote(f"{path}?{request.url.query}", safe="")
-        return RedirectResponse(f"{_airflow_root(request)}/api/v2/auth/login?next={here}")
-    return _html("refused.html", status=error.status_code)
-
-
-def _airflow_root(request: Request) -> str:
-    return str(request.scope["root_path"]).removesuffix(URL_PREFIX)
+        return RedirectResponse(f"{root.removesuffix(URL_PREFIX)}/api/v2/auth/login?next={here}")
+    return _html("refused.html", status=status)
 
 
 async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

@@ -63,8 +63,13 @@ class Batch(BaseModel):
     @property
     def location(self) -> S3Location | None:
         """Where the manifest is; None if what is said cannot be a place in S3."""
-        location = split_uri(self.manifest)
-        return location if location and location.bucket and location.key else None
+        return object_at(self.manifest)
+
+
+def object_at(uri: str) -> S3Location | None:
+    """Where an object is; None if what is said cannot be the place of one."""
+    location = split_uri(uri)
+    return location if location and location.bucket and location.key else None
 
 
 def parse_batch(value: str) -> Batch | None:
@@ -89,25 +94,8 @@ class Progress(BaseModel):
     seconds_left: float | None = Field(ge=0, lt=_MOST, allow_inf_nan=False)
 
 
-def parse_progress(value: bytes) -> Progress | None:
-    """An object ``progress.json``, or None if it is not one of ours."""
-    try:
-        return Progress.model_validate_json(value)
-    except ValidationError:
-        return None
-
-
-def manifest_below(result_path: str) -> S3Location | None:
-    """Where the manifest goes; None if ``result_path`` is not a place in S3."""
-    return _below(result_path, "manifest.jsonl")
-
-
-def progress_below(result_path: str) -> S3Location | None:
-    """Where a batch that is under way says how far it is; None if ``result_path`` is not a place in S3."""
-    return _below(result_path, "progress.json")
-
-
-def _below(result_path: str, name: str) -> S3Location | None:
+def below(result_path: str, name: str) -> S3Location | None:
+    """Where a file of a batch goes; None if ``result_path`` is not a place in S3."""
     folder = split_uri(result_path.strip())
     if folder is None or not folder.bucket:
         return None

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -22,6 +22,7 @@ from airflow_provider_codegateway.clip import (
     MAX_KEY_BYTES,
     Clip,
     Facts,
+    Marks,
     S3Location,
     clip_location,
     identities,
@@ -38,7 +39,7 @@ from airflow_provider_codegateway.plugins.airflow_api import (
     Position,
     TaskRef,
 )
-from airflow_provider_codegateway.plugins.batches import Batch, cost_of, manifest_below, parse_batch
+from airflow_provider_codegateway.plugins.batches import Batch, below, cost_of, parse_batch
 
 PAGE_SIZE = 24
 MAX_VALUE_CHARACTERS = 16_384
@@ -46,12 +47,16 @@ MAX_VALUE_CHARACTERS = 16_384
 MAX_PAGES = 5
 """So many pages of Airflow's list are read at most for one page of the gallery, if little of it is wanted."""
 _REQUEST_FIELDS = ("prompt", "image", "aspect_ratio", "duration", "resolution", "generate_audio", "seed")
+_FIELDS = {"model", "ledger_prefix", "codegateway_conn_id"}
+"""Of every task of ours."""
 _BUCKET = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint[:/][a-z0-9-]{1,63}"
 )
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _CLIP = TypeAdapter(Clip)
 _ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+_LATEST = 1e11
+"""Unix seconds: a time after this is none."""
 CLOCKS_APART = timedelta(minutes=5)
 """By how much the clocks of Airflow and S3 may differ."""
 
@@ -100,12 +105,24 @@ class Entry:
     @property
     def request(self) -> dict[str, str] | None:
         """The rendered arguments, media hidden and secrets masked by whoever stored them."""
-        return None if self.instance.fields is None else _request(self.instance.fields)
+        fields = self.instance.fields
+        if fields is None:
+            return None
+        values = {name: fields.get(name) for name in _REQUEST_FIELDS}
+        parameters = fields.get("parameters")
+        values |= parameters if isinstance(parameters, dict) else {"parameters": parameters}
+        return {str(name): _shown(value) for name, value in values.items() if value not in (None, "")}
 
     @property
     def target(self) -> S3Location | None:
         """Where the task's own arguments put its clip, if they are still known."""
-        return _target(self.instance.fields or {})
+        fields = self.instance.fields or {}
+        bucket = fields.get("s3_bucket")
+        try:
+            # A key that is no text is refused, too.
+            return clip_location(fields.get("s3_key", ""), bucket if isinstance(bucket, str) else None)
+        except InvalidRequest:
+            return None
 
     @property
     def has_ended(self) -> bool:
@@ -122,7 +139,7 @@ class Entry:
     @property
     def own_manifest(self) -> S3Location | None:
         """Where the task's own arguments put its manifest, if they are still known."""
-        return manifest_below(self.text("result_path") or "")
+        return below(self.text("result_path") or "", "manifest.jsonl")
 
     def text(self, name: str) -> str | None:
         """A rendered argument, if it is a text."""
@@ -132,16 +149,13 @@ class Entry:
     def says(self, words: str) -> bool:
         """Whether all of these words are in its prompt or its key, in whatever case; a batch's key is its folder."""
         key = self.clip.key if self.clip else self.text("result_path" if self.is_batch else "s3_key")
-        text = f"{self.text('prompt') or ''} {key or ''}".casefold()
-        return all(word in text for word in words.casefold().split())
+        return says(words, self.text("prompt"), key)
 
 
-@dataclass(frozen=True)
-class Page:
-    """Some clips, newest first, and the cursor for those after them; None at the end."""
-
-    entries: Sequence[Entry]
-    next: str | None
+def says(words: str, *texts: str | None) -> bool:
+    """Whether all of these words are in one of the texts or another, in whatever case."""
+    text = " ".join(filter(None, texts)).casefold()
+    return all(word in text for word in words.casefold().split())
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,7 @@ class Choice:
     """Which clips somebody asks for. An empty text is no choice.
 
     :param words: must be in the prompt or the key.
-    :param before: the ``next`` of the page before; one that is none of ours starts anew.
+    :param before: the cursor of the page before; one that is none of ours starts anew.
     """
 
     dag_id: str = ""
@@ -173,7 +187,7 @@ def parse_clip(value: str) -> Clip | None:
         or _FINGERPRINT.fullmatch(clip.fingerprint) is None
         or not (clip.model and clip.model.isprintable())
         or not all(0 <= number < 2**53 for number in numbers)  # what a browser can count
-        or not 0 <= (clip.created or 0) < 1e11
+        or not 0 <= (clip.created or 0) < _LATEST
     ):
         return None
     uri = S3Location(clip.bucket, clip.key).uri
@@ -190,38 +204,37 @@ def _facts_of(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
 # The gallery.
 
 
-async def recent(api: AirflowApi, choice: Choice, *, limit: int = PAGE_SIZE) -> Page:
-    """The clips that the viewer may see, newest first; failed tasks and those under way, too."""
+async def recent(api: AirflowApi, choice: Choice) -> tuple[list[Entry], str | None]:
+    """Some clips that the viewer may see, newest first; failed tasks and those under way, too.
+
+    And the cursor for those after them; None at the end.
+    """
     entries: list[Entry] = []
-    position = _from_cursor(choice.before)
     filters = {"state": [choice.state]} if choice.state else {}
-    readable: dict[str, bool] = {}
-    for _ in range(MAX_PAGES):
-        instances = await api.begun(dag_id=choice.dag_id, after=position, **filters)
-        await _learn_readable(api, readable, instances)
-        wanted = [
-            instance
-            for instance in instances
-            if readable[instance.task.dag_id] and _may_be_wanted(instance, choice)
-        ]
-        while wanted and len(entries) < limit:
-            asked, wanted = wanted[: limit - len(entries)], wanted[limit - len(entries) :]
+    async for instances, before, after in _lists(
+        api, _from_cursor(choice.before), dag_id=choice.dag_id, **filters
+    ):
+        wanted = [each for each in await api.readable(instances) if _may_be_wanted(each, choice)]
+        while wanted and (missing := PAGE_SIZE - len(entries)):
+            asked, wanted = wanted[:missing], wanted[missing:]
             found = await asyncio.gather(*(_listed(api, each, choice) for each in asked))
             entries += [entry for entry in found if entry is not None and _is_wanted(entry, choice)]
             last = asked[-1]
-        if len(entries) == limit and (wanted or len(instances) == PAGE):
-            return Page(entries, _to_cursor(_position_of(last, instances, position)))
-        if len(instances) < PAGE:
-            return Page(entries, None)
-        position = _position_of(instances[-1], instances, position)
-    return Page(entries, _to_cursor(position))
+        if len(entries) == PAGE_SIZE and (wanted or after):
+            return entries, _to_cursor(_position_of(last, instances, before))
+    return entries, _to_cursor(after)
 
 
-async def _learn_readable(api: AirflowApi, readable: dict[str, bool], instances: Sequence[Instance]) -> None:
-    """A clip is an XCom: who may not read a DAG's XComs sees none of its tasks here."""
-    unknown = {instance.task.dag_id for instance in instances} - readable.keys()
-    answers = await asyncio.gather(*map(api.may_read_xcoms, unknown))
-    readable.update(zip(unknown, answers, strict=True))
+async def _lists(
+    api: AirflowApi, after: Position | None, **filters: Any
+) -> AsyncIterator[tuple[Sequence[Instance], Position | None, Position | None]]:
+    """Some pages of Airflow's list from a place on, each with the places before and after it; None at the end."""
+    for _ in range(MAX_PAGES):
+        before, instances = after, await api.begun(after=after, **filters)
+        after = _position_of(instances[-1], instances, before) if len(instances) == PAGE else None
+        yield instances, before, after
+        if after is None:
+            return
 
 
 def _may_be_wanted(instance: Instance, choice: Choice) -> bool:
@@ -229,26 +242,19 @@ def _may_be_wanted(instance: Instance, choice: Choice) -> bool:
     if instance.fields is None:
         return True
     entry = Entry(instance)
-    return (not choice.model or entry.model in (choice.model, None)) and (
-        not choice.words or entry.says(choice.words)
-    )
+    return (not choice.model or entry.model in (choice.model, None)) and entry.says(choice.words)
 
 
 def _is_wanted(entry: Entry, choice: Choice) -> bool:
     if entry.clip is None and entry.batch is None and entry.instance.state == "success":
         return False  # its XCom is of another kind
-    return (not choice.model or entry.model == choice.model) and (
-        not choice.words or entry.says(choice.words)
-    )
+    return (not choice.model or entry.model == choice.model) and entry.says(choice.words)
 
 
 async def choices(api: AirflowApi) -> dict[str, list[str]]:
     """The DAGs and models of the newest clips."""
-    readable: dict[str, bool] = {}
-    instances = await api.begun()
-    await _learn_readable(api, readable, instances)
-    of_readable = (instance for instance in instances if readable[instance.task.dag_id])
-    shown = [Entry(instance) for instance in await asyncio.gather(*map(api.with_fields, of_readable))]
+    instances = await api.readable(await api.begun())
+    shown = [Entry(instance) for instance in await asyncio.gather(*map(api.with_fields, instances))]
     models = {entry.model for entry in shown}
     return {
         "dags": sorted({entry.task.dag_id for entry in shown}),
@@ -289,12 +295,11 @@ async def _entry(api: AirflowApi, instance: Instance) -> Entry | None:
 
 def _aws_conn_id(instance: Instance, clip: str) -> ConnId:
     """As it was rendered; or as the clip has it, for Airflow keeps the arguments of the last runs only."""
-    known = json.loads(clip)
-    for values in (instance.fields or {}, known):
-        if "aws_conn_id" in values:
-            value = values["aws_conn_id"]
-            return value if isinstance(value, str) and value else None
-    return UNKNOWN
+    known = {**json.loads(clip), **(instance.fields or {})}
+    if "aws_conn_id" not in known:
+        return UNKNOWN
+    value = known["aws_conn_id"]
+    return value if isinstance(value, str) and value else None
 
 
 # One clip.
@@ -307,7 +312,9 @@ async def look_up(api: AirflowApi, task: TaskRef) -> Entry:
     """
     instance = await api.instance(task)
     entry = await _entry(api, instance)
-    if entry is None or not (entry.clip or entry.batch or _is_ours(instance)):
+    # A subclass renders the same fields.
+    is_ours = instance.operator in OPERATORS or (instance.fields or {}).keys() >= _FIELDS
+    if entry is None or not (entry.clip or entry.batch or is_ours):
         raise NotAllowed
     return entry
 
@@ -328,64 +335,33 @@ async def error_of(api: AirflowApi, task: TaskRef) -> dict[str, Any] | None:
     return {**texts, "cost": cost_of(error.get("cost"))}
 
 
-async def may_see_work_of(
-    api: AirflowApi, run: str, *, fingerprint: str | None, created: float | None
-) -> bool:
+async def may_see_work_of(api: AirflowApi, marks: Marks) -> bool:
     """Whether the viewer may see the clips of the task instance that stored an object.
 
-    :param run: that task instance, as the object's metadata has it.
-    :param fingerprint: of the object. A batch's task does not tell those of its clips: that it may be seen is enough.
-    :param created: when the object's clip was made.
+    A batch's task does not tell the fingerprints of its clips: that it may be seen is enough.
+
+    :param marks: what the object's metadata say of it.
     """
-    made = datetime.fromtimestamp(created or 0, UTC)
-    filters = {"end_date_gte": made.isoformat()} if created else {}
-    position = Position(made + CLOCKS_APART, 0) if created else None
-    for _ in range(MAX_PAGES):
-        instances = await api.begun(after=position, **filters)
+    filters, after = {}, None
+    if marks.created and 0 < marks.created < _LATEST:
+        made = datetime.fromtimestamp(marks.created, UTC)
+        filters, after = {"end_date_gte": made.isoformat()}, Position(made + CLOCKS_APART, 0)
+    async for instances, _, _ in _lists(api, after, **filters):
         for instance in instances:
-            if run in identities(*_key(instance.task)):
+            if marks.requester in runs_of(instance.task):
                 maker = await _entry(api, instance)
-                if maker and (maker.batch or (maker.clip and maker.clip.fingerprint == fingerprint)):
+                if maker and (maker.batch or (maker.clip and maker.clip.fingerprint == marks.fingerprint)):
                     return True
-        if len(instances) < PAGE:
-            return False
-        position = _position_of(instances[-1], instances, position)
     return False
 
 
-def _key(task: TaskRef) -> tuple[str, str, str, int]:
-    return task.dag_id, task.task_id, task.run_id, task.map_index
-
-
-def _is_ours(instance: Instance) -> bool:
-    # A subclass renders the same fields.
-    fields = instance.fields or {}
-    return (
-        instance.operator in OPERATORS or {"model", "ledger_prefix", "codegateway_conn_id"} <= fields.keys()
-    )
-
-
-def _request(fields: dict[str, Any]) -> dict[str, str]:
-    values = {name: fields.get(name) for name in _REQUEST_FIELDS}
-    parameters = fields.get("parameters")
-    values |= parameters if isinstance(parameters, dict) else {"parameters": parameters}
-    return {str(name): _shown(value) for name, value in values.items() if value not in (None, "")}
+def runs_of(task: TaskRef) -> tuple[str, str]:
+    """What the metadata of a task instance's clips may say of who stored them: hashes."""
+    return identities(task.dag_id, task.task_id, task.run_id, task.map_index)
 
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _target(fields: dict[str, Any]) -> S3Location | None:
-    key, bucket = fields.get("s3_key"), fields.get("s3_bucket")
-    try:
-        return (
-            None
-            if not isinstance(key, str)
-            else clip_location(key, bucket if isinstance(bucket, str) else None)
-        )
-    except InvalidRequest:
-        return None
 
 
 # Cursors.
@@ -395,11 +371,8 @@ def _position_of(instance: Instance, listed: Sequence[Instance], after: Position
     """The place after an instance of a list that began after another place."""
     if instance.start is None:
         return None
-    taken = 0
-    for each in listed:
-        taken += each.start == instance.start
-        if each.id == instance.id:
-            break
+    before = listed[: listed.index(instance) + 1]
+    taken = sum(each.start == instance.start for each in before)
     if after and after.start == instance.start:
         taken += after.taken
     return Position(instance.start, taken)
@@ -408,9 +381,8 @@ def _position_of(instance: Instance, listed: Sequence[Instance], after: Position
 def _to_cursor(position: Position | None) -> str | None:
     if position is None:
         return None
-    return base64.urlsafe_b64encode(
-        json.dumps([position.start.isoformat(), position.taken]).encode()
-    ).decode()
+    text = json.dumps([position.start.isoformat(), position.taken])
+    return base64.urlsafe_b64encode(text.encode()).decode()
 
 
 def _from_cursor(cursor: str) -> Position | None:

@@ -7,27 +7,23 @@ any object. However large or wrong a manifest is, one answer takes bounded memor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_codegateway.clip import Marks, S3Location, split_uri
-from airflow_provider_codegateway.plugins.batches import COUNTS, parse_progress, progress_below
-from airflow_provider_codegateway.plugins.clips import CLOCKS_APART, UNKNOWN
+from airflow_provider_codegateway.clip import Marks, S3Location
+from airflow_provider_codegateway.plugins.batches import COUNTS, Progress, below, object_at
+from airflow_provider_codegateway.plugins.clips import CLOCKS_APART, UNKNOWN, runs_of, says
 from airflow_provider_codegateway.plugins.storage import (
+    Found,
     NoLink,
     Problem,
     client_for,
+    find,
     no_link,
-    runs_of,
-    sign,
 )
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3.client import S3Client
-
     from airflow_provider_codegateway.plugins.clips import Entry
 
 ROWS = 50
@@ -65,45 +61,15 @@ class Row:
     def place(self) -> S3Location | None:
         """Where its clip is, if it has one. After a ``ClipMismatch`` a clip is kept that counts as failed."""
         is_kept = self.status == "failed" and (self.error or {}).get("class") == "ClipMismatch"
-        place = split_uri(self.uri or "") if is_kept or self.status in ("stored", "reused") else None
-        return place if place and place.bucket and place.key else None
+        return object_at(self.uri or "") if is_kept or self.status in ("stored", "reused") else None
 
     def says(self, words: str) -> bool:
         """Whether all of these words are in its id, URI, model or error, in whatever case."""
-        message = (self.error or {}).get("message")
-        text = " ".join(filter(None, (self.id, self.uri, self.model, message))).casefold()
-        return all(word in text for word in words.casefold().split())
+        return says(words, self.id, self.uri, self.model, (self.error or {}).get("message"))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a manifest; ``next`` is the byte to go on at, None at the end."""
-
-    rows: list[dict[str, Any]]
-    next: int | None
-
-
-@dataclass(frozen=True)
-class RowClip:
-    """The object of a row.
-
-    :param is_own: whether the run of the batch itself stored it, as its metadata has it.
-    """
-
-    at: S3Location
-    marks: Marks
-    bytes: int
-    stored: datetime
-    is_own: bool
-    s3: S3Client
-
-    def sign(self, *, download: bool = False) -> str:
-        """See ``storage.Found.sign``."""
-        return sign(self.s3, self.at, download=download)
-
-
-def read_rows(entry: Entry, *, status: str, words: str, at: int) -> Rows:
-    """The rows of a batch from a byte of its manifest on, in their order.
+def read_rows(entry: Entry, *, status: str, words: str, at: int) -> dict[str, Any]:
+    """The rows of a batch from a byte of its manifest on, in their order; and the byte to go on at, None at the end.
 
     :param status: one of ``COUNTS``, ``WITHOUT_CLIP``, or "" for all.
     :param words: see ``Row.says``.
@@ -113,12 +79,12 @@ def read_rows(entry: Entry, *, status: str, words: str, at: int) -> Rows:
     found: list[dict[str, Any]] = []
     answer = _manifest(entry, f"bytes={at}-{at + _SCAN - 1}")
     if answer is None:
-        return Rows([], None)
+        return {"rows": [], "next": None}
     end = at + answer["ContentLength"]
     size = int(answer.get("ContentRange", "").rpartition("/")[2] or end)
     position = at
     with closing(answer["Body"]) as body:
-        for line in _lines(body):
+        for line in body.iter_lines(_CHUNK, keepends=True):
             if position + len(line) == end < size and not line.endswith(b"\n"):
                 break  # the rest of this line is in the next part
             row = _row(line, position)
@@ -129,7 +95,7 @@ def read_rows(entry: Entry, *, status: str, words: str, at: int) -> Rows:
                 break
     if position == at:  # not even one line is whole: it is not ours, and neither is its rest
         position = end
-    return Rows(found, position if position < size else None)
+    return {"rows": found, "next": position if position < size else None}
 
 
 def read_row(entry: Entry, at: int) -> Row:
@@ -138,53 +104,41 @@ def read_row(entry: Entry, at: int) -> Row:
     :raises NoLink: there is none, or the manifest cannot be shown.
     """
     answer = _manifest(entry, f"bytes={at}-{at + _LONGEST_LINE}")
-    row = None
     if answer is not None:
         with closing(answer["Body"]) as body:
-            row = _row(next(_lines(body), b""), at)
-    if row is None:
-        raise NoLink(Problem.GONE)
-    return row
+            if row := _row(next(body.iter_lines(_CHUNK, keepends=True), b""), at):
+                return row
+    raise NoLink(Problem.GONE)
 
 
-def look_at_clip(entry: Entry, row: Row) -> RowClip:
+def look_at_clip(entry: Entry, row: Row) -> Found:
     """The object of a row.
 
     :raises NoLink: the row has no clip, S3 does not answer, or what is there is not a clip.
     """
-    place = row.place
-    if place is None or entry.aws_conn_id is UNKNOWN:
+    if row.place is None:
         raise NoLink(Problem.GONE)
-    try:
-        s3 = client_for(entry.aws_conn_id, place.bucket)
-        head = s3.head_object(Bucket=place.bucket, Key=place.key)
-        marks = Marks.from_metadata(head["Metadata"])
-    except Exception as error:
-        raise no_link(error, place_is_known=True) from None  # by a manifest that the operator wrote
-    if not marks.fingerprint or not marks.requester:
+    found = find(entry, row.place, place_is_known=True)  # by a manifest that the operator wrote
+    if not found.marks.fingerprint or not found.marks.requester:
         raise NoLink(Problem.NOT_THE_CLIP)
-    is_own = marks.requester in runs_of(entry.task)
-    return RowClip(place, marks, head["ContentLength"], head["LastModified"], is_own, s3)
+    return found
 
 
 def read_progress(entry: Entry) -> dict[str, Any] | None:
     """How far a batch is that is under way, and since when; None if it has not said so in this attempt."""
-    at = progress_below(entry.text("result_path") or "")
-    if at is None or entry.aws_conn_id is UNKNOWN:
+    at = below(entry.text("result_path") or "", "progress.json")
+    if at is None:
         return None
     try:
-        s3 = client_for(entry.aws_conn_id, at.bucket)
-        answer = s3.get_object(Bucket=at.bucket, Key=at.key)
+        answer = _own(entry, at)
         with closing(answer["Body"]) as body:
-            content = body.read(_LONGEST_PROGRESS)
-        requester = Marks.from_metadata(answer["Metadata"]).requester
+            progress = Progress.model_validate_json(body.read(_LONGEST_PROGRESS))
     except Exception:  # it is a nicety, and S3 may say anything
         return None
     written, begun = answer["LastModified"], entry.instance.start
-    if requester not in runs_of(entry.task) or begun is None or written < begun - CLOCKS_APART:
+    if begun is None or written < begun - CLOCKS_APART:
         return None
-    progress = parse_progress(content)
-    return None if progress is None else {**progress.model_dump(), "at": written.isoformat()}
+    return {**progress.model_dump(), "at": written}
 
 
 def _manifest(entry: Entry, part: str) -> Any:
@@ -192,32 +146,28 @@ def _manifest(entry: Entry, part: str) -> Any:
     at = entry.manifest
     if at is None:
         raise NoLink(Problem.GONE)
-    if entry.aws_conn_id is UNKNOWN:
-        raise NoLink(Problem.FORGOTTEN)
     try:
-        answer = client_for(entry.aws_conn_id, at.bucket).get_object(Bucket=at.bucket, Key=at.key, Range=part)
+        return _own(entry, at, Range=part)
+    except NoLink:
+        raise
     except Exception as error:
         if getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
             return None
         raise no_link(error, place_is_known=at == entry.own_manifest) from None
+
+
+def _own(entry: Entry, at: S3Location, **arguments: Any) -> Any:
+    """S3's answer with an object that says that a run of this task wrote it.
+
+    :raises NoLink: it says something else, or nobody knows where to ask.
+    """
+    if entry.aws_conn_id is UNKNOWN:
+        raise NoLink(Problem.FORGOTTEN)
+    answer = client_for(entry.aws_conn_id, at.bucket).get_object(Bucket=at.bucket, Key=at.key, **arguments)
     if Marks.from_metadata(answer["Metadata"]).requester not in runs_of(entry.task):
         answer["Body"].close()
         raise NoLink(Problem.NOT_THE_CLIP)
     return answer
-
-
-def _lines(body: Any) -> Iterator[bytes]:
-    """The lines of a body, each with its end."""
-    rest = bytearray()
-    while chunk := body.read(_CHUNK):
-        *whole, last = chunk.split(b"\n")
-        for line in whole:
-            rest += line
-            yield bytes(rest) + b"\n"
-            rest.clear()
-        rest += last
-    if rest:
-        yield bytes(rest)
 
 
 def _row(line: bytes, at: int) -> Row | None:
@@ -238,19 +188,15 @@ def _row(line: bytes, at: int) -> Row | None:
         model=_text(values.get("model")),
         cost=_texts(cost, "amount", "at_most", "currency"),
         renders_bought=_count(values.get("renders_bought")),
-        facts=None if not isinstance(facts, dict) else _facts(facts),
+        facts=_facts(facts) if isinstance(facts, dict) else None,
         error=_texts(error, "class", "message", "bought"),
     )
 
 
 def _facts(values: dict[str, Any]) -> dict[str, Any]:
     numbers = {name: _number(values.get(name)) for name in ("width", "height", "duration", "fps")}
-    audio = values.get("audio")
-    return {
-        **numbers,
-        "codec": _text(values.get("codec")),
-        "audio": audio if isinstance(audio, bool) else None,
-    }
+    audio = values.get("audio") if isinstance(values.get("audio"), bool) else None
+    return {**numbers, "codec": _text(values.get("codec")), "audio": audio}
 
 
 def _texts(value: object, *names: str) -> dict[str, str | None] | None:

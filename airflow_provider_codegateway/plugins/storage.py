@@ -13,19 +13,19 @@ import re
 import threading
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from airflow_provider_codegateway.clip import BESIDE, Clip, Marks, S3Location, identities, split_uri
-from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId
+from airflow_provider_codegateway.clip import BESIDE, Marks, S3Location, split_uri
+from airflow_provider_codegateway.plugins.clips import UNKNOWN, ConnId, runs_of
 from airflow_provider_codegateway.s3 import Problem as S3Problem
 from airflow_provider_codegateway.s3 import error_code, error_words, problem_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-    from airflow_provider_codegateway.plugins.airflow_api import TaskRef
     from airflow_provider_codegateway.plugins.clips import Entry
 
 _MAX_POSTER = 4 * 1024 * 1024
@@ -69,23 +69,24 @@ class NoLink(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """An object that is the clip of a task.
+    """An object that says it is a clip.
 
-    :param stored_by: the task instance that stored it, as its metadata has it.
-    :param is_own: whether that is the task itself.
+    :param is_own: whether the task itself stored it, as its metadata has it.
     """
 
-    clip: Clip
-    stored_by: str
+    at: S3Location
+    marks: Marks
+    size: int
+    stored: datetime
     is_own: bool
     s3: S3Client
 
-    def poster(self) -> tuple[bytes, str]:
+    def poster(self, uri: str | None) -> tuple[bytes, str]:
         """Its first picture, and the picture's type.
 
         :raises NoLink: there is none, or what is there does not belong to the clip.
         """
-        at = split_uri(self.clip.poster or "")
+        at = split_uri(uri or "")
         if at is None:
             raise NoLink(Problem.GONE)
         try:
@@ -94,7 +95,7 @@ class Found:
         except Exception as error:
             raise no_link(error, place_is_known=False) from None
         kind = answer["ContentType"]
-        is_ours = answer["Metadata"].get(BESIDE) == self.clip.fingerprint
+        is_ours = answer["Metadata"].get(BESIDE) == self.marks.fingerprint
         if not is_ours or kind not in ("image/jpeg", "image/png") or len(content) > _MAX_POSTER:
             raise NoLink(Problem.NOT_THE_CLIP)
         return content, kind
@@ -104,7 +105,7 @@ class Found:
 
         :param download: have the browser save it instead.
         """
-        return sign(self.s3, S3Location(self.clip.bucket, self.clip.key), download=download)
+        return sign(self.s3, self.at, download=download)
 
 
 def look_at(entry: Entry) -> Found:
@@ -115,18 +116,29 @@ def look_at(entry: Entry) -> Found:
     clip = entry.clip
     if clip is None:
         raise NoLink(Problem.GONE)
+    at = S3Location(clip.bucket, clip.key)
+    found = find(entry, at, place_is_known=entry.target == at)
+    if found.marks.fingerprint != clip.fingerprint:
+        raise NoLink(Problem.NOT_THE_CLIP)
+    return found
+
+
+def find(entry: Entry, at: S3Location, *, place_is_known: bool) -> Found:
+    """What is at a place that a task names.
+
+    :param place_is_known: see ``no_link``.
+    :raises NoLink: S3 does not answer, or there is nothing.
+    """
     if entry.aws_conn_id is UNKNOWN:
         raise NoLink(Problem.FORGOTTEN)
     try:
-        s3 = client_for(entry.aws_conn_id, clip.bucket)
-        marks = Marks.from_metadata(s3.head_object(Bucket=clip.bucket, Key=clip.key)["Metadata"])
+        s3 = client_for(entry.aws_conn_id, at.bucket)
+        head = s3.head_object(Bucket=at.bucket, Key=at.key)
     except Exception as error:
-        place_is_known = entry.target == S3Location(clip.bucket, clip.key)
         raise no_link(error, place_is_known=place_is_known) from None
-    if marks.fingerprint != clip.fingerprint:
-        raise NoLink(Problem.NOT_THE_CLIP)
-    stored_by = marks.requester or ""
-    return Found(clip, stored_by, stored_by in runs_of(entry.task), s3)
+    marks = Marks.from_metadata(head["Metadata"])
+    is_own = marks.requester in runs_of(entry.task)
+    return Found(at, marks, head["ContentLength"], head["LastModified"], is_own, s3)
 
 
 def media_origin(aws_conn_id: ConnId, bucket: str) -> str | None:
@@ -142,11 +154,6 @@ def _media_origin(aws_conn_id: str | None, bucket: str, period: int) -> str | No
     except Exception:
         return None  # the link, when asked for, will say why
     return f"{url.scheme}://{url.netloc}"
-
-
-def runs_of(task: TaskRef) -> tuple[str, str]:
-    """What the metadata of a task instance's clips may say of who stored them: hashes."""
-    return identities(task.dag_id, task.task_id, task.run_id, task.map_index)
 
 
 def no_link(error: Exception, *, place_is_known: bool) -> NoLink:

@@ -11,7 +11,6 @@ sent until all bytes are there and their container is whole. Whatever ends a tra
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import Facts, S3Location
@@ -19,7 +18,7 @@ from airflow_provider_codegateway.exceptions import ClipTransferError
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import Stopped
 from airflow_provider_codegateway.transfer.download import Download
-from airflow_provider_codegateway.transfer.upload import Upload, UploadStopped, UploadTarget
+from airflow_provider_codegateway.transfer.upload import StoredClip, Upload, UploadStopped, UploadTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,24 +26,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredClip:
-    """A clip as it lies in S3.
-
-    :param bytes: the size, as downloaded and as S3 confirmed it.
-    :param sha256: of all bytes, in hexadecimal.
-    :param media_type: such as ``video/mp4``.
-    :param facts: what it measures, where its container says so.
-    :param may_leave_uploads: whether this transfer may have left open uploads in S3.
-    """
-
-    bytes: int
-    sha256: str
-    media_type: str
-    facts: Facts | None
-    may_leave_uploads: bool
 
 
 class Transfer:
@@ -86,17 +67,10 @@ class Transfer:
         try:
             with self._upload:
                 self._download.into(self._upload)
-                self._upload.finish()
+                stored = self._upload.finish()
         except (Stopped, UploadStopped) as error:
             raise ClipTransferError("The transfer was cancelled.") from error
-        self._target.confirm(self._upload.size)
-        stored = StoredClip(
-            bytes=self._upload.size,
-            sha256=self._upload.sha256,
-            media_type=self._upload.media_type,
-            facts=self._upload.facts,
-            may_leave_uploads=self._upload.may_leave_uploads,
-        )
+        self._target.confirm(stored.bytes)
         if stored.media_type != "video/mp4":
             log.warning("The clip is not an MP4. It was stored as it is, as %s.", stored.media_type)
         return stored
