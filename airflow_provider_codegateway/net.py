@@ -1,8 +1,8 @@
 """What every HTTP client of this package shares: proxies, certificates, keep-alive; and the client for GETs.
 
-The POST is asynchronous, and httpx's transport does all that it needs. The clip and the input images are read in
-threads, by ``Client``: with a deadline that also holds against a host that sends a byte now and then, which httpx
-alone does not have, and to addresses that were checked.
+Both speak through httpcore, httpx's own transport, whose network backends can be replaced. The POST is asynchronous,
+and keeps what comes as it came. The clip and the input images are read in threads, by ``Client``: with a deadline that
+also holds against a host that sends a byte now and then, and to addresses that were checked.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import anyio.abc
@@ -33,7 +33,6 @@ import httpx
 
 from airflow_provider_codegateway import __version__, http_heads
 from airflow_provider_codegateway.exceptions import InvalidConnection
-from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.redaction import redact_url, redact_urls
 
@@ -93,8 +92,7 @@ def require_usable_proxy(url: httpx.URL) -> None:
     try:
         if (httpx.Proxy(proxy).url.port or 1) > 65_535:
             raise httpx.InvalidURL("its port is too large")
-        _pool(proxy, None, httpcore.SyncBackend())
-        post_transport(url)
+        _pool(_SYNC, proxy, None, httpcore.SyncBackend())
     except (ImportError, RuntimeError, ValueError, httpx.InvalidURL) as error:
         is_socks = proxy.lower().startswith("socks") and not isinstance(error, ValueError)
         why = "a SOCKS proxy needs httpx[socks]" if is_socks else "not a URL of a proxy"
@@ -150,39 +148,37 @@ class Wire:
         return stream is self._stream
 
 
-def post_transport(url: httpx.URL, wire: Wire | None = None) -> httpx.AsyncHTTPTransport:
-    """What carries one POST, and is not used again.
-
-    :param wire: takes what comes. Whoever hands one in closes it.
+@asynccontextmanager
+async def post(
+    url: httpx.URL,
+    content: AsyncIterator[bytes],
+    headers: Mapping[str, str],
+    *,
+    timeouts: Mapping[str, float | None],
+    wire: Wire,
+) -> AsyncIterator[httpcore.Response]:
+    """One POST, on a connection of its own.
 
     A pooled connection may be closed by the other side at any time, and a POST on it would then fail with an unknown
     outcome. And a pool looks through all of its connections at each call: with a thousand renders in flight, that
     holds up the event loop.
+
+    :param timeouts: as httpcore's extension ``timeout``.
+    :param wire: takes what comes. Whoever hands it in closes it.
+    :raises NETWORK_ERRORS: the connection broke.
     """
-    proxy = proxy_for(url)
-    return _PostTransport(
-        wire or Wire(),
-        verify=tls_context(),
-        proxy=None if proxy is None else httpx.Proxy(proxy, ssl_context=_certificates_of(proxy)),
-        limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
-        socket_options=_KEEP_ALIVE,
-    )
-
-
-class _PostTransport(httpx.AsyncHTTPTransport):
-    """httpx's transport, on connections that see an answer which comes before the body was sent."""
-
-    def __init__(self, wire: Wire, **options: Any) -> None:
-        super().__init__(**options)
-        self._pool._network_backend = _PostBackend(wire)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        with quiet():
-            response = await super().handle_async_request(request)
-        # httpx logs it, and it may have 64 KB.
-        reason = response.extensions.get("reason_phrase", b"")
-        response.extensions["reason_phrase"] = safe_text(reason, _LONGEST_REASON).encode("ascii", "ignore")
-        return response
+    with _quiet():
+        async with (
+            _pool(_ASYNC, proxy_for(url), tls_context(), _PostBackend(wire)) as pool,
+            pool.stream(
+                "POST",
+                _core_url(url),
+                headers=[("Host", url.netloc), *headers.items()],
+                content=content,
+                extensions={"timeout": timeouts},
+            ) as response,
+        ):
+            yield response
 
 
 class _PostBackend(httpcore.AsyncNetworkBackend):
@@ -198,7 +194,7 @@ class _PostBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        stream: Any = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        stream: Any = await self._backend.connect_tcp(host, port, timeout, socket_options=_KEEP_ALIVE)
         stream._stream = _ResetStream(stream._stream)  # below TLS
         return _PostStream(stream, self._wire)
 
@@ -306,8 +302,6 @@ class _PostStream(httpcore.AsyncNetworkStream):
 BODY_CHUNK = 64 * 1024
 """Bytes of a POST's body that are handed to the network at a time: what counts as sent is known that exactly."""
 
-_LONGEST_REASON = 64
-
 
 def _is_refusal(early: asyncio.Task[bytes]) -> bool:
     """Whether what came early is an error, or a redirect, or the end of the connection."""
@@ -324,10 +318,6 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task})
     if not task.cancelled():
         task.exception()  # seen
-
-
-def _certificates_of(proxy: str) -> ssl.SSLContext | None:
-    return tls_context() if proxy.lower().startswith("https:") else None
 
 
 def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:
@@ -383,16 +373,16 @@ def network_reason(error: Exception, cause: BaseException | None = None) -> str:
     A parser quotes the line that it could not read, and a proxy its own words: a header with a key in it, for one.
     """
     name, text = type(error).__name__, str(cause or "") or str(error)
-    if isinstance(error, httpx.ProtocolError | httpcore.ProtocolError):
+    if isinstance(error, httpcore.ProtocolError):
         text = text if _OF_THE_PARSER.fullmatch(text) else "not HTTP as it is specified"
-    elif isinstance(error, httpx.ProxyError | httpcore.ProxyError):
+    elif isinstance(error, httpcore.ProxyError):
         status = re.match(r"\d{3}\b", text)
         text = f"the proxy answered {status[0]}" if status else "the proxy refused"
     return f"{name}: {redact_urls(text)}".rstrip(".") if text else name
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What lies below httpx's "All connection attempts failed"."""
+    """What lies below "All connection attempts failed"."""
     below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None
     below = below or error.__cause__ or error.__context__
     # A handshake that waits for bytes has not failed by itself.
@@ -411,7 +401,7 @@ def network_advice(error: Exception) -> str:
         error
     ):
         return _TRUST
-    if isinstance(error, httpx.ProxyError | httpcore.ProxyError):
+    if isinstance(error, httpcore.ProxyError):
         if str(error).startswith("407"):
             return " The proxy asks for a user and a password: put them into HTTPS_PROXY or HTTP_PROXY."
         return (
@@ -429,7 +419,7 @@ NETWORK_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     UnicodeError,  # a host name that cannot be one
 )
-"""What a GET fails of when the network, or the host, is at fault."""
+"""What a request fails of when the network, or the other side, is at fault."""
 
 
 @dataclass(frozen=True)
@@ -540,13 +530,11 @@ class Client:
         self._useless_since = None
         with (
             self._translated(),
-            quiet(),
-            _pool(proxy, context, backend) as pool,
+            _quiet(),
+            _pool(_SYNC, proxy, context, backend) as pool,
             pool.stream(
                 "GET",
-                httpcore.URL(
-                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path or b"/"
-                ),
+                _core_url(url),
                 headers=sent,
                 extensions={"timeout": self._timeouts()},
             ) as answer,
@@ -628,28 +616,39 @@ def _redirect_of(response: Response) -> httpx.URL:
         raise RedirectRefused(f"{redact_url(response.url)} redirects to a malformed URL") from None
 
 
-def _pool(
-    proxy: str | None, context: ssl.SSLContext | None, backend: httpcore.NetworkBackend
-) -> httpcore.ConnectionPool:
+def _core_url(url: httpx.URL, target: bytes | None = None) -> httpcore.URL:
+    target = target or url.raw_path or b"/"
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=target)
+
+
+Pool = TypeVar("Pool")
+_Pools = tuple[Callable[..., Pool], Callable[..., Pool], Callable[..., Pool]]
+_SYNC: _Pools[httpcore.ConnectionPool] = (httpcore.ConnectionPool, httpcore.HTTPProxy, httpcore.SOCKSProxy)
+_ASYNC: _Pools[httpcore.AsyncConnectionPool] = (
+    httpcore.AsyncConnectionPool,
+    httpcore.AsyncHTTPProxy,
+    httpcore.AsyncSOCKSProxy,
+)
+"""Without a proxy, and with one of either kind."""
+
+
+def _pool(pools: _Pools[Pool], proxy: str | None, context: ssl.SSLContext | None, backend: object) -> Pool:
     """A pool for one request: a connection that is used again may be closed by the other side at any time."""
+    direct, http_proxy, socks_proxy = pools
     options: dict[str, Any] = {
         "ssl_context": context,
         "network_backend": backend,
         "max_keepalive_connections": 0,
     }
     if proxy is None:
-        return httpcore.ConnectionPool(**options)
+        return direct(**options)
     parsed = httpx.Proxy(proxy)
     if not parsed.url.host:
         raise ValueError("a proxy without a host")
-    url = httpcore.URL(
-        scheme=parsed.url.raw_scheme, host=parsed.url.raw_host, port=parsed.url.port, target=b"/"
-    )
+    options |= {"proxy_url": _core_url(parsed.url, b"/"), "proxy_auth": parsed.raw_auth}
     if parsed.url.scheme.startswith("socks"):
-        return httpcore.SOCKSProxy(proxy_url=url, proxy_auth=parsed.raw_auth, **options)
-    return httpcore.HTTPProxy(
-        proxy_url=url, proxy_auth=parsed.raw_auth, proxy_ssl_context=_certificates_of(proxy), **options
-    )
+        return socks_proxy(**options)
+    return http_proxy(proxy_ssl_context=tls_context() if parsed.url.scheme == "https" else None, **options)
 
 
 class _Backend(httpcore.NetworkBackend):
@@ -749,7 +748,7 @@ _is_quiet = contextvars.ContextVar("_is_quiet", default=False)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """At level DEBUG, httpcore logs the headers of answers: a Location may be a presigned link, and any may be long."""
     before = _is_quiet.set(True)
     try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
-import httpx
+import httpcore
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -109,9 +109,9 @@ def test_any_value_beside_a_link_is_understood_or_absent(created: Any, expires_a
 
 
 @given(any_text)
-def test_any_error_of_httpx_makes_an_event_that_can_be_stored(text: str) -> None:
+def test_any_error_of_httpcore_makes_an_event_that_can_be_stored(text: str) -> None:
     """It quotes what the server sent."""
-    require_storable(event_of(classify_error(httpx.RemoteProtocolError(text))))
+    require_storable(event_of(classify_error(httpcore.RemoteProtocolError(text))))
 
 
 @given(st.text(max_size=40), st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=40))

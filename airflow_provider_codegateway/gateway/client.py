@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import httpcore
 import httpx
 
 from airflow_provider_codegateway.exceptions import GatewayUnavailable
@@ -25,9 +26,10 @@ from airflow_provider_codegateway.gateway.settings import DEADLINE_FLOOR, GENERA
 from airflow_provider_codegateway.limits import LIMITS, Limits
 from airflow_provider_codegateway.net import (
     BODY_CHUNK,
+    NETWORK_ERRORS,
     USER_AGENT,
     Wire,
-    post_transport,
+    post,
     proxy_for,
     require_usable_proxy,
     tls_context,
@@ -239,29 +241,39 @@ class Gateway:
         """POST the one item of ``unsent``, which is not kept for the two minutes of the wait.
 
         :param seen: takes what is answered, as it comes.
-        :raises httpx.HTTPError: the connection broke; ``seen`` has what came of a success.
+        :raises net.NETWORK_ERRORS: the connection broke; ``seen`` has what came of a success.
         """
-        length = {"Content-Length": str(len(unsent[0]))}
-        url = self.settings.base_url + GENERATE_PATH
+        settings = self.settings
+        headers = {
+            "Authorization": f"Bearer {settings.api_key}",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(unsent[0])),
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "User-Agent": USER_AGENT,
+        }
+        timeouts = {
+            "connect": settings.connect_timeout,
+            "read": settings.read_timeout,
+            "write": settings.read_timeout,
+        }
+        url = httpx.URL(settings.base_url + GENERATE_PATH)
         wire = Wire(self._limits.max_answer_bytes)
         try:
-            async with (
-                self._client(wire) as client,
-                client.stream(
-                    "POST", url, content=_send_and_forget(unsent, seen), headers=length
-                ) as response,
-            ):
+            async with post(
+                url, _send_and_forget(unsent, seen), headers, timeouts=timeouts, wire=wire
+            ) as response:
                 seen.answered_at = time.monotonic()
-                seen.status, seen.headers = response.status_code, response.headers
+                seen.status, seen.headers = response.status, httpx.Headers(response.headers)
                 try:
-                    await self._read(response.aiter_raw(), seen)
-                except httpx.HTTPError:
+                    await self._read(response.aiter_stream(), seen)
+                except NETWORK_ERRORS:
                     # The status of a refusal says enough.
                     if seen.is_success:
                         raise
             if seen.is_success and not names_a_clip(bytes(seen.body)):
                 await self._read_wire(wire, seen, is_over=True)
-        except (httpx.RemoteProtocolError, httpx.ReadError):
+        except (httpcore.RemoteProtocolError, httpcore.ReadError):
             await self._read_wire(wire, seen, is_over=False)
             if seen.is_success or not seen.status:
                 raise
@@ -315,22 +327,3 @@ class Gateway:
             chunk = chunk if seen.body else chunk.lstrip()
             seen.body += chunk[: limit - len(seen.body)]
             del chunk  # error trackers show the local variables of whatever fails, and there is a link in it
-
-    def _client(self, wire: Wire) -> httpx.AsyncClient:
-        settings = self.settings
-        return httpx.AsyncClient(
-            transport=post_transport(httpx.URL(settings.base_url), wire),
-            headers={
-                "Authorization": f"Bearer {settings.api_key}",
-                "Content-Type": "application/json",
-                "Accept-Encoding": "identity",
-                "User-Agent": USER_AGENT,
-            },
-            timeout=httpx.Timeout(
-                settings.read_timeout,
-                connect=settings.connect_timeout,
-                write=settings.read_timeout,
-                pool=None,
-            ),
-            follow_redirects=False,
-        )

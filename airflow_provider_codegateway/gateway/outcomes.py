@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import httpcore
 import httpx
 
 from airflow_provider_codegateway.exceptions import (
@@ -85,14 +86,14 @@ UNAVAILABLE = frozenset(
 it proves nothing: Envoy and Heroku answer 503 for a request that they have passed on, and a rate limit may be one of
 answers."""
 
-NEVER_SENT: tuple[type[httpx.TransportError], ...] = (
-    httpx.ConnectError,  # TLS handshakes included: httpcore maps their failures to it
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.ProxyError,  # raised when the proxy refuses the tunnel, before the request
-    httpx.UnsupportedProtocol,
+NEVER_SENT: tuple[type[Exception], ...] = (
+    httpcore.ConnectError,  # TLS handshakes included
+    httpcore.ConnectTimeout,
+    httpcore.PoolTimeout,
+    httpcore.ProxyError,  # raised when the proxy refuses the tunnel, before the request
+    httpcore.UnsupportedProtocol,
 )
-"""Errors that httpx raises before a byte of the request has left. Nothing was bought."""
+"""Errors that httpcore raises before a byte of the request has left. Nothing was bought."""
 
 
 def retry_delay(

@@ -14,6 +14,7 @@ import ssl
 from dataclasses import replace
 from typing import Any
 
+import httpcore
 import httpx
 
 from airflow_provider_codegateway.exceptions import Bought
@@ -21,7 +22,7 @@ from airflow_provider_codegateway.gateway.client import Exchange, Gateway
 from airflow_provider_codegateway.gateway.outcomes import NEVER_SENT, own_error
 from airflow_provider_codegateway.gateway.settings import GENERATE_PATH, GatewaySettings
 from airflow_provider_codegateway.gateway.words import words_of
-from airflow_provider_codegateway.net import network_advice, network_reason, root_cause
+from airflow_provider_codegateway.net import NETWORK_ERRORS, network_advice, network_reason, root_cause
 from airflow_provider_codegateway.redaction import redact_url
 
 REQUEST = {"model": "google/veo-3.1-fast"}
@@ -44,9 +45,9 @@ async def probe(settings: GatewaySettings) -> tuple[bool, str]:
     try:
         async with asyncio.timeout(connect_timeout + read_timeout):
             await gateway.exchange([json.dumps(REQUEST).encode()], seen)
-    except (TimeoutError, httpx.ReadTimeout):
+    except (TimeoutError, httpcore.ReadTimeout):
         return False, f"{url} gave no whole answer within {read_timeout:g} s. {_SURELY_NOTHING_BOUGHT}"
-    except httpx.HTTPError as error:
+    except NETWORK_ERRORS as error:
         return False, _broken(error, gateway, url)
     status, headers, answer = seen.status, seen.headers, bytes(seen.body)
     said = words_of(answer, settings.api_key)
@@ -110,8 +111,8 @@ def _hint(status: int, headers: httpx.Headers) -> str:
     return " Whether it takes the API key it did not say."
 
 
-def _broken(error: httpx.HTTPError, gateway: Gateway, url: str) -> str:
-    """An exchange that ended without an answer, by what lies below httpx's error."""
+def _broken(error: Exception, gateway: Gateway, url: str) -> str:
+    """An exchange that ended without an answer, by what lies below its error."""
     if not isinstance(error, NEVER_SENT):
         why = f"{type(error).__name__}: {_why(error)}"
         return f"{url} gave no whole answer ({why}). {_SURELY_NOTHING_BOUGHT}"
@@ -134,13 +135,13 @@ def _broken(error: httpx.HTTPError, gateway: Gateway, url: str) -> str:
                 f"The TLS handshake with {host} failed ({cause.reason}): a firewall or a proxy may cut it off. If it "
                 "is a gateway on plain http, write http://."
             )
-        case _ if isinstance(error, httpx.ProxyError):
+        case _ if isinstance(error, httpcore.ProxyError):
             words = (
                 f"{at}{via} let nothing pass to {host} ({_why(error)}): check HTTPS_PROXY, or set NO_PROXY."
             )
         case ConnectionRefusedError():
             words = f"{at}{via} refuses connections: check {check} and its port, or a firewall."
-        case _ if isinstance(error, httpx.ConnectTimeout):
+        case _ if isinstance(error, httpcore.ConnectTimeout):
             words = (
                 f"{at}{via} did not answer within {gateway.settings.connect_timeout:g} s: a firewall may be in the "
                 "way, or a proxy be needed (HTTPS_PROXY)."
@@ -150,6 +151,6 @@ def _broken(error: httpx.HTTPError, gateway: Gateway, url: str) -> str:
     return f"{words} {_NOTHING_BOUGHT}"
 
 
-def _why(error: httpx.HTTPError) -> str:
+def _why(error: Exception) -> str:
     name = f"{type(error).__name__}: "
     return network_reason(error, root_cause(error)).removeprefix(name) or "no more is known"
