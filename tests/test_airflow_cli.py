@@ -281,7 +281,9 @@ def test_our_commands_find_connections_that_are_kept_in_airflows_database(
     estimate = ("--conn-id", "codegateway_kept", "estimate", str(rows), "--format", "json")
     assert json.loads(said("airflow_provider_codegateway.spend", *estimate))["renders"] == 1
     if AIRFLOW >= (3, 2):
-        arguments = ("estimate", str(rows), "--conn-id", "codegateway_kept", "--format", "json")
-        assert json.loads(said("airflow", "codegateway", "spend", *arguments))["renders"] == 1
+        named = ("--conn-id", "codegateway_kept", "--format", "json")
+        assert (
+            json.loads(said("airflow", "codegateway", "spend", "estimate", str(rows), *named))["renders"] == 1
+        )
         arguments = ("report", "--conn-id", "codegateway_kept", "--format", "csv")
         assert said("airflow", "codegateway", "spend", *arguments) == "month,bought,cost\n"

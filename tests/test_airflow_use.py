@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import pkgutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -533,6 +533,23 @@ def test_bad_input_shows_one_message_and_none_of_our_frames(
     if AIRFLOW >= (3, 1):
         assert "airflow_provider_codegateway/models" not in output
         assert "airflow_provider_codegateway/operators" not in output
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 0), reason="The time-out ends `dag.test` of Airflow 2 itself.")
+def test_a_blocking_task_that_runs_out_of_time_leaves_what_it_may_have_cost(
+    gateway: Emulator, bucket: str
+) -> None:
+    """On its page, as every failure does: by the ledger, which is told first."""
+    gateway.fail_next(Fault.hang())
+    with DAG("impatient", schedule=None) as dag:
+        make(bucket, execution_timeout=timedelta(seconds=2))
+    result = run_dag(dag)
+    assert result.state == "failed"
+    error = result["clip"].xcoms["clip_error"]
+    assert error["class"] == "RenderOutcomeUnknown"
+    assert error["message"].startswith("The task ran out of time (")
+    assert "Render 1, started" in error["message"]
+    assert error["bought"] == Bought.PERHAPS.value
 
 
 def test_a_render_lost_with_its_triggerer_is_named(

@@ -42,7 +42,7 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.operators.videos import GenerateVideosOperator
-from airflow_provider_codegateway.triggers import videos as triggers
+from airflow_provider_codegateway.triggers import base as triggers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

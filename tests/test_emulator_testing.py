@@ -115,7 +115,7 @@ def test_timeout_of_a_deferral(codegateway_emulator: Emulator, codegateway_s3: A
     codegateway_s3.create_bucket(Bucket="marketing")
     with (
         codegateway_emulator.holding(),
-        pytest.raises(RenderOutcomeUnknown, match="deferral ended without a clip"),
+        pytest.raises(RenderOutcomeUnknown, match="deferral ended without a result"),
     ):
         run_task(video(execution_timeout=timedelta(seconds=1)))
 

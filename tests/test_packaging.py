@@ -35,7 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             *("get_provider_info", "threads", "foreign", "http_dates", "http_heads"),
         }
     ),
-    frozenset({"s3", "net"}),
+    frozenset({"s3", "net", "commands"}),
     frozenset({"models", "inputs", "gateway", "ledger", "transfer", "facts", "spend"}),
     frozenset({"spec", "place", "preview", "purchase"}),
     frozenset({"batch"}),

@@ -15,7 +15,7 @@ from airflow_provider_codegateway.emulator import Emulator, Fault
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.models import build_request
-from airflow_provider_codegateway.triggers import video as triggers
+from airflow_provider_codegateway.triggers import base as triggers
 from airflow_provider_codegateway.triggers.video import RenderTrigger
 
 if TYPE_CHECKING:

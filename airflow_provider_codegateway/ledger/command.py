@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import DEFAULT_LEDGER_PREFIX, S3Location, split_uri
+from airflow_provider_codegateway.commands import run_command
 from airflow_provider_codegateway.exceptions import CodeGatewayError
 from airflow_provider_codegateway.foreign import safe_text
 from airflow_provider_codegateway.inputs import hide
 from airflow_provider_codegateway.ledger.entry import Entry, describe_attempts, is_ledger_name, situation
 from airflow_provider_codegateway.ledger.store import Ledger
 from airflow_provider_codegateway.redaction import redact_urls
-from airflow_provider_codegateway.s3 import error_words
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -40,21 +39,11 @@ def main(arguments: Sequence[str] | None, connect: Connect) -> int:
 
 def run(options: argparse.Namespace, connect: Connect) -> int:
     """Do what was parsed; the exit status."""
-    logging.disable(logging.WARNING)  # Airflow may log to the standard output, and so between what we print
     location = split_uri(options.location)
     if location is None or not location.bucket:
         print(f"{options.location!r} is not s3://bucket or s3://bucket/prefix.", file=sys.stderr)
         return 2
-    import botocore.exceptions
-
-    try:
-        s3 = _client(options, connect)
-        return int(options.run(s3, location, options))
-    except CodeGatewayError as error:
-        print(safe_text(error.args[0]), file=sys.stderr)
-    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
-        print(f"S3 could not be asked ({error_words(error)}).", file=sys.stderr)
-    return 1
+    return run_command(lambda: options.run(_client(options, connect), location, options))
 
 
 def list_entries(s3: S3Client, location: S3Location, options: argparse.Namespace) -> int:

@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowTaskTimeout,
+    BaseOperator,
+)
 
 from airflow_provider_codegateway import metrics
 from airflow_provider_codegateway.clip import NO_RUN, TaskRun, identities
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.gateway import BlockingCall
     from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 
-FAILED_DEFERRAL = "__fail__"
+_FAILED_DEFERRAL = "__fail__"
 """What Airflow names as the method to resume with, when the trigger timed out or broke."""
 
 
@@ -93,6 +98,65 @@ class RenderingOperator(BaseOperator):
                 copies = hides.copies(parent)
                 seen_oids |= {copy for copy, original in copies.items() if original in seen_oids}
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
+
+    def execute(self, context: Context) -> str:
+        """Render what is missing, and return where it is: a clip's key, or a manifest's URI.
+
+        :param context: Airflow's. Without a task instance in it, nothing is deferred, and no XCom is pushed.
+        """
+        try:
+            return self._run(context or {})
+        except CodeGatewayError as error:
+            self._report(error, context or {})
+            raise
+        except AirflowTaskTimeout as error:
+            unknown = self._unknown_outcome(f"The task ran out of time ({error}).", context or {})
+            self._report(unknown, context or {})
+            raise
+
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], deferred: dict[str, Any] | None = None
+    ) -> str:
+        """Take over what the trigger brought.
+
+        :param deferred: what this task knew when it deferred.
+        :raises CodeGatewayError: the very error that the trigger met, or that of what it brought.
+        """
+        self._resume(deferred or {})
+        try:
+            return self._take_over(context, event, deferred or {})
+        except CodeGatewayError as error:
+            self._report(error, context)
+            raise
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume after a deferral; of one that failed, say whether money was spent, or where to look.
+
+        :raises RenderOutcomeUnknown: the deferral took longer than ``execution_timeout``, or its trigger broke.
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowException as error:
+            if next_method != _FAILED_DEFERRAL:
+                raise
+            reason = f"The deferral ended without a result ({type(error).__name__}: {error})."
+            unknown = self._unknown_outcome(reason, context)
+            self._report(unknown, context)
+            raise unknown from error
+
+    def _run(self, context: Context) -> str:
+        raise NotImplementedError
+
+    def _resume(self, deferred: dict[str, Any]) -> None:
+        """Take up what this task knew when it deferred."""
+        raise NotImplementedError
+
+    def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
+        raise NotImplementedError
+
+    def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
+        """What became of renders of which nobody reported anything of use."""
+        raise NotImplementedError
 
     def _report(self, error: CodeGatewayError, context: Context) -> None:
         """Count and log what a failure cost, and leave it for the task's page. The rest of it Airflow logs."""

@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.common.compat.sdk import (
-    AirflowException,
     AirflowSkipException,
     conf,
 )
@@ -42,7 +41,6 @@ from airflow_provider_codegateway.models import (
     placeholder,
 )
 from airflow_provider_codegateway.operators.base import (
-    FAILED_DEFERRAL,
     HidesMedia,
     RenderingOperator,
     asked_by,
@@ -232,17 +230,6 @@ class GenerateVideoOperator(RenderingOperator):
         if getattr(self, "retry_policy", None) is None:
             self.retry_policy = default_retry_policy()
 
-    def execute(self, context: Context) -> str:
-        """Render the clip, or find that it is there already, and return its key.
-
-        :param context: Airflow's. Without a task instance in it, nothing is deferred, and no XCom is pushed.
-        """
-        try:
-            return self._run(context or {})
-        except CodeGatewayError as error:
-            self._report(error, context or {})
-            raise
-
     def _run(self, context: Context) -> str:
         from airflow_provider_codegateway.gateway import BlockingCall
 
@@ -304,22 +291,6 @@ class GenerateVideoOperator(RenderingOperator):
             f"dry_run=True: a clip for {spec.target.uri} would cost {words}. Nothing was bought."
         )
 
-    def execute_complete(
-        self, context: Context, event: dict[str, Any], deferred: dict[str, Any] | None = None
-    ) -> str:
-        """Take over what the trigger brought.
-
-        :param deferred: what this task knew when it deferred, see ``_defer``.
-        :raises CodeGatewayError: the very error that the trigger met.
-        """
-        if deferred:
-            self._resume(deferred)
-        try:
-            return self._take_over(context, event, deferred or {})
-        except CodeGatewayError as error:
-            self._report(error, context)
-            raise
-
     def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
         match event:
             case {"status": "stored", "clip": dict(clip)} if Clip.is_dict_of(clip):
@@ -338,21 +309,6 @@ class GenerateVideoOperator(RenderingOperator):
             "The triggerer runs another version of this provider, and what it reported is not understood.",
             context,
         )
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume after a deferral; of one that failed, say whether money was spent.
-
-        :raises RenderOutcomeUnknown: the deferral took longer than ``execution_timeout``, or its trigger broke.
-        """
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowException as error:
-            if next_method != FAILED_DEFERRAL:
-                raise
-            reason = f"The deferral ended without a clip ({type(error).__name__}: {error})."
-            unknown = self._unknown_outcome(reason, context)
-            self._report(unknown, context)
-            raise unknown from error
 
     def _read_ledger(self) -> tuple[S3Location, Entry]:
         from airflow_provider_codegateway.hooks.storage import s3_client

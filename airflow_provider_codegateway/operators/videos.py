@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from airflow.providers.common.compat.sdk import (
-    AirflowException,
     AirflowSkipException,
     conf,
 )
@@ -40,7 +39,6 @@ from airflow_provider_codegateway.limits import LIMITS
 from airflow_provider_codegateway.links import BatchLink
 from airflow_provider_codegateway.models import PORTABLE, TERMS, Fallbacks
 from airflow_provider_codegateway.operators.base import (
-    FAILED_DEFERRAL,
     HidesMedia,
     RenderingOperator,
     asked_by,
@@ -196,17 +194,6 @@ class GenerateVideosOperator(RenderingOperator):
             parent.requests = _resolved(parent.requests, context)
             template_fields = [name for name in template_fields if name != "requests"]
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
-
-    def execute(self, context: Context) -> str:
-        """Render what is missing, and return the manifest's URI.
-
-        :param context: Airflow's. Without a task instance in it, nothing is deferred, and no XCom is pushed.
-        """
-        try:
-            return self._run(context or {})
-        except CodeGatewayError as error:
-            self._report(error, context or {})
-            raise
 
     def _run(self, context: Context) -> str:
         from airflow_provider_codegateway.batch import (
@@ -414,47 +401,23 @@ class GenerateVideosOperator(RenderingOperator):
         )
         raise AssertionError("defer does not return")
 
-    def execute_complete(
-        self, context: Context, event: dict[str, Any], deferred: dict[str, Any] | None = None
-    ) -> str:
-        """Take over what the trigger brought.
+    def _resume(self, deferred: dict[str, Any]) -> None:
+        self.result_path = deferred.get("result_path", self.result_path)
 
-        :param deferred: what this task knew when it deferred.
-        :raises CodeGatewayError: the very error that the trigger met, or that too many rows failed.
-        """
+    def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
         from airflow_provider_codegateway.batch import Summary
 
-        self.result_path = (deferred or {}).get("result_path", self.result_path)
-        try:
-            match event:
-                case {"status": "ended", "summary": {"manifest": str(), "requests": int()} as summary}:
-                    return self._hand_over(Summary.from_dict(summary), context)
-                case {"status": "failed", "error": dict(error)}:
-                    raise from_dict(error)
-            raise self._unknown_outcome(
-                "The triggerer runs another version of this provider, and what it reported is not understood."
-            )
-        except CodeGatewayError as error:
-            self._report(error, context or {})
-            raise
+        match event:
+            case {"status": "ended", "summary": {"manifest": str(), "requests": int()} as summary}:
+                return self._hand_over(Summary.from_dict(summary), context)
+            case {"status": "failed", "error": dict(error)}:
+                raise from_dict(error)
+        raise self._unknown_outcome(
+            "The triggerer runs another version of this provider, and what it reported is not understood.",
+            context,
+        )
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume after a deferral; of one that failed, say where to look.
-
-        :raises RenderOutcomeUnknown: the deferral took longer than ``execution_timeout``, or its trigger broke.
-        """
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowException as error:
-            if next_method != FAILED_DEFERRAL:
-                raise
-            unknown = self._unknown_outcome(
-                f"The deferral ended without a result ({type(error).__name__}: {error})."
-            )
-            self._report(unknown, context)
-            raise unknown from error
-
-    def _unknown_outcome(self, reason: str) -> RenderOutcomeUnknown:
+    def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
         from airflow_provider_codegateway.batch import manifest_location
 
         return RenderOutcomeUnknown(

@@ -6,8 +6,6 @@ import argparse
 import csv
 import io
 import json
-import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import split_uri
-from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidConnection, InvalidRequest
+from airflow_provider_codegateway.commands import run_command
+from airflow_provider_codegateway.exceptions import InvalidConnection, InvalidRequest
 from airflow_provider_codegateway.models import PORTABLE, build_chain
 from airflow_provider_codegateway.models.table import (
     ROW_FIELDS,
@@ -28,7 +27,7 @@ from airflow_provider_codegateway.models.table import (
     parse_json,
     unknown_field,
 )
-from airflow_provider_codegateway.s3 import error_words, read_object
+from airflow_provider_codegateway.s3 import read_object
 from airflow_provider_codegateway.spend.journal import Journal, Outcome
 from airflow_provider_codegateway.spend.prices import cost_of_chain
 from airflow_provider_codegateway.spend.report import (
@@ -123,18 +122,7 @@ def main(arguments: Sequence[str] | None, connect: Connect) -> int:
 
 def run(options: argparse.Namespace, connect: Connect) -> int:
     """Do what was parsed; the exit status."""
-    logging.disable(logging.WARNING)  # Airflow may log to the standard output, and so between what we print
-    import botocore.exceptions
-
-    try:
-        return int(options.run(Place(options, connect), options))
-    except CodeGatewayError as error:
-        print(error.args[0], file=sys.stderr)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
-        print(f"S3 could not be reached ({error_words(error)}).", file=sys.stderr)
-    return 1
+    return run_command(lambda: options.run(Place(options, connect), options))
 
 
 def report(place: Place, options: argparse.Namespace) -> int:

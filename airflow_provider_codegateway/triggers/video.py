@@ -6,26 +6,22 @@ resumes may wait longer than that for a worker slot.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
-
-from airflow_provider_codegateway.clip import Clip, ClipSpec
+from airflow_provider_codegateway.clip import ClipSpec
 from airflow_provider_codegateway.exceptions import Bought, CodeGatewayError
 from airflow_provider_codegateway.hooks.storage import as3_client, s3_client
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.ledger import Ledger, money
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.threads import to_the_end
+from airflow_provider_codegateway.triggers.base import RenderingTrigger
 
 log = logging.getLogger(__name__)
 
 
-class RenderTrigger(BaseTrigger):
+class RenderTrigger(RenderingTrigger):
     """Renders the clip of a ledger entry that the operator opened.
 
     Its arguments are references only: no prompt, image, key or URL, as Airflow stores and shows them. The
@@ -44,53 +40,24 @@ class RenderTrigger(BaseTrigger):
     """
 
     def __init__(self, *, codegateway_conn_id: str, aws_conn_id: str | None, **spec: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(codegateway_conn_id=codegateway_conn_id, aws_conn_id=aws_conn_id)
         self.spec = ClipSpec.from_arguments(spec)
-        self.codegateway_conn_id = codegateway_conn_id
-        self.aws_conn_id = aws_conn_id
         self._purchase: Purchase | None = None
-        self._moved_on = False
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Path and arguments, for Airflow's database."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                **self.spec.as_arguments(),
-                "codegateway_conn_id": self.codegateway_conn_id,
-                "aws_conn_id": self.aws_conn_id,
-            },
-        )
+    def _arguments(self) -> dict[str, Any]:
+        return self.spec.as_arguments()
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event: the clip's facts, an error of ours, or that the entry is gone."""
-        begun = time.monotonic()
-        resuming = asyncio.create_task(self._resume())
-        try:
-            clip = await asyncio.shield(resuming)
-        except asyncio.CancelledError:
-            if not resuming.cancelling():  # a triggerer that stops cancels both
-                self._leave_unattended(resuming)
-            raise
-        except CodeGatewayError as error:
-            event: dict[str, Any] = {"status": "failed", "error": error.as_dict()}
-        else:
-            event = {"status": "gone"} if clip is None else {"status": "stored", "clip": clip.as_dict()}
-        if self.trigger_id is not None:  # of a triggerer: `dags test` has no scheduler to be ahead of
-            earliest = CodeGatewayVideoHook.limits.earliest_event
-            await asyncio.sleep(earliest - (time.monotonic() - begun))
-        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
-
-    async def _resume(self) -> Clip | None:
+    async def _work(self) -> dict[str, Any]:
         try:
             s3 = await as3_client(self.aws_conn_id)
             self._purchase = await CodeGatewayVideoHook(self.codegateway_conn_id).apurchase(self.spec, s3=s3)
         except CodeGatewayError as error:  # a connection was deleted or changed since the task deferred
             error.bought = await to_the_end("ledger", self._bought_before)
             raise
-        if self._moved_on:
+        if self._has_moved_on:
             self._purchase.stop_buying()
-        return await self._purchase.resume()
+        clip = await self._purchase.resume()
+        return {"status": "gone"} if clip is None else {"status": "stored", "clip": clip.as_dict()}
 
     def _bought_before(self) -> Bought:
         try:
@@ -99,28 +66,11 @@ class RenderTrigger(BaseTrigger):
         except Exception:  # whatever it is, the first error is the one to be told
             return Bought.PERHAPS
 
-    def _leave_unattended(self, resuming: asyncio.Task[Clip | None]) -> None:
-        self._moved_on = True
+    async def _leave_unattended(self) -> None:
         if self._purchase is not None:
             self._purchase.stop_buying()
-        unattended.add(resuming)
-        resuming.add_done_callback(_log_unattended)
         log.warning(
             "The task was cleared, marked or out of time. If a render for %s is under way, it is brought to its end: "
             "it cannot be cancelled, and the task's next try will find its clip.",
             self.spec.target.uri,
         )
-
-
-unattended: set[asyncio.Task[Clip | None]] = set()
-"""Renders that no task waits for; asyncio itself keeps no task alive."""
-
-
-def _log_unattended(resuming: asyncio.Task[Clip | None]) -> None:
-    unattended.discard(resuming)
-    if resuming.cancelled():
-        return
-    if error := resuming.exception():
-        log.error("A render that no task waited for failed: %s", error)
-    elif clip := resuming.result():
-        log.info("A clip that no task waited for is stored at %s.", clip.uri)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
-
-from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_codegateway.batch import (
     Asker,
     Batch,
     LineFile,
-    Summary,
     manifest_location,
     rows_location,
 )
@@ -29,11 +23,10 @@ from airflow_provider_codegateway.exceptions import (
 from airflow_provider_codegateway.hooks.storage import as3_client
 from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
 from airflow_provider_codegateway.threads import to_the_end
+from airflow_provider_codegateway.triggers.base import RenderingTrigger
 
-log = logging.getLogger(__name__)
 
-
-class BatchTrigger(BaseTrigger):
+class BatchTrigger(RenderingTrigger):
     """Renders the rows that the operator has checked and stored below ``result_path``.
 
     Its arguments are references only, whatever the number of rows: Airflow stores and shows them.
@@ -63,10 +56,8 @@ class BatchTrigger(BaseTrigger):
         put_args: Mapping[str, Any] | None = None,
         rows_digest: str | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(codegateway_conn_id=codegateway_conn_id, aws_conn_id=aws_conn_id)
         self.result_path = result_path
-        self.codegateway_conn_id = codegateway_conn_id
-        self.aws_conn_id = aws_conn_id
         self.max_active = max_active
         self.asker = Asker(
             requester=requester, former_requester=former_requester, task=TaskRun(**asked_by or {})
@@ -74,45 +65,19 @@ class BatchTrigger(BaseTrigger):
         self.put_args = dict(put_args or {})
         self.rows_digest = rows_digest
         self._batch: Batch | None = None
-        self._moved_on = False
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Path and arguments, for Airflow's database."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "result_path": self.result_path,
-                "codegateway_conn_id": self.codegateway_conn_id,
-                "aws_conn_id": self.aws_conn_id,
-                "max_active": self.max_active,
-                "requester": self.asker.requester,
-                "former_requester": self.asker.former_requester,
-                "asked_by": asdict(self.asker.task),
-                "put_args": self.put_args,
-                "rows_digest": self.rows_digest,
-            },
-        )
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "result_path": self.result_path,
+            "max_active": self.max_active,
+            "requester": self.asker.requester,
+            "former_requester": self.asker.former_requester,
+            "asked_by": asdict(self.asker.task),
+            "put_args": self.put_args,
+            "rows_digest": self.rows_digest,
+        }
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event: the summary of the batch, or an error of ours."""
-        begun = time.monotonic()
-        rendering = asyncio.create_task(self._render_rows())
-        try:
-            summary = await asyncio.shield(rendering)
-        except asyncio.CancelledError:
-            if not rendering.cancelling():  # a triggerer that stops cancels both
-                await self._leave_unattended(rendering)
-            raise
-        except CodeGatewayError as error:
-            event: dict[str, Any] = {"status": "failed", "error": error.as_dict()}
-        else:
-            event = {"status": "ended", "summary": summary.as_dict()}
-        if self.trigger_id is not None:  # of a triggerer: `dags test` has no scheduler to be ahead of
-            earliest = CodeGatewayVideoHook.limits.earliest_event
-            await asyncio.sleep(earliest - (time.monotonic() - begun))
-        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
-
-    async def _render_rows(self) -> Summary:
+    async def _work(self) -> dict[str, Any]:
         try:
             s3 = await as3_client(self.aws_conn_id)
             hook = CodeGatewayVideoHook(self.codegateway_conn_id)
@@ -140,21 +105,15 @@ class BatchTrigger(BaseTrigger):
                 limits=CodeGatewayVideoHook.limits,
             )
             self._batch = batch
-            if self._moved_on:
+            if self._has_moved_on:
                 batch.stop(_moved_on())
-            return await batch.run()
+            summary = await batch.run()
+        return {"status": "ended", "summary": summary.as_dict()}
 
-    async def _leave_unattended(self, rendering: asyncio.Task[Summary]) -> None:
-        self._moved_on = True
-        unattended.add(rendering)
-        rendering.add_done_callback(_log_unattended)
+    async def _leave_unattended(self) -> None:
         if self._batch is not None:
             self._batch.stop(_moved_on())
             await self._batch.write_manifest_so_far()
-
-
-unattended: set[asyncio.Task[Summary]] = set()
-"""Batches that no task waits for; asyncio itself keeps no task alive."""
 
 
 def _moved_on() -> CodeGatewayError:
@@ -163,13 +122,3 @@ def _moved_on() -> CodeGatewayError:
         "be cancelled, and the task's next attempt will find their clips.",
         bought=Bought.NO,
     )
-
-
-def _log_unattended(rendering: asyncio.Task[Summary]) -> None:
-    unattended.discard(rendering)
-    if rendering.cancelled():
-        return
-    if error := rendering.exception():
-        log.error("A batch that no task waited for failed: %s", error)
-    else:
-        log.info("A batch that no task waited for has ended: %s.", rendering.result())
