@@ -35,6 +35,7 @@ from airflow_provider_codegateway.exceptions import (
     BatchRefused,
     Bought,
     BudgetExceeded,
+    InvalidConnection,
     InvalidRequest,
     InvalidTarget,
     RenderOutcomeUnknown,
@@ -888,6 +889,23 @@ def test_asset_events_are_one_for_the_batch_or_one_for_each_clip(
 
 
 # What shares a folder, and what is no row.
+
+
+def test_a_retry_that_fails_before_its_rows_says_where_it_is_what_was_bought_before(
+    run: Run, gateway: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first try of a batch has bought nothing. A later one does not know, and names the manifest."""
+    monkeypatch.setenv("AIRFLOW_CONN_CODEGATEWAY_DEFAULT", "codegateway://:@gateway")
+    instance = run.context["ti"]
+    told = []
+    for number in (1, 2):
+        instance.try_number = number
+        with pytest.raises(InvalidConnection) as error:
+            run.execute(rows(1))
+        told.append(error.value.bought)
+        run.s3.put_object(Bucket=run.bucket, Key="result/requests.jsonl", Body=b"{}\n")
+    assert told == [Bought.NO, Bought.PERHAPS]
+    assert f"What was bought before is in s3://{run.bucket}/result/manifest.jsonl" in error.value.args[0]
 
 
 def test_rows_that_another_batch_replaced_are_not_rendered(run: Run, gateway: Emulator, bucket: str) -> None:

@@ -163,7 +163,7 @@ class RenderingOperator(BaseOperator):
         if error.bought is Bought.NO:
             metrics.failed(error, self.model)
             if getattr(context.get("ti"), "try_number", 1) > 1:
-                error.bought = self._bought_before(context)
+                self._tell_what_was_bought_before(error, context)
         self.log.error("%s", error.money)
         if self.do_xcom_push and "ti" in context:
             told: dict[str, Any] = {
@@ -189,9 +189,9 @@ class RenderingOperator(BaseOperator):
         """Where the clip was to go, by which a failure of a mapped task is told from the others."""
         return {}
 
-    def _bought_before(self, context: Context) -> Bought:
-        """What earlier tries bought that is not delivered, where that can be told."""
-        return Bought.NO
+    def _tell_what_was_bought_before(self, error: CodeGatewayError, context: Context) -> None:
+        """Make an error that comes before the purchase say what earlier tries bought."""
+        raise NotImplementedError
 
     def _can_resume(self, context: Context) -> bool:
         """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""

@@ -324,15 +324,16 @@ class GenerateVideoOperator(RenderingOperator):
             return {}
         return {"bucket": target.bucket, "key": target.key}
 
-    def _bought_before(self, context: Context) -> Bought:
+    def _tell_what_was_bought_before(self, error: CodeGatewayError, context: Context) -> None:
         from airflow_provider_codegateway.ledger import money
 
         try:
             _, entry = self._read_ledger()
         except Exception:  # whatever it is, the error that is reported matters more
-            return Bought.PERHAPS
-        is_ours = any(attempt.requester in requesters(context) for attempt in entry.attempts)
-        return money(entry) if is_ours else Bought.NO
+            error.bought = Bought.PERHAPS
+            return
+        if any(attempt.requester in requesters(context) for attempt in entry.attempts):
+            error.bought = money(entry)
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
         """What became of a render whose trigger reported nothing of use: by the ledger, for nobody else can tell."""

@@ -46,7 +46,7 @@ from airflow_provider_codegateway.operators.base import (
     refuse_multiple_outputs,
     requesters,
 )
-from airflow_provider_codegateway.s3 import demanded_args
+from airflow_provider_codegateway.s3 import Problem, access_args, demanded_args, head_object, problem_of
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
@@ -424,6 +424,22 @@ class GenerateVideosOperator(RenderingOperator):
             f"{reason} What was stored until then is in {manifest_location(self.result_path).uri}. Run the task again: "
             "it fetches what was bought, and renders what is missing."
         )
+
+    def _tell_what_was_bought_before(self, error: CodeGatewayError, context: Context) -> None:
+        """By whether an earlier try stored its rows, which it does before anything is bought."""
+        from airflow_provider_codegateway.batch import manifest_location, rows_location
+
+        try:
+            rows, args = rows_location(self.result_path), access_args(self._s3, "HeadObject", self._put_args)
+            head_object(self._s3, rows, **args)
+        except InvalidRequest:  # there is no such place
+            return
+        except Exception as unread:  # whatever it is, the error that is reported matters more
+            if problem_of(unread) is Problem.NOT_FOUND:
+                return
+        error.bought = Bought.PERHAPS
+        manifest = manifest_location(self.result_path)
+        error.args = (f"{error.args[0]} What was bought before is in {manifest.uri}, or the journal.",)
 
     def _hand_over(self, summary: Summary, context: Context) -> str:
         from airflow_provider_codegateway.batch import Tolerance
