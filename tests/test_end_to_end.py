@@ -262,6 +262,7 @@ def test_metrics_come_from_where_the_call_is_made_and_from_where_the_task_ends(c
         metrics.BEGUN: CLIPS,
         metrics.BOUGHT: CLIPS,
         metrics.CLIP_BYTES: CLIPS * len(MP4),
+        metrics.SPENT: CLIPS * 200_000,  # 0.20 each
     }
 
 
@@ -283,7 +284,7 @@ def test_a_batch_goes_on_in_another_triggerer(cluster: Cluster, end: signal.Sign
     assert cluster.emulator.billed == 2 * CLIPS
     assert cluster.stored("_codegateway/") == []
     summary = cluster.airflow.xcom("batch", "clip", "batch", run_id)
-    assert (summary["stored"], summary["renders_unknown"]) == (CLIPS, 0)
+    assert (summary["stored"], summary["renders_bought"], summary["renders_unknown"]) == (CLIPS, CLIPS, CLIPS)
     log = cluster.log("batch", run_id)
     assert f"{CLIPS} stored, 0 failed, 0 in flight, 0 waiting" in log
     assert "The manifest is at s3://" in log
