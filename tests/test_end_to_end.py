@@ -455,7 +455,7 @@ def test_a_deferred_task_that_is_marked_keeps_what_is_being_paid(cluster: Cluste
         cluster.emulator.wait_for(rendering=1, timeout=120)
         path = f"/api/v2/dags/single/dagRuns/{run_id}/taskInstances/clip"
         cluster.airflow.call("PATCH", path, json={"new_state": state})
-        cluster.wait(lambda: "The task moved on." in cluster.log("single", run_id), "the trigger cancelled")
+        cluster.wait(lambda: "The task was cleared, marked or out of time." in cluster.log("single", run_id), "the trigger cancelled")
     cluster.wait(lambda: cluster.stored(f"single/{run_id}") != [], "the clip stored")
     cluster.wait(lambda: cluster.stored("_codegateway/single/") == [], "the ledger settled")
     assert cluster.task("single", run_id)["state"] == state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -144,6 +145,15 @@ def imports_airflow(path: Path) -> bool:
 def layer_of(room: str) -> int:
     (layer,) = (number for number, rooms in enumerate(LAYERS) if room in rooms)
     return layer
+
+
+def test_contributing_has_every_room_in_its_place() -> None:
+    """A row of its table is part of a layer, in the layers' order: what is said there is what is held here."""
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text().partition("## The rooms")[2].partition("## ")[0]
+    rows = [set(re.findall("`([a-z0-9_]+)`", line.split("|")[1])) for line in re.findall(r"\| `.+", page)]
+    places = [next(n for n, layer in enumerate(LAYERS) if row <= layer) for row in rows]
+    assert places == sorted(places)
+    assert set.union(*rows) == set.union(*map(set, LAYERS)) - {"__init__"}
 
 
 @pytest.mark.parametrize("path", ELSEWHERE, ids=module_name)
