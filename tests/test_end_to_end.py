@@ -196,7 +196,7 @@ def test_renders_of_a_mapped_task_are_all_under_way_at_once_without_a_worker_slo
             pass
     assert cluster.airflow.wait_for_run("deferrable", run_id) == "success"
     assert len(cluster.stored("deferrable/")) == cluster.emulator.billed == CLIPS
-    assert cluster.stored("_codegateway/") == []
+    assert cluster.stored("_codegateway/blocking/") == []
     assert "paper boat" not in stored_arguments
     clip = cluster.airflow.xcom("deferrable", "clip", "clip", run_id, map_index=0)
     assert clip["uri"] == f"s3://{BUCKET}/deferrable/{run_id}/0000.mp4"
@@ -282,7 +282,7 @@ def test_a_batch_goes_on_in_another_triggerer(cluster: Cluster, end: signal.Sign
     assert cluster.airflow.wait_for_run("batch", run_id, seconds=DEADLINE + 300) == "success"
     assert len(cluster.stored(f"batch/{run_id}/")) == CLIPS
     assert cluster.emulator.billed == 2 * CLIPS
-    assert cluster.stored("_codegateway/") == []
+    assert cluster.stored("_codegateway/batch/") == []
     summary = cluster.airflow.xcom("batch", "clip", "batch", run_id)
     assert (summary["stored"], summary["renders_bought"], summary["renders_unknown"]) == (CLIPS, CLIPS, CLIPS)
     log = cluster.log("batch", run_id)
@@ -322,7 +322,7 @@ def test_what_a_killed_triggerer_was_rendering_is_rendered_by_the_other(
     assert cluster.airflow.wait_for_run("survivors", run_id, seconds=DEADLINE + 300) == "success"
     assert len(cluster.stored("survivors/")) == CLIPS
     assert cluster.emulator.billed == CLIPS + lost
-    assert cluster.stored("_codegateway/") == []
+    assert cluster.stored("_codegateway/survivors/") == []
 
 
 def test_with_one_render_allowed_a_killed_triggerer_costs_clips_and_never_money(
