@@ -196,7 +196,7 @@ def test_renders_of_a_mapped_task_are_all_under_way_at_once_without_a_worker_slo
             pass
     assert cluster.airflow.wait_for_run("deferrable", run_id) == "success"
     assert len(cluster.stored("deferrable/")) == cluster.emulator.billed == CLIPS
-    assert cluster.stored("_codegateway/blocking/") == []
+    assert cluster.stored("_codegateway/deferrable/") == []
     assert "paper boat" not in stored_arguments
     clip = cluster.airflow.xcom("deferrable", "clip", "clip", run_id, map_index=0)
     assert clip["uri"] == f"s3://{BUCKET}/deferrable/{run_id}/0000.mp4"
