@@ -125,11 +125,12 @@ class Limits:
     """For how long the manifest is written again while S3 fails."""
 
     # The trigger.
-    earliest_event: float = 5.0
+    earliest_event: float = 10.0
     """A trigger runs at least this long.
 
     A task that resumes before the scheduler has heard of its deferral is failed by Airflow, with a message that
-    hides our error (apache/airflow#67287, #71580, #72716). A refused key is known in a fraction of a second.
+    hides our error (apache/airflow#67287, #71580, #72716). A refused key is known in a fraction of a second. With 5 s,
+    a scheduler on two busy cores still failed some.
     """
 
     @property
