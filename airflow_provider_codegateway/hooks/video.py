@@ -82,6 +82,16 @@ class CodeGatewayVideoHook(BaseHook):
         except AirflowNotFoundException:
             raise self._missing() from None
 
+    async def _aconnection(self) -> Connection:
+        """The connection, whose ``extra_dejson`` a thread must read.
+
+        It masks secrets with a call to the supervisor, which must not be made from the event loop.
+        """
+        try:
+            return await get_async_connection(self.codegateway_conn_id)
+        except AirflowNotFoundException:
+            raise self._missing() from None
+
     def _missing(self) -> InvalidConnection:
         return InvalidConnection(
             f"The connection {self.codegateway_conn_id!r} does not exist. Create it with type {CONNECTION_TYPE!r} and "
@@ -94,12 +104,7 @@ class CodeGatewayVideoHook(BaseHook):
 
     async def aget_conn(self) -> Gateway:
         """As ``get_conn``, without holding up the event loop."""
-        try:
-            connection = await get_async_connection(self.codegateway_conn_id)
-        except AirflowNotFoundException:
-            raise self._missing() from None
-        # `extra_dejson` masks secrets with a call to the supervisor, which must not be made from the loop.
-        settings = await to_the_end("ledger", settings_of, connection, self._where)
+        settings = await to_the_end("ledger", settings_of, await self._aconnection(), self._where)
         return Gateway(settings, limits=self.limits)
 
     def purchase(self, spec: ClipSpec, *, s3: S3Client) -> Purchase:
@@ -109,17 +114,11 @@ class CodeGatewayVideoHook(BaseHook):
         :raises InvalidConnection: see ``get_settings``.
         :raises InvalidTarget: no S3 client can be made of ``spec.ledger_conn_id``.
         """
-        connection = self._connection()
-        return self._purchase(spec, s3, connection)
+        return self._purchase(spec, s3, self._connection())
 
     async def apurchase(self, spec: ClipSpec, *, s3: S3Client) -> Purchase:
         """As ``purchase``, without holding up the event loop."""
-        try:
-            connection = await get_async_connection(self.codegateway_conn_id)
-        except AirflowNotFoundException:
-            raise self._missing() from None
-        # `extra_dejson` masks secrets with a call to the supervisor, which must not be made from the loop.
-        return await to_the_end("ledger", self._purchase, spec, s3, connection)
+        return await to_the_end("ledger", self._purchase, spec, s3, await self._aconnection())
 
     def _purchase(self, spec: ClipSpec, s3: S3Client, connection: Connection) -> Purchase:
         gateway = Gateway(settings_of(connection, self._where), limits=self.limits)
@@ -138,11 +137,7 @@ class CodeGatewayVideoHook(BaseHook):
 
     async def ameans(self, *, s3: S3Client, max_active: int) -> Means:
         """As ``means``, without holding up the event loop."""
-        try:
-            connection = await get_async_connection(self.codegateway_conn_id)
-        except AirflowNotFoundException:
-            raise self._missing() from None
-        return await to_the_end("ledger", self._means, s3, max_active, connection)
+        return await to_the_end("ledger", self._means, s3, max_active, await self._aconnection())
 
     def _means(self, s3: S3Client, max_active: int, connection: Connection) -> Means:
         settings = settings_of(connection, self._where)
@@ -250,7 +245,14 @@ def _purchase(
     allows_http_links: bool,
     limits: Limits,
 ) -> Purchase:
-    buyer, *fallback_buyers = _buyers(spec, gateway, account)
+    buyer, *fallback_buyers = (
+        MeteredBuyer(
+            gateway,
+            each.model,
+            None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
+        )
+        for each in spec.members
+    )
     return Purchase(
         spec,
         s3=s3,
@@ -269,18 +271,6 @@ _ALLOW = "allow"
 
 def _allows_http_links(connection: Connection) -> bool:
     return bool(connection.extra_dejson.get("http_links") == _ALLOW)
-
-
-def _buyers(spec: ClipSpec, gateway: Gateway, account: Account) -> list[MeteredBuyer]:
-    """What buys a render of each model of a chain."""
-    return [
-        MeteredBuyer(
-            gateway,
-            each.model,
-            None if each.priced_by is None else account.cost({"model": each.model, **each.priced_by}),
-        )
-        for each in spec.members
-    ]
 
 
 _NO_EXTRA = frozenset({"", "{}", "null"})
