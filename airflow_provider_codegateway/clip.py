@@ -191,6 +191,20 @@ class TaskRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asker:
+    """Who asks for clips.
+
+    :param requester: see ``run_identity``.
+    :param former_requester: the same as the first versions named it; see ``task_identity``.
+    :param task: the task instance, for the journal.
+    """
+
+    requester: str
+    former_requester: str | None = None
+    task: TaskRun = TaskRun()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member:
     """One model of a chain: the first, or a fallback.
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import (
     DEFAULT_LEDGER_PREFIX,
+    Asker,
     Clip,
     ClipSpec,
     Member,
     S3Location,
-    TaskRun,
     clip_location,
 )
 from airflow_provider_codegateway.exceptions import Bought, ClipMismatch, InvalidRequest
 from airflow_provider_codegateway.inputs import resolve
-from airflow_provider_codegateway.models import chain_fingerprint
+from airflow_provider_codegateway.models import chain_fingerprint, one_of
 from airflow_provider_codegateway.s3 import read_object
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
@@ -27,19 +27,11 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.models import MediaField, VideoRequest
 
 
-def clip_spec(
-    requests: Sequence[VideoRequest],
-    terms: Mapping[str, Any],
-    *,
-    requester: str,
-    former_requester: str | None,
-    asked_by: TaskRun,
-) -> ClipSpec:
+def clip_spec(requests: Sequence[VideoRequest], terms: Mapping[str, Any], asker: Asker) -> ClipSpec:
     """The clip that is asked for.
 
     :param requests: the request and its fallbacks, with their media resolved.
     :param terms: those of ``TERMS`` that are set.
-    :param requester: see ``ClipSpec``, also for the rest.
     :raises InvalidRequest: an argument is wrong.
     """
     from airflow_provider_codegateway.facts import wanted_of
@@ -59,14 +51,14 @@ def clip_spec(
         model=first.model,
         fingerprint=chain_fingerprint(requests),
         target=clip_location(given.get("s3_key", ""), given.get("s3_bucket")),
-        requester=requester,
-        former_requester=former_requester,
+        requester=asker.requester,
+        former_requester=asker.former_requester,
         if_exists=given.get("if_exists", "reuse"),
         max_renders=given.get("max_renders", 2),
         ledger_prefix=given.get("ledger_prefix", DEFAULT_LEDGER_PREFIX),
         ledger_conn_id=given.get("ledger_conn_id") or None,
         upload_args=given.get("s3_extra_args", {}),
-        asked_by=asked_by,
+        asked_by=asker.task,
         priced_by=first.priced_by,
         max_cost=checked_max_cost(given.get("max_cost")),
         wanted=first.wanted,
@@ -79,32 +71,23 @@ def clip_spec(
 # Terms, each checked in one way, whoever gave them.
 
 
-def checked_if_exists(value: object) -> Any:
+def checked_choice(name: str, value: object, choices: Collection[str]) -> Any:
     """
-    :raises InvalidRequest: it is none of the three.
+    :raises InvalidRequest: it is none of them.
     """
-    if value not in ("reuse", "replace", "fail"):
-        raise InvalidRequest(f"if_exists={value!r} is not supported. Use 'reuse', 'replace' or 'fail'.")
+    if value not in choices:
+        raise InvalidRequest(f"{name}={value!r} is not supported. Use {one_of(choices)}.")
     return value
 
 
-def checked_on_mismatch(value: object) -> Any:
-    """
-    :raises InvalidRequest: it is neither of the two.
-    """
-    if value not in ("warn", "fail"):
-        raise InvalidRequest(f"on_mismatch={value!r} is not supported. Use 'warn' or 'fail'.")
-    return value
-
-
-def checked_max_renders(value: object) -> int:
+def checked_count(name: str, value: object) -> int:
     """A number, also as text.
 
     :raises InvalidRequest: it is not an integer, or less than 1.
     """
-    number = int(value) if isinstance(value, str) and re.fullmatch(r"\s*\d{1,4}\s*", value) else value
+    number = int(value) if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value) else value
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise InvalidRequest(f"max_renders must be an integer of 1 or more, not {value!r}.")
+        raise InvalidRequest(f"{name} must be an integer of 1 or more, not {value!r}.")
     return number
 
 

@@ -10,7 +10,6 @@ from airflow_provider_codegateway.batch.result import (
     rows_location,
 )
 from airflow_provider_codegateway.batch.rows import (
-    Asker,
     Checked,
     Row,
     check_rows,
@@ -20,7 +19,6 @@ from airflow_provider_codegateway.batch.rows import (
 from airflow_provider_codegateway.batch.run import Batch, Means, is_paid
 
 __all__ = [
-    "Asker",
     "Batch",
     "Checked",
     "LineFile",

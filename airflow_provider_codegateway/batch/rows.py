@@ -13,13 +13,15 @@ from decimal import Decimal
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, get_args
 
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.clip import (
+    Asker,
     ClipSpec,
+    IfExists,
+    OnMismatch,
     S3Location,
-    TaskRun,
     clip_location,
     split_uri,
 )
@@ -45,11 +47,10 @@ from airflow_provider_codegateway.models.table import (
 )
 from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
 from airflow_provider_codegateway.spec import (
+    checked_choice,
+    checked_count,
     checked_fallback_on,
-    checked_if_exists,
     checked_max_cost,
-    checked_max_renders,
-    checked_on_mismatch,
     clip_spec,
     paying_for,
     read_media,
@@ -66,20 +67,6 @@ _TOGETHER = 64
 _READERS = 8
 """Threads for that."""
 _BLOCK = 1024 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asker:
-    """Who asks for the clips of a batch.
-
-    :param requester: see ``clip.run_identity``.
-    :param former_requester: the same as the first versions named it.
-    :param task: the task instance, for the journal.
-    """
-
-    requester: str
-    former_requester: str | None = None
-    task: TaskRun = field(default_factory=TaskRun)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +147,7 @@ class Row:
         :param requests: with their media resolved.
         :raises InvalidRequest: an argument is wrong.
         """
-        return clip_spec(
-            requests,
-            self.arguments,
-            requester=asker.requester,
-            former_requester=asker.former_requester,
-            asked_by=asker.task,
-        )
+        return clip_spec(requests, self.arguments, asker)
 
 
 # Reading.
@@ -470,11 +451,11 @@ def _as_id(value: object) -> str | None:
 
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "if_exists": checked_if_exists,
-    "max_renders": checked_max_renders,
+    "if_exists": partial(checked_choice, "if_exists", choices=get_args(IfExists)),
+    "max_renders": partial(checked_count, "max_renders"),
     "max_cost": checked_max_cost,
     "fallback_on": checked_fallback_on,
-    "on_mismatch": checked_on_mismatch,
+    "on_mismatch": partial(checked_choice, "on_mismatch", choices=get_args(OnMismatch)),
 }
 
 

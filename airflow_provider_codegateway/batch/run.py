@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.batch.pace import Pace, Stopped
 from airflow_provider_codegateway.batch.result import Progress, Status, Summary, progress_beside, status_of
-from airflow_provider_codegateway.batch.rows import Asker, Row
-from airflow_provider_codegateway.clip import MADE_BY, Clip, ClipSpec, S3Location
+from airflow_provider_codegateway.batch.rows import Row
+from airflow_provider_codegateway.clip import MADE_BY, Asker, Clip, ClipSpec, S3Location
 from airflow_provider_codegateway.exceptions import (
     Bought,
     BudgetExceeded,

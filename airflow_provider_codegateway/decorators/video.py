@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     SET_DURING_EXECUTION,
     DecoratedOperator,
     TaskDeferred,
-    task_decorator_factory,
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_1_PLUS
 
-from airflow_provider_codegateway.decorators.function import call, require_plain, type_name
+from airflow_provider_codegateway.decorators.function import FunctionOperator, make_decorator, type_name
 from airflow_provider_codegateway.exceptions import InvalidRequest, RenderOutcomeUnknown
 from airflow_provider_codegateway.inputs import describe, hide, show
 from airflow_provider_codegateway.models import PORTABLE
-from airflow_provider_codegateway.operators.base import HidesMedia, refuse_multiple_outputs
-from airflow_provider_codegateway.operators.video import RETURNS, GenerateVideoOperator
+from airflow_provider_codegateway.operators.base import HidesMedia
+from airflow_provider_codegateway.operators.video import GenerateVideoOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -39,13 +38,8 @@ RETURNABLE = (
 _SET_BY_FUNCTION = ("model", "prompt", "s3_key")
 
 
-class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
-    """Runs the function, once for each try, and renders what it returned.
-
-    :param python_callable: returns the prompt, or a dict of ``RETURNABLE`` arguments.
-    :param op_args: positional arguments for it.
-    :param op_kwargs: keyword arguments for it.
-    """
+class _GenerateVideoDecoratedOperator(FunctionOperator, GenerateVideoOperator):
+    """Renders what the function returned: the prompt, or a dict of ``RETURNABLE`` arguments."""
 
     template_fields: Sequence[str] = (
         *DecoratedOperator.template_fields,
@@ -56,28 +50,13 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
         **GenerateVideoOperator.template_fields_renderers,
     }
     custom_operator_name = "@task.generate_video"
-    if not hasattr(GenerateVideoOperator, "xcom_push"):
-        # The decorator of Airflow 3.0 asks for it, and the operator there has none. It does not push a single output.
-        xcom_push: Any = None
 
-    # An upstream task may well pass a presigned link or an image's bytes on.
-    op_args = HidesMedia()
-    op_kwargs = HidesMedia()
-
-    def __init__(
-        self,
-        *,
-        python_callable: Callable[..., Any],
-        op_args: Collection[Any] | None = None,
-        op_kwargs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        require_plain(python_callable, decorator="@task.generate_video")
+    def __init__(self, **kwargs: Any) -> None:
         for name in _SET_BY_FUNCTION:
             if name not in (kwargs.get("default_args") or {}):
                 kwargs.setdefault(name, SET_DURING_EXECUTION)
         self._given: dict[str, Any] = {}
-        super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
+        super().__init__(**kwargs)
         prompt: Any = self.prompt
         self._prompt_is_given &= prompt is not SET_DURING_EXECUTION
 
@@ -133,7 +112,7 @@ class _GenerateVideoDecoratedOperator(DecoratedOperator, GenerateVideoOperator):
 
         :raises InvalidRequest: it returned something else than a prompt or arguments.
         """
-        returned = call(self.python_callable, self.op_args, self.op_kwargs, context)
+        returned = self._call_function(context)
         function = f"{self.python_callable.__name__}()"
         if isinstance(returned, str):
             if not returned.strip():
@@ -169,11 +148,4 @@ def generate_video_task(python_callable: Callable[..., Any] | None = None, **kwa
     :param python_callable: the function. It runs in the worker, once for each try, before anything is bought.
     :param kwargs: arguments of ``GenerateVideoOperator`` and of Airflow's ``BaseOperator``.
     """
-    refuse_multiple_outputs(kwargs.pop("multiple_outputs", False), returns=RETURNS)
-    return task_decorator_factory(
-        python_callable=python_callable,
-        # A function annotated as returning a dict would else make Airflow expect a dict of the task.
-        multiple_outputs=False,
-        decorated_operator_class=_GenerateVideoDecoratedOperator,
-        **kwargs,
-    )
+    return make_decorator(_GenerateVideoDecoratedOperator, python_callable, **kwargs)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
+    AirflowSkipException,
     AirflowTaskTimeout,
     BaseOperator,
 )
 
 from airflow_provider_codegateway import metrics
-from airflow_provider_codegateway.clip import NO_RUN, TaskRun, identities
+from airflow_provider_codegateway.clip import NO_RUN, Asker, TaskRun, identities
 from airflow_provider_codegateway.exceptions import (
     Bought,
     CodeGatewayError,
     InvalidRequest,
     RenderOutcomeUnknown,
+    from_dict,
 )
 from airflow_provider_codegateway.inputs import hide
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_codegateway.gateway import BlockingCall
     from airflow_provider_codegateway.hooks.video import CodeGatewayVideoHook
+    from airflow_provider_codegateway.triggers.base import RenderingTrigger
+
+T = TypeVar("T")
 
 _FAILED_DEFERRAL = "__fail__"
 """What Airflow names as the method to resume with, when the trigger timed out or broke."""
@@ -62,14 +67,41 @@ class HidesMedia:
 class RenderingOperator(BaseOperator):
     """Connections, templates, deferral and kill of an operator that buys renders.
 
-    Subclasses have ``model``, ``codegateway_conn_id`` and ``aws_conn_id``.
+    Subclasses have ``model``, ``codegateway_conn_id``, ``aws_conn_id`` and ``deferrable``.
     """
+
+    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json", "fallbacks": "json"}
 
     model: str | None
     codegateway_conn_id: str
     aws_conn_id: str | None
+    deferrable: bool
+    image = HidesMedia()
+    parameters = HidesMedia()
+    fallbacks = HidesMedia()
+    returns: ClassVar[str]
+    """What the task returns, and where the rest is."""
     _call: BlockingCall | None = None
     _is_killed = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.refuse_multiple_outputs(getattr(self, "multiple_outputs", False))
+        # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
+        if getattr(self, "retry_policy", None) is None:
+            self.retry_policy = _default_retry_policy()
+
+    @classmethod
+    def refuse_multiple_outputs(cls, value: object) -> None:
+        """Airflow would fail the task after the purchase, on every try.
+
+        :raises InvalidRequest: they are wanted.
+        """
+        if value:
+            raise InvalidRequest(
+                f"multiple_outputs=True needs a task that returns a dict, and this one returns {cls.returns}. Leave it "
+                "out."
+            )
 
     @cached_property
     def hook(self) -> CodeGatewayVideoHook:
@@ -124,6 +156,9 @@ class RenderingOperator(BaseOperator):
         """
         self._resume(deferred or {})
         try:
+            match event:
+                case {"status": "failed", "error": dict(error)}:
+                    raise from_dict(error)
             return self._take_over(context, event, deferred or {})
         except CodeGatewayError as error:
             self._report(error, context)
@@ -152,7 +187,15 @@ class RenderingOperator(BaseOperator):
         raise NotImplementedError
 
     def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
+        """Hand over what an event brought that is no error."""
         raise NotImplementedError
+
+    def _not_understood(self, context: Context) -> RenderOutcomeUnknown:
+        # Triggerer and worker may run different versions while they are upgraded.
+        return self._unknown_outcome(
+            "The triggerer runs another version of this provider, and what it reported is not understood.",
+            context,
+        )
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
         """What became of renders of which nobody reported anything of use."""
@@ -165,19 +208,18 @@ class RenderingOperator(BaseOperator):
             if getattr(context.get("ti"), "try_number", 1) > 1:
                 self._tell_what_was_bought_before(error, context)
         self.log.error("%s", error.money)
-        if self.do_xcom_push and "ti" in context:
-            told: dict[str, Any] = {
-                "class": type(error).__name__,
-                "message": error.args[0],
-                "bought": error.money,
-            }
-            told |= self._place_of_failure()
-            if error.cost is not None:
-                told["cost"] = dict(error.cost)
-            try:
-                context["ti"].xcom_push(key="clip_error", value=told)
-            except Exception as failure:  # the error itself matters more
-                self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
+        told: dict[str, Any] = {
+            "class": type(error).__name__,
+            "message": error.args[0],
+            "bought": error.money,
+            **self._place_of_failure(),
+        }
+        if error.cost is not None:
+            told["cost"] = dict(error.cost)
+        try:
+            self._push("clip_error", told, context)
+        except Exception as failure:  # the error itself matters more
+            self.log.warning("The XCom 'clip_error' could not be written: %s", type(failure).__name__)
         if isinstance(error, AirflowFailException):
             # The author has something to change. The message says what, and our frames would only hide it.
             error.__suppress_context__ = True
@@ -193,10 +235,47 @@ class RenderingOperator(BaseOperator):
         """Make an error that comes before the purchase say what earlier tries bought."""
         raise NotImplementedError
 
+    def _push(self, key: str, value: dict[str, Any], context: Context) -> None:
+        if self.do_xcom_push and "ti" in context:
+            context["ti"].xcom_push(key=key, value=value)
+
+    def _push_estimate(self, estimate: dict[str, Any], words: str, context: Context) -> NoReturn:
+        """Push it and skip: what comes after needs a clip, and an asset event would announce one."""
+        if "ti" in context:
+            context["ti"].xcom_push(key="estimate", value=estimate)
+        raise AirflowSkipException(f"dry_run=True: {words}. Nothing was bought.")
+
+    def _defer_to(self, trigger: RenderingTrigger, deferred: dict[str, Any]) -> NoReturn:
+        """
+        :param deferred: plain values for the process that resumes. Airflow stores them, so they must hold nothing
+            secret.
+        """
+        self.defer(
+            trigger=trigger,
+            method_name="execute_complete",
+            kwargs={"deferred": deferred},
+            timeout=self.execution_timeout,
+        )
+        raise AssertionError("defer does not return")
+
+    def _render_here(self, work: Callable[[], Coroutine[Any, Any, T]], what: str) -> T:
+        """Render in this process.
+
+        :param what: was not done yet, should the task have been stopped.
+        :raises asyncio.CancelledError: the task was stopped from outside.
+        """
+        from airflow_provider_codegateway.gateway import BlockingCall
+
+        if self.deferrable:
+            self.log.info("Rendering in this process: only a task of its own in a DAG run can be deferred.")
+        self._call = BlockingCall()
+        self._require_not_killed(what)
+        return self._call.run(work())
+
     def _can_resume(self, context: Context) -> bool:
-        """Whether Airflow would resume this operator after a deferral: it resumes the task that it runs."""
+        """Whether to defer: Airflow resumes the task that it runs, and no operator inside of another one."""
         instance: Any = context.get("ti")
-        if instance is None:
+        if not self.deferrable or instance is None:
             return False
         running = getattr(instance, "task", self)
         is_ours = isinstance(running, RenderingOperator) or getattr(running, "is_mapped", False)
@@ -216,19 +295,7 @@ class RenderingOperator(BaseOperator):
             )
 
 
-def refuse_multiple_outputs(value: object, *, returns: str) -> None:
-    """Airflow would fail the task after the purchase, on every try.
-
-    :param returns: what the task returns instead, and where the rest is.
-    :raises InvalidRequest: they are wanted.
-    """
-    if value:
-        raise InvalidRequest(
-            f"multiple_outputs=True needs a task that returns a dict, and this one returns {returns}. Leave it out."
-        )
-
-
-def default_retry_policy() -> RetryPolicy | None:
+def _default_retry_policy() -> RetryPolicy | None:
     """The retry policy of a task whose author sets none; None where Airflow knows of no policies."""
     try:
         from airflow_provider_codegateway.retry_policy import CodeGatewayRetryPolicy
@@ -237,21 +304,16 @@ def default_retry_policy() -> RetryPolicy | None:
     return CodeGatewayRetryPolicy()
 
 
-def asked_by(context: Context) -> TaskRun:
-    """The task instance that is running, for the journal."""
+def asker_of(context: Context) -> Asker:
+    """Who asks: the task instance that is running."""
     instance: Any = context.get("ti")
     values = {name: getattr(instance, name, None) for name in ("dag_id", "task_id", "run_id")}
     index = getattr(instance, "map_index", None)
-    return TaskRun(
+    task = TaskRun(
         **{name: value for name, value in values.items() if isinstance(value, str)},
         map_index=index if isinstance(index, int) else None,
     )
-
-
-def requesters(context: Context) -> tuple[str, str | None]:
-    """Who asks for the clip, and how the first versions named them."""
-    instance: Any = context.get("ti")
-    dag_id, run_id = getattr(instance, "dag_id", None), getattr(instance, "run_id", None)
-    if not isinstance(dag_id, str) or not isinstance(run_id, str):
-        return NO_RUN, None
-    return identities(dag_id, instance.task_id, run_id, instance.map_index)
+    if task.dag_id is None or task.run_id is None:
+        return Asker(requester=NO_RUN, task=task)
+    requester, former = identities(task.dag_id, instance.task_id, task.run_id, instance.map_index)
+    return Asker(requester=requester, former_requester=former, task=task)

@@ -6,12 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from airflow.providers.common.compat.sdk import (
-    AirflowSkipException,
-    conf,
-)
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_codegateway import lineage, metrics
 from airflow_provider_codegateway.clip import (
@@ -28,7 +25,6 @@ from airflow_provider_codegateway.exceptions import (
     CodeGatewayError,
     InvalidRequest,
     RenderOutcomeUnknown,
-    from_dict,
 )
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import reveal
@@ -40,19 +36,11 @@ from airflow_provider_codegateway.models import (
     build_chain,
     placeholder,
 )
-from airflow_provider_codegateway.operators.base import (
-    HidesMedia,
-    RenderingOperator,
-    asked_by,
-    default_retry_policy,
-    refuse_multiple_outputs,
-    requesters,
-)
+from airflow_provider_codegateway.operators.base import RenderingOperator, asker_of
 from airflow_provider_codegateway.spec import (
-    checked_if_exists,
+    checked_choice,
+    checked_count,
     checked_max_cost,
-    checked_max_renders,
-    checked_on_mismatch,
     clip_mismatch,
     clip_spec,
     with_media,
@@ -68,8 +56,6 @@ if TYPE_CHECKING:
     from airflow_provider_codegateway.ledger import Entry
     from airflow_provider_codegateway.models import VideoRequest
     from airflow_provider_codegateway.preview import Preview
-
-RETURNS = "a key; the clip's facts are in the XCom 'clip'"
 
 
 class GenerateVideoOperator(RenderingOperator):
@@ -146,14 +132,11 @@ class GenerateVideoOperator(RenderingOperator):
         "fallbacks",
         "fallback_on",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json", "fallbacks": "json"}
     ui_color = "#e8e4f3"
     operator_extra_links = (ClipLink(),)
 
     model: str
-    image = HidesMedia()
-    parameters = HidesMedia()
-    fallbacks = HidesMedia()
+    returns = "a key; the clip's facts are in the XCom 'clip'"
 
     def __init__(
         self,
@@ -201,7 +184,7 @@ class GenerateVideoOperator(RenderingOperator):
         self.s3_key = s3_key
         self.s3_bucket = s3_bucket
         self.if_exists = if_exists
-        self.max_renders = checked_max_renders(max_renders)
+        self.max_renders = checked_count("max_renders", max_renders)
         self.codegateway_conn_id = codegateway_conn_id
         self.aws_conn_id = aws_conn_id
         self.ledger_prefix = ledger_prefix
@@ -217,25 +200,19 @@ class GenerateVideoOperator(RenderingOperator):
         self.sidecar_key = sidecar_key
         self.check_content = check_content
         self.deferrable = deferrable
-        checked_if_exists(if_exists)
-        checked_on_mismatch(on_mismatch)
+        checked_choice("if_exists", if_exists, get_args(IfExists))
+        checked_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
         if not isinstance(max_cost, str):
             checked_max_cost(max_cost)
-        refuse_multiple_outputs(getattr(self, "multiple_outputs", False), returns=RETURNS)
         self._prompt_is_given = prompt is not None and prompt != ""
         self._inputs: list[str] = []
         self._shown_requests: dict[str, Any] = {}
         self._clip: Clip | None = None
-        # Here rather than in kwargs, where `default_args` would not be seen; mapped tasks pass here too.
-        if getattr(self, "retry_policy", None) is None:
-            self.retry_policy = default_retry_policy()
 
     def _run(self, context: Context) -> str:
-        from airflow_provider_codegateway.gateway import BlockingCall
-
         self.hook.get_settings()  # before any image is fetched
         requests = self._requests()
-        spec = self._spec(requests, context)
+        spec = clip_spec(requests, {name: getattr(self, name) for name in TERMS}, asker_of(context))
         lineage.require_assets(self.outlets, spec.target)
         self._beside()  # refuses for free
         self._shown_requests = {each.model: each.shown() for each in requests}
@@ -244,19 +221,16 @@ class GenerateVideoOperator(RenderingOperator):
         purchase = self.hook.purchase(spec, s3=self._s3)
         if self.dry_run_only:
             self._estimate(purchase.preview(*requests), spec, context)
-        if self.deferrable and self._can_resume(context):
+        buying = f"it bought a clip for {spec.target.uri}"
+        if self._can_resume(context):
             clip = purchase.begin(*requests)
             if clip is None:
-                self._require_not_killed(f"it bought a clip for {spec.target.uri}")
+                self._require_not_killed(buying)
                 self._defer(spec)
             return self._hand_over(clip, context)
 
-        if self.deferrable:
-            self.log.info("Rendering in this process: only a task of its own in a DAG run can be deferred.")
-        self._call = BlockingCall()
-        self._require_not_killed(f"it bought a clip for {spec.target.uri}")
         try:
-            clip = self._call.run(purchase.complete(*requests))
+            clip = self._render_here(lambda: purchase.complete(*requests), buying)
         except asyncio.CancelledError:
             raise RenderOutcomeUnknown(
                 f"The task was stopped from outside while working on {spec.target.uri}. The ledger at "
@@ -265,7 +239,6 @@ class GenerateVideoOperator(RenderingOperator):
         return self._hand_over(clip, context)
 
     def _estimate(self, preview: Preview, spec: ClipSpec, context: Context) -> NoReturn:
-        """Push the estimate and skip: what comes after needs a clip, and an asset event would announce one."""
         from airflow_provider_codegateway.spend.prices import show_amount
 
         cheapest, dearest = preview.cheapest, preview.dearest
@@ -278,8 +251,6 @@ class GenerateVideoOperator(RenderingOperator):
         if spec.fallbacks:
             estimate["cheapest"] = cheapest and cheapest.as_dict()
             estimate["dearest"] = dearest and dearest.as_dict()
-        if "ti" in context:
-            context["ti"].xcom_push(key="estimate", value=estimate)
         if preview.is_paid:
             words = "nothing: the clip is paid for already"
         elif cheapest is None or dearest is None or cheapest.cost is None or dearest.cost is None:
@@ -287,28 +258,20 @@ class GenerateVideoOperator(RenderingOperator):
         else:
             amounts = dict.fromkeys(map(show_amount, (cheapest.cost.amount, dearest.cost.at_most)))
             words = f"{' to '.join(map(str, amounts))} {cheapest.cost.currency}"
-        raise AirflowSkipException(
-            f"dry_run=True: a clip for {spec.target.uri} would cost {words}. Nothing was bought."
-        )
+        self._push_estimate(estimate, f"a clip for {spec.target.uri} would cost {words}", context)
 
     def _take_over(self, context: Context, event: dict[str, Any], deferred: dict[str, Any]) -> str:
         match event:
             case {"status": "stored", "clip": dict(clip)} if Clip.is_dict_of(clip):
                 return self._hand_over(Clip.from_dict(clip), context)
-            case {"status": "failed", "error": dict(error)}:
-                raise from_dict(error)
             case {"status": "gone"}:
                 self.log.info("Another run settled the ledger entry. Looking for the clip.")
                 if found := self._find(deferred):
                     return self._hand_over(found, context)
                 return self._run(context)
-        # Triggerer and worker may run different versions while they are upgraded.
         if found := self._find(deferred):
             return self._hand_over(found, context)
-        raise self._unknown_outcome(
-            "The triggerer runs another version of this provider, and what it reported is not understood.",
-            context,
-        )
+        raise self._not_understood(context)
 
     def _read_ledger(self) -> tuple[S3Location, Entry]:
         from airflow_provider_codegateway.hooks.storage import s3_client
@@ -332,7 +295,7 @@ class GenerateVideoOperator(RenderingOperator):
         except Exception:  # whatever it is, the error that is reported matters more
             error.bought = Bought.PERHAPS
             return
-        if any(attempt.requester in requesters(context) for attempt in entry.attempts):
+        if _is_of_task(entry, context):
             error.bought = money(entry)
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
@@ -345,7 +308,7 @@ class GenerateVideoOperator(RenderingOperator):
             why = unread.args[0] if isinstance(unread, CodeGatewayError) else type(unread).__name__
             return RenderOutcomeUnknown(f"{reason} The ledger could not be read: {why}")
         # What others began at this key is theirs.
-        if not any(attempt.requester in requesters(context) for attempt in entry.attempts):
+        if not _is_of_task(entry, context):
             return RenderOutcomeUnknown(
                 f"{reason} The ledger at {at.uri} has no render of this task: its clip is in S3, or at another key, or "
                 "no render was begun."
@@ -365,16 +328,10 @@ class GenerateVideoOperator(RenderingOperator):
             **spec.as_arguments(),
         )
         self.log.info("Rendering %s for %s. No worker slot is used.", spec.model, spec.target.uri)
-        self.defer(
-            trigger=trigger,
-            method_name="execute_complete",
-            kwargs={"deferred": {**self._to_remember(), "trigger": trigger.serialize()[1]}},
-            timeout=self.execution_timeout,
-        )
-        raise AssertionError("defer does not return")
+        self._defer_to(trigger, {**self._to_remember(), "trigger": trigger.serialize()[1]})
 
     def _to_remember(self) -> dict[str, Any]:
-        """Plain values for the process that resumes. Airflow stores them, so they must hold nothing secret."""
+        """See ``_defer_to``."""
         remembered: dict[str, Any] = {"inputs": self._inputs}
         if self.sidecar_key:
             remembered["requests"] = self._shown_requests
@@ -404,19 +361,6 @@ class GenerateVideoOperator(RenderingOperator):
         checked_target(
             clip_location(self.s3_key, self.s3_bucket), self.ledger_prefix, self.s3_extra_args or {}
         )
-        return self._with_media(requests)
-
-    def _spec(self, requests: tuple[VideoRequest, ...], context: Context) -> ClipSpec:
-        requester, former_requester = requesters(context)
-        return clip_spec(
-            requests,
-            {name: getattr(self, name) for name in TERMS},
-            requester=requester,
-            former_requester=former_requester,
-            asked_by=asked_by(context),
-        )
-
-    def _with_media(self, requests: tuple[VideoRequest, ...]) -> tuple[VideoRequest, ...]:
         self._inputs = []
 
         def note(reference: str) -> None:
@@ -434,10 +378,8 @@ class GenerateVideoOperator(RenderingOperator):
         self._clip = clip
         metrics.clip_delivered(clip)
         lineage.collect_hook_lineage(self, self._inputs, clip)
-        if self.do_xcom_push and "ti" in context:
-            # The connection too: Airflow keeps the rendered arguments of the last runs only.
-            facts = {**clip.as_dict(), "aws_conn_id": self.aws_conn_id}
-            context["ti"].xcom_push(key="clip", value=facts)
+        # The connection too: Airflow keeps the rendered arguments of the last runs only.
+        self._push("clip", {**clip.as_dict(), "aws_conn_id": self.aws_conn_id}, context)
         self._require_match(clip)
         lineage.add_asset_events(self.outlets, context, clip)
         return clip.key
@@ -472,7 +414,7 @@ class GenerateVideoOperator(RenderingOperator):
             beside,
             request=self._shown_requests.get(clip.model)
             or self._shown_requests.get(str(len(clip.fallback or ()))),
-            asked_by=asdict(asked_by(context)),
+            asked_by=asdict(asker_of(context).task),
             upload_args=self.s3_extra_args or {},
             limits=self.hook.limits,
         )
@@ -490,3 +432,9 @@ class GenerateVideoOperator(RenderingOperator):
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What the OpenLineage provider asks for when the task has succeeded."""
         return None if self._clip is None else lineage.openlineage(self._inputs, self._clip)
+
+
+def _is_of_task(entry: Entry, context: Context) -> bool:
+    """Whether a render of an entry was begun by this task."""
+    asker = asker_of(context)
+    return any(each.requester in (asker.requester, asker.former_requester) for each in entry.attempts)

@@ -8,14 +8,12 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
-from airflow.providers.common.compat.sdk import (
-    AirflowSkipException,
-    conf,
-)
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_codegateway import lineage
 from airflow_provider_codegateway.clip import (
     DEFAULT_LEDGER_PREFIX,
+    Asker,
     IfExists,
     OnMismatch,
     S3Location,
@@ -31,7 +29,6 @@ from airflow_provider_codegateway.exceptions import (
     InvalidRequest,
     InvalidTarget,
     RenderOutcomeUnknown,
-    from_dict,
 )
 from airflow_provider_codegateway.get_provider_info import DEFAULT_CONNECTION_ID
 from airflow_provider_codegateway.inputs import hide, reveal
@@ -41,24 +38,19 @@ from airflow_provider_codegateway.models import PORTABLE, TERMS, Fallbacks
 from airflow_provider_codegateway.operators.base import (
     HidesMedia,
     RenderingOperator,
-    asked_by,
-    default_retry_policy,
-    refuse_multiple_outputs,
-    requesters,
+    asker_of,
 )
 from airflow_provider_codegateway.s3 import Problem, access_args, demanded_args, head_object, problem_of
+from airflow_provider_codegateway.spec import checked_choice, checked_count
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_codegateway.batch import Asker, Checked, Means, Summary
+    from airflow_provider_codegateway.batch import Checked, Means, Summary
 
 DEFAULT_FIELDS = ("model", *PORTABLE, *TERMS)
 """Arguments that are defaults for the rows."""
-
-
-RETURNS = "the manifest's URI; the counts are in the XCom 'batch'"
 
 
 class GenerateVideosOperator(RenderingOperator):
@@ -97,16 +89,13 @@ class GenerateVideosOperator(RenderingOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "requests": "json",
-        "parameters": "json",
-        "fallbacks": "json",
+        **RenderingOperator.template_fields_renderers,
     }
     ui_color = "#e8e4f3"
     operator_extra_links = (BatchLink(),)
 
     requests = HidesMedia()
-    image = HidesMedia()
-    parameters = HidesMedia()
-    fallbacks = HidesMedia()
+    returns = "the manifest's URI; the counts are in the XCom 'batch'"
 
     def __init__(
         self,
@@ -175,11 +164,7 @@ class GenerateVideosOperator(RenderingOperator):
         self.aws_conn_id = aws_conn_id
         self.dry_run_only = dry_run
         self.deferrable = deferrable
-        if asset_events not in ("batch", "clip"):
-            raise InvalidRequest(f"asset_events={asset_events!r} is not supported. Use 'batch' or 'clip'.")
-        refuse_multiple_outputs(getattr(self, "multiple_outputs", False), returns=RETURNS)
-        if getattr(self, "retry_policy", None) is None:
-            self.retry_policy = default_retry_policy()
+        checked_choice("asset_events", asset_events, ("batch", "clip"))
 
     def _do_render_template_fields(
         self,
@@ -203,14 +188,13 @@ class GenerateVideosOperator(RenderingOperator):
             rows_location,
             store_rows,
         )
-        from airflow_provider_codegateway.gateway import BlockingCall
 
         manifest = manifest_location(self.result_path)
         Tolerance.parse(self.tolerated_failures)
-        max_active = self._checked_max_active()
+        max_active = checked_count("max_active", self.max_active)
         means = self.hook.means(s3=self._s3, max_active=max_active)
         lineage.require_assets(self.outlets, manifest)
-        asker = self._asker(context)
+        asker = asker_of(context)
         own = self._own_files()
         checked = self._checked(means, own)
         with checked.rows as rows:
@@ -228,12 +212,8 @@ class GenerateVideosOperator(RenderingOperator):
                 manifest.uri,
             )
             self._require_not_killed("the batch was begun")
-            if self.deferrable and self._can_resume(context):
+            if self._can_resume(context):
                 self._defer(max_active, asker, rows.digest())
-            if self.deferrable:
-                self.log.info(
-                    "Rendering in this process: only a task of its own in a DAG run can be deferred."
-                )
             batch = Batch(
                 rows,
                 means,
@@ -243,10 +223,8 @@ class GenerateVideosOperator(RenderingOperator):
                 put_args=self._put_args,
                 limits=self.hook.limits,
             )
-            self._call = BlockingCall()
-            self._require_not_killed("the batch was begun")
             try:
-                summary = self._call.run(batch.run())
+                summary = self._render_here(batch.run, "the batch was begun")
             except asyncio.CancelledError:
                 raise self._incomplete(batch.summary, "The task was stopped from outside.") from None
         return self._hand_over(summary, context)
@@ -351,29 +329,13 @@ class GenerateVideosOperator(RenderingOperator):
         currency = means.account.settings.currency
         at_most = None if currency is None else show_amount(cost)
         estimate = {"renders": renders, "at_most": at_most, "currency": currency}
-        if "ti" in context:
-            context["ti"].xcom_push(key="estimate", value=estimate)
         words = (
             "an amount that the price list does not tell"
             if at_most is None
             else f"at most {at_most} {currency}"
         )
         count = "1 render" if renders == 1 else f"{renders:,} renders"
-        raise AirflowSkipException(f"dry_run=True: {count} would cost {words}. Nothing was bought.")
-
-    def _checked_max_active(self) -> int:
-        value: Any = self.max_active
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidRequest(f"max_active must be an integer of 1 or more, not {self.max_active!r}.")
-        return value
-
-    def _asker(self, context: Context) -> Asker:
-        from airflow_provider_codegateway.batch import Asker
-
-        requester, former_requester = requesters(context)
-        return Asker(requester=requester, former_requester=former_requester, task=asked_by(context))
+        self._push_estimate(estimate, f"{count} would cost {words}", context)
 
     @property
     def _put_args(self) -> dict[str, Any]:
@@ -393,13 +355,7 @@ class GenerateVideosOperator(RenderingOperator):
             put_args=self._put_args,
             rows_digest=rows_digest,
         )
-        self.defer(
-            trigger=trigger,
-            method_name="execute_complete",
-            kwargs={"deferred": {"result_path": self.result_path}},
-            timeout=self.execution_timeout,
-        )
-        raise AssertionError("defer does not return")
+        self._defer_to(trigger, {"result_path": self.result_path})
 
     def _resume(self, deferred: dict[str, Any]) -> None:
         self.result_path = deferred.get("result_path", self.result_path)
@@ -410,12 +366,7 @@ class GenerateVideosOperator(RenderingOperator):
         match event:
             case {"status": "ended", "summary": {"manifest": str(), "requests": int()} as summary}:
                 return self._hand_over(Summary.from_dict(summary), context)
-            case {"status": "failed", "error": dict(error)}:
-                raise from_dict(error)
-        raise self._unknown_outcome(
-            "The triggerer runs another version of this provider, and what it reported is not understood.",
-            context,
-        )
+        raise self._not_understood(context)
 
     def _unknown_outcome(self, reason: str, context: Context) -> RenderOutcomeUnknown:
         from airflow_provider_codegateway.batch import manifest_location
@@ -447,10 +398,8 @@ class GenerateVideosOperator(RenderingOperator):
         self.log.info(
             "%s rows: %s. The manifest is at %s.", f"{summary.requests:,}", summary, summary.manifest
         )
-        if self.do_xcom_push and "ti" in context:
-            # The connection too: Airflow keeps the rendered arguments of the last runs only.
-            value = {**summary.as_dict(), "aws_conn_id": self.aws_conn_id}
-            context["ti"].xcom_push(key="batch", value=value)
+        # The connection too: Airflow keeps the rendered arguments of the last runs only.
+        self._push("batch", {**summary.as_dict(), "aws_conn_id": self.aws_conn_id}, context)
         tolerance = Tolerance.parse(self.tolerated_failures)
         if not tolerance.allows(summary.without_clip, summary.requests):
             raise self._incomplete(summary, f"tolerated_failures={self.tolerated_failures} allows fewer.")

@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from airflow_provider_codegateway.batch import (
-    Asker,
-    Batch,
-    LineFile,
-    manifest_location,
-    rows_location,
-)
-from airflow_provider_codegateway.clip import TaskRun
+from airflow_provider_codegateway.batch import Batch, LineFile, manifest_location, rows_location
+from airflow_provider_codegateway.clip import Asker, TaskRun
 from airflow_provider_codegateway.exceptions import (
     Bought,
     CodeGatewayError,
