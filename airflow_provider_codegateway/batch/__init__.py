@@ -1,6 +1,6 @@
 """Many clips in one task: rows are checked whole, rendered side by side, and listed in a manifest."""
 
-from airflow_provider_codegateway.batch.folder import store_rows
+from airflow_provider_codegateway.batch.folder import mark_of, store_rows
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.batch.result import (
     Summary,
@@ -30,6 +30,7 @@ __all__ = [
     "count_missing",
     "is_paid",
     "manifest_location",
+    "mark_of",
     "progress_beside",
     "read_requests",
     "rows_location",

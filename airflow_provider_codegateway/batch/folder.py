@@ -33,13 +33,13 @@ def store_rows(
     run = hashlib.sha256(names).hexdigest()[:16]
     mark = f"{run}-{task.map_index}"
     for _ in range(_ATTEMPTS):
-        found = _mark_of(s3, at, put_args)
+        found = mark_of(s3, at, put_args)
         _require_own(found, mark, at)
         is_absent = found is None
         if not rows.upload(s3, at, put_args=put_args, metadata={_SHARD: mark}, only_if_absent=is_absent):
             continue  # another one has just created it: look whose it is
         if not is_absent:  # over the rows of an earlier run, which others may replace as well
-            _require_own(_mark_of(s3, at, put_args), mark, at)
+            _require_own(mark_of(s3, at, put_args), mark, at)
         return
     raise StorageUnavailable(f"S3 could not write the batch at {at.uri} (it is there, and is not).")
 
@@ -56,7 +56,7 @@ def _require_own(found: str | None, mark: str, at: S3Location) -> None:
         )
 
 
-def _mark_of(s3: S3Client, at: S3Location, put_args: Mapping[str, Any]) -> str | None:
+def mark_of(s3: S3Client, at: S3Location, put_args: Mapping[str, Any]) -> str | None:
     """Whose rows are there; None if there are none."""
     try:
         head = head_object(s3, at, **access_args(s3, "HeadObject", put_args))

@@ -7,12 +7,12 @@ import json
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_codegateway.clip import S3Location
-from airflow_provider_codegateway.exceptions import InvalidTarget
+from airflow_provider_codegateway.exceptions import CodeGatewayError, InvalidTarget
 from airflow_provider_codegateway.s3 import Problem, access_args, problem_of, storage_error
 
 if TYPE_CHECKING:
@@ -111,16 +111,17 @@ class LineFile:
         """
         lines = cls()
         try:
-            body = s3.get_object(Bucket=at.bucket, Key=at.key, **access_args(s3, "GetObject", upload_args))[
-                "Body"
-            ]
-            while block := body.read(_BLOCK):
-                lines._take(block)
-        except Exception as error:
+            fetch(
+                s3,
+                at,
+                lines._take,
+                doing="read the batch",
+                missing=InvalidTarget(f"{at.uri} does not exist: it was deleted. Clear the task."),
+                args=access_args(s3, "GetObject", upload_args),
+            )
+        except BaseException:
             lines.close()
-            if problem_of(error) is Problem.NOT_FOUND:
-                raise InvalidTarget(f"{at.uri} does not exist: it was deleted. Clear the task.") from None
-            raise storage_error(error, doing="read the batch", at=at, permission="s3:GetObject") from error
+            raise
         return lines
 
     def _take(self, block: bytes) -> None:
@@ -129,3 +130,27 @@ class LineFile:
         at = -1
         while (at := block.find(b"\n", at + 1)) >= 0:
             self._starts.append(begun + at + 1)
+
+
+def fetch(
+    s3: S3Client,
+    at: S3Location,
+    take: Callable[[bytes], object],
+    *,
+    doing: str,
+    missing: CodeGatewayError,
+    args: Mapping[str, Any],
+) -> None:
+    """Take an object, block by block.
+
+    :param doing: see ``s3.storage_error``.
+    :param missing: what to raise if there is none.
+    """
+    try:
+        body = s3.get_object(Bucket=at.bucket, Key=at.key, **args)["Body"]
+        while block := body.read(_BLOCK):
+            take(block)
+    except Exception as error:
+        if problem_of(error) is Problem.NOT_FOUND:
+            raise missing from None
+        raise storage_error(error, doing=doing, at=at, permission="s3:GetObject") from error

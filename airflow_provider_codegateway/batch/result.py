@@ -108,10 +108,6 @@ class Progress:
     spent: str
     seconds_left: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
     def __str__(self) -> str:
         words = (
             f"{self.stored:,} stored, {self.failed:,} failed, {self.in_flight:,} in flight, {self.waiting:,} waiting; "
@@ -159,22 +155,11 @@ class Tolerance:
         return failures <= (self.bound if isinstance(self.bound, int) else self.bound * rows)
 
 
-def result_folder(result_path: object) -> S3Location:
-    """The folder of a batch's result.
-
-    :raises InvalidRequest: it is not an ``s3://`` URI.
-    """
-    location = split_uri(result_path.strip()) if isinstance(result_path, str) else None
-    if location is None or not location.bucket:
-        raise InvalidRequest(
-            f"result_path={result_path!r} is not a folder in S3. Use a URI such as 's3://bucket/spring/'."
-        )
-    key = location.key.strip("/")
-    return S3Location(location.bucket, f"{key}/" if key else "")
-
-
 def manifest_location(result_path: object) -> S3Location:
-    """Where the manifest goes."""
+    """Where the manifest goes.
+
+    :raises InvalidRequest: ``result_path`` is not an ``s3://`` URI.
+    """
     return _below(result_path, "manifest.jsonl")
 
 
@@ -189,5 +174,10 @@ def progress_beside(manifest: S3Location) -> S3Location:
 
 
 def _below(result_path: object, name: str) -> S3Location:
-    folder = result_folder(result_path)
-    return S3Location(folder.bucket, folder.key + name)
+    location = split_uri(result_path.strip()) if isinstance(result_path, str) else None
+    if location is None or not location.bucket:
+        raise InvalidRequest(
+            f"result_path={result_path!r} is not a folder in S3. Use a URI such as 's3://bucket/spring/'."
+        )
+    folder = location.key.strip("/")
+    return S3Location(location.bucket, f"{folder}/{name}" if folder else name)

@@ -13,9 +13,9 @@ from decimal import Decimal
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-from airflow_provider_codegateway.batch.lines import LineFile
+from airflow_provider_codegateway.batch.lines import LineFile, fetch
 from airflow_provider_codegateway.clip import (
     Asker,
     ClipSpec,
@@ -45,7 +45,6 @@ from airflow_provider_codegateway.models.table import (
     plain,
     unknown_field,
 )
-from airflow_provider_codegateway.s3 import Problem, problem_of, storage_error
 from airflow_provider_codegateway.spec import (
     checked_choice,
     checked_count,
@@ -56,7 +55,7 @@ from airflow_provider_codegateway.spec import (
     read_media,
 )
 from airflow_provider_codegateway.spend import Account
-from airflow_provider_codegateway.spend.prices import PricedRender
+from airflow_provider_codegateway.spend.prices import PricedRender, cost_of_chain
 from airflow_provider_codegateway.transfer import require_upload_args
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ _TOGETHER = 64
 """Rows whose media are looked at together."""
 _READERS = 8
 """Threads for that."""
-_BLOCK = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +182,17 @@ def _read_object(uri: str, s3: S3Client, upload_args: Mapping[str, Any]) -> Iter
             "'s3://bucket/rows.jsonl', or a list of dicts."
         )
     with tempfile.TemporaryFile() as file:
-        _download(s3, at, file, paying_for(upload_args))
+        fetch(
+            s3,
+            at,
+            file.write,
+            doing="read the requests",
+            missing=InvalidRequest(
+                f"requests={at.uri!r} does not exist. Correct the URI, or upload the file."
+            ),
+            args=paying_for(upload_args),
+        )
+        file.seek(0)
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:
             yield from csv_rows(text) if kind == "csv" else json_rows(text)
@@ -192,20 +200,6 @@ def _read_object(uri: str, s3: S3Client, upload_args: Mapping[str, Any]) -> Iter
             raise InvalidRequest(f"{at.uri} is not UTF-8 ({error.reason}). Store it as UTF-8.") from None
         except csv.Error as error:
             raise InvalidRequest(f"{at.uri} is not CSV ({error}). Correct the file.") from None
-
-
-def _download(s3: S3Client, at: S3Location, file: IO[bytes], args: dict[str, Any]) -> None:
-    try:
-        body = s3.get_object(Bucket=at.bucket, Key=at.key, **args)["Body"]
-        while block := body.read(_BLOCK):
-            file.write(block)
-    except Exception as error:
-        if problem_of(error) is Problem.NOT_FOUND:
-            raise InvalidRequest(
-                f"requests={at.uri!r} does not exist. Correct the URI, or upload the file."
-            ) from None
-        raise storage_error(error, doing="read the requests", at=at, permission="s3:GetObject") from error
-    file.seek(0)
 
 
 # Checking.
@@ -382,10 +376,8 @@ class _Checker:
     def _worst_cost(self, requests: Sequence[VideoRequest], spec: ClipSpec) -> Decimal | None:
         """What the render costs at most, by whichever model of the chain; None if one has no price."""
         max_cost = None if spec.max_cost is None else Decimal(spec.max_cost)
-        costs = [self._account.check(request.body(), max_cost=max_cost) for request in requests]
-        amounts = [None if cost is None else cost.at_most for cost in costs]
-        known = [amount for amount in amounts if amount is not None]
-        return max(known) if len(known) == len(amounts) else None
+        cost = cost_of_chain([self._account.check(request.body(), max_cost=max_cost) for request in requests])
+        return None if cost is None else cost.at_most
 
     def _make_key(self, given: Mapping[str, Any], arguments: dict[str, Any], problems: list[str]) -> None:
         values = {name: _as_id(given.get(name, arguments.get(name))) for name in self._key_fields}
@@ -475,16 +467,15 @@ def count_missing(
 
     :param is_paid: whether the clip of a row is in place, or bought already.
     """
-    renders, at_most = 0, Decimal(0)
-    unpriced = False
+    renders = 0
+    at_most: Decimal | None = Decimal(0)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="codegateway-look") as pool:
         valid = (row for row in rows if not row.problems)
         while some := list(islice(valid, _TOGETHER)):
             for row, paid in zip(some, pool.map(is_paid, some), strict=True):
                 if not paid:
                     renders += 1
-                    costs = [account.cost(body) for body in row.chain or [row.priced_body]]
-                    known = [cost.at_most for cost in costs if cost and cost.at_most is not None]
-                    unpriced |= len(known) < len(costs)
-                    at_most += max(known, default=Decimal(0))
-    return renders, None if unpriced else at_most
+                    cost = cost_of_chain([account.cost(body) for body in row.chain or [row.priced_body]])
+                    if at_most is not None:
+                        at_most = None if cost is None or cost.at_most is None else at_most + cost.at_most
+    return renders, at_most

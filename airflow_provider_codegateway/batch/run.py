@@ -14,9 +14,9 @@ import time
 import uuid
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +180,7 @@ class Batch:
         under_way: set[asyncio.Task[None]] = set()
         reporting = asyncio.create_task(self._report_progress())
         try:
-            for row in self._all_rows():
+            for row in map(Row.from_dict, self._rows):
                 if row.problems:
                     self._tally.skipped += 1
                     self._keep(row, "refused", error=InvalidRequest(list(row.problems)))
@@ -203,13 +203,6 @@ class Batch:
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait(set(under_way))
         log.info("%s", self._progress())
-
-    def _all_rows(self) -> Iterator[Row]:
-        for number in range(len(self._rows)):
-            yield self._row(number)
-
-    def _row(self, index: int) -> Row:
-        return Row.from_dict(self._rows[index])
 
     # One row.
 
@@ -290,7 +283,7 @@ class Batch:
 
     def _open(self, row: Row) -> tuple[Purchase, Clip | None]:
         """Refuse for free, and open the ledger entry. The request, with its media, is not kept after that."""
-        whole = self._row(row.index)
+        whole = Row.from_dict(self._rows[row.index])
         requests = with_media(whole.requests(), self._means.s3, whole.upload_args)
         purchase = self._means.purchase(whole.spec(requests, self._asker))
         return purchase, purchase.begin(*requests)
@@ -299,10 +292,8 @@ class Batch:
         """Whether it is a budget of the connection that has no room, and not the row's own ``max_cost``."""
         try:
             self._means.account.require_room(row.priced_body, asked_by=self._asker.task)
-        except BudgetExceeded:
-            return True
-        except CodeGatewayError:
-            return False
+        except CodeGatewayError as error:
+            return isinstance(error, BudgetExceeded)
         return False
 
     # Results.
@@ -321,13 +312,14 @@ class Batch:
 
     async def _fail(self, row: Row, error: CodeGatewayError) -> None:
         log.warning("%s", error)
-        spent = await to_the_end("ledger", self._count_renders, row, error.bought)
-        self._keep(
-            row, status_of(error), error=error, bought=spent.bought, perhaps=spent.perhaps, model=spent.model
-        )
+        bought, perhaps, model = await to_the_end("ledger", self._count_renders, row, error.bought)
+        self._keep(row, status_of(error), error=error, bought=bought, perhaps=perhaps, model=model)
 
-    def _count_renders(self, row: Row, said: Bought) -> _Spent:
-        """What this run has begun for a row that has no clip, by the row's ledger entry; else by the error."""
+    def _count_renders(self, row: Row, said: Bought) -> tuple[int, int, str | None]:
+        """What this run has begun for a row that has no clip, by the row's ledger entry; else by the error.
+
+        :return: renders that are known to be paid, those that perhaps are, and of which model, if it is not the first.
+        """
         purchase = self._active.get(row.index)
         if purchase is not None:
             try:
@@ -338,8 +330,8 @@ class Batch:
                 if attempts or said is Bought.NO or not purchase.ledger.owner:
                     bought = sum(each.rendered is not None for each in attempts)
                     turn = attempts[-1].turn if attempts else None
-                    return _Spent(bought, len(attempts) - bought, turn.model if turn else None)
-        return _Spent(int(said is Bought.YES), int(said is Bought.PERHAPS))
+                    return bought, len(attempts) - bought, turn.model if turn else None
+        return int(said is Bought.YES), int(said is Bought.PERHAPS), None
 
     def _is_ours(self, requester: str) -> bool:
         return requester in (self._asker.requester, self._asker.former_requester)
@@ -412,7 +404,7 @@ class Batch:
             log.info("%s is that of another attempt by now.", self._manifest.uri)
             return
         with LineFile() as lines:
-            for row in self._all_rows():
+            for row in map(Row.from_dict, self._rows):
                 number = self._result_of[row.index]
                 if number >= 0:
                     lines.append(self._results[number])
@@ -457,7 +449,7 @@ class Batch:
             self._means.s3.put_object(
                 Bucket=at.bucket,
                 Key=at.key,
-                Body=json.dumps(self._progress().as_dict()).encode(),
+                Body=json.dumps(asdict(self._progress())).encode(),
                 ContentType="application/json",
                 Metadata={MADE_BY: self._asker.requester},
                 **self._put_args,
@@ -485,16 +477,6 @@ class Batch:
             spent=self._tally.spent(),
             seconds_left=(time.monotonic() - self._begun_at) * rest / ended if is_known else None,
         )
-
-
-@dataclass(frozen=True)
-class _Spent:
-    """Renders that this run has begun for a row: known to be paid, perhaps paid, and of which model, if it is not the
-    first."""
-
-    bought: int
-    perhaps: int
-    model: str | None = None
 
 
 class _Tally:

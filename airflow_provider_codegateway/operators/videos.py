@@ -40,7 +40,7 @@ from airflow_provider_codegateway.operators.base import (
     RenderingOperator,
     asker_of,
 )
-from airflow_provider_codegateway.s3 import Problem, access_args, demanded_args, head_object, problem_of
+from airflow_provider_codegateway.s3 import demanded_args
 from airflow_provider_codegateway.spec import checked_choice, checked_count
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
@@ -378,16 +378,16 @@ class GenerateVideosOperator(RenderingOperator):
 
     def _tell_what_was_bought_before(self, error: CodeGatewayError, context: Context) -> None:
         """By whether an earlier try stored its rows, which it does before anything is bought."""
-        from airflow_provider_codegateway.batch import manifest_location, rows_location
+        from airflow_provider_codegateway.batch import manifest_location, mark_of, rows_location
 
         try:
-            rows, args = rows_location(self.result_path), access_args(self._s3, "HeadObject", self._put_args)
-            head_object(self._s3, rows, **args)
+            has_rows = mark_of(self._s3, rows_location(self.result_path), self._put_args) is not None
         except InvalidRequest:  # there is no such place
+            has_rows = False
+        except Exception:  # whatever it is, the error that is reported matters more
+            has_rows = True
+        if not has_rows:
             return
-        except Exception as unread:  # whatever it is, the error that is reported matters more
-            if problem_of(unread) is Problem.NOT_FOUND:
-                return
         error.bought = Bought.PERHAPS
         manifest = manifest_location(self.result_path)
         error.args = (f"{error.args[0]} What was bought before is in {manifest.uri}, or the journal.",)
