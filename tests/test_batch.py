@@ -931,7 +931,7 @@ def test_nobody_is_sent_to_the_manifest_of_another_batch(
     events: dict[str, Any], run: Run, gateway: Emulator, s3: S3Client, bucket: str
 ) -> None:
     """It was replaced before the task resumed: the task says so, and what was bought."""
-    operator = run.operator(rows(1), deferrable=True, **events)
+    operator = run.operator(rows(2), deferrable=True, **events)
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(run.context)
     event = asyncio.run(first_event(deferred.value.trigger))
@@ -939,8 +939,8 @@ def test_nobody_is_sent_to_the_manifest_of_another_batch(
     s3.put_object(Bucket=bucket, Key="result/manifest.jsonl", Body=json.dumps(other).encode() + b"\n")
     with pytest.raises(InvalidTarget, match="is the manifest of another batch by now") as refused:
         operator.execute_complete(run.context, event)
-    assert refused.value.bought is Bought.YES
-    assert run.summary["stored"] == gateway.billed == 1
+    assert refused.value.money == "2 renders were bought."
+    assert run.summary["stored"] == gateway.billed == 2
 
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", "requests.jsonl", "progress.json"])

@@ -387,7 +387,7 @@ class Batch:
             except CodeGatewayError as error:
                 if not isinstance(error, StorageUnavailable) or time.monotonic() + pause > give_up_at:
                     if self._tally.bought or self._tally.perhaps:
-                        error.bought = Bought.YES if self._tally.bought else Bought.PERHAPS
+                        error.count(self._tally.bought, self._tally.perhaps)
                     raise
                 log.error("The manifest could not be written yet: %s", error.args[0])
             time.sleep(pause)

@@ -407,7 +407,7 @@ class GenerateVideosOperator(RenderingOperator):
             self._announce(summary, context)
         except CodeGatewayError as error:
             if summary.renders_bought or summary.renders_unknown:
-                error.bought = Bought.YES if summary.renders_bought else Bought.PERHAPS
+                error.count(summary.renders_bought, summary.renders_unknown)
             raise
         return summary.manifest
 
