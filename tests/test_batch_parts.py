@@ -55,7 +55,7 @@ def test_lines_pass_through_s3(size: int, s3: S3Client, bucket: str) -> None:
         for value in values:
             lines.append(value)
         lines.upload(s3, at, put_args={})
-    with LineFile.download(s3, at) as found:
+    with LineFile.download(s3, at, {}) as found:
         assert list(found) == values
     body = s3.get_object(Bucket=bucket, Key="lines.jsonl")["Body"].read()
     assert [json.loads(line) for line in body.splitlines()] == values
@@ -64,7 +64,7 @@ def test_lines_pass_through_s3(size: int, s3: S3Client, bucket: str) -> None:
 def test_lines_that_were_deleted_are_missed(s3: S3Client, bucket: str) -> None:
     """With what to do."""
     with pytest.raises(InvalidTarget, match="was deleted"):
-        LineFile.download(s3, S3Location(bucket, "none.jsonl"))
+        LineFile.download(s3, S3Location(bucket, "none.jsonl"), {})
 
 
 @given(

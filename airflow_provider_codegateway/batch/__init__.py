@@ -9,26 +9,18 @@ from airflow_provider_codegateway.batch.result import (
     progress_beside,
     rows_location,
 )
-from airflow_provider_codegateway.batch.rows import (
-    Checked,
-    Row,
-    check_rows,
-    count_missing,
-    read_requests,
-)
-from airflow_provider_codegateway.batch.run import Batch, Means, is_paid
+from airflow_provider_codegateway.batch.rows import Checked, check_rows, read_requests
+from airflow_provider_codegateway.batch.run import Batch, Means, count_missing
 
 __all__ = [
     "Batch",
     "Checked",
     "LineFile",
     "Means",
-    "Row",
     "Summary",
     "Tolerance",
     "check_rows",
     "count_missing",
-    "is_paid",
     "manifest_location",
     "mark_of",
     "progress_beside",

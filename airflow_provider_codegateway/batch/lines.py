@@ -8,7 +8,6 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_codegateway.clip import S3Location
@@ -100,9 +99,7 @@ class LineFile:
         return True
 
     @classmethod
-    def download(
-        cls, s3: S3Client, at: S3Location, upload_args: Mapping[str, Any] = MappingProxyType({})
-    ) -> Self:
+    def download(cls, s3: S3Client, at: S3Location, upload_args: Mapping[str, Any]) -> Self:
         """The inverse of ``upload``.
 
         :param upload_args: what the object was uploaded with.

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from functools import partial
 from itertools import islice
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from airflow_provider_codegateway.batch.lines import LineFile, fetch
 from airflow_provider_codegateway.clip import (
@@ -61,10 +60,12 @@ from airflow_provider_codegateway.transfer import require_upload_args
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-_TOGETHER = 64
-"""Rows whose media are looked at together."""
+T = TypeVar("T")
+
 _READERS = 8
-"""Threads for that."""
+"""Threads that look at rows."""
+_TOGETHER = 64
+"""Rows that they look at together: a pool would take all of them at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +152,7 @@ class Row:
 # Reading.
 
 
-def read_requests(
-    requests: object, s3: S3Client, upload_args: Mapping[str, Any] = MappingProxyType({})
-) -> Iterator[Any]:
+def read_requests(requests: object, s3: S3Client, upload_args: Mapping[str, Any]) -> Iterator[Any]:
     """Each row as it was written: a dict, or whatever else it is.
 
     :param requests: a list of dicts, or the ``s3://`` URI of a ``.jsonl`` or ``.csv`` object.
@@ -200,6 +199,13 @@ def _read_object(uri: str, s3: S3Client, upload_args: Mapping[str, Any]) -> Iter
             raise InvalidRequest(f"{at.uri} is not UTF-8 ({error.reason}). Store it as UTF-8.") from None
         except csv.Error as error:
             raise InvalidRequest(f"{at.uri} is not CSV ({error}). Correct the file.") from None
+
+
+def look_at_each(look: Callable[[Row], T], rows: Iterator[Row]) -> Iterator[T]:
+    """What is seen of each row, in their order, by a few threads."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="codegateway-look") as pool:
+        while some := list(islice(rows, _TOGETHER)):
+            yield from pool.map(look, some)
 
 
 # Checking.
@@ -249,18 +255,15 @@ def check_rows(
     """
     checker = _Checker(defaults, s3, account, own, connect)
     checked = Checked(LineFile())
-    numbered = enumerate(raw)
+    begun = (checker.begin(index, values) for index, values in enumerate(raw))
     try:
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="codegateway-media") as pool:
-            while some := list(islice(numbered, _TOGETHER)):
-                begun = [checker.begin(index, values) for index, values in some]
-                for row, cost in pool.map(checker.finish, begun):
-                    checked.rows.append(row.as_dict())
-                    if row.problems:
-                        checked.invalid += 1
-                        checked.problems += [f"{row.name}: {problem}" for problem in row.problems]
-                    else:
-                        checked.priced(cost)
+        for row, cost in look_at_each(checker.finish, begun):
+            checked.rows.append(row.as_dict())
+            if row.problems:
+                checked.invalid += 1
+                checked.problems += [f"{row.name}: {problem}" for problem in row.problems]
+            else:
+                checked.priced(cost)
     except BaseException:
         checked.rows.close()
         raise
@@ -458,24 +461,3 @@ def _check_terms(arguments: dict[str, Any], problems: list[str]) -> None:
                 arguments[name] = checked(arguments[name])
         except InvalidRequest as error:
             problems += error.problems
-
-
-def count_missing(
-    rows: Iterable[Row], *, is_paid: Callable[[Row], bool], account: Account
-) -> tuple[int, Decimal | None]:
-    """How many renders are still to be bought, and what they cost at most.
-
-    :param is_paid: whether the clip of a row is in place, or bought already.
-    """
-    renders = 0
-    at_most: Decimal | None = Decimal(0)
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="codegateway-look") as pool:
-        valid = (row for row in rows if not row.problems)
-        while some := list(islice(valid, _TOGETHER)):
-            for row, paid in zip(some, pool.map(is_paid, some), strict=True):
-                if not paid:
-                    renders += 1
-                    cost = cost_of_chain([account.cost(body) for body in row.chain or [row.priced_body]])
-                    if at_most is not None:
-                        at_most = None if cost is None or cost.at_most is None else at_most + cost.at_most
-    return renders, at_most

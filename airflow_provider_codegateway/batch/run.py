@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_codegateway.batch.lines import LineFile
 from airflow_provider_codegateway.batch.pace import Pace, Stopped
 from airflow_provider_codegateway.batch.result import Progress, Status, Summary, progress_beside, status_of
-from airflow_provider_codegateway.batch.rows import Row
+from airflow_provider_codegateway.batch.rows import Row, look_at_each
 from airflow_provider_codegateway.clip import MADE_BY, Asker, Clip, ClipSpec, S3Location
 from airflow_provider_codegateway.exceptions import (
     Bought,
@@ -38,12 +38,12 @@ from airflow_provider_codegateway.exceptions import (
     StorageUnavailable,
 )
 from airflow_provider_codegateway.gateway import StoppedUnsent
-from airflow_provider_codegateway.limits import LIMITS, Limits
+from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.s3 import access_args, error_words, head_object, storage_error
 from airflow_provider_codegateway.spec import clip_mismatch, with_media
 from airflow_provider_codegateway.spend import Account, Cost
-from airflow_provider_codegateway.spend.prices import show_amount
+from airflow_provider_codegateway.spend.prices import cost_of_chain, show_amount
 from airflow_provider_codegateway.threads import to_the_end
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Means:
     :param s3: a boto3 client for the clips, their ledgers and inputs, and the manifest.
     :param purchase: makes the purchase of one clip. Its gateway repeats nothing by itself, but for a clip with
         fallbacks: they come after its retries.
+    :param max_active: how many rows may be under way at a time.
     :param retries: how often a refusal for now is followed by another attempt.
     :param deadline: seconds for one call of the gateway.
     :param on_clip: is told of each clip that is there.
@@ -75,7 +76,9 @@ class Means:
     account: Account
     retries: int
     deadline: float
-    on_clip: Callable[[Clip], None] = lambda clip: None
+    on_clip: Callable[[Clip], None]
+    max_active: int
+    limits: Limits
 
 
 class Batch:
@@ -83,7 +86,6 @@ class Batch:
 
     :param rows: checked, as ``check_rows`` has them.
     :param manifest: where the result goes.
-    :param max_active: how many rows may be under way at a time.
     :param put_args: boto3's further arguments for the manifest, such as encryption.
     """
 
@@ -94,17 +96,14 @@ class Batch:
         *,
         asker: Asker,
         manifest: S3Location,
-        max_active: int,
-        put_args: Mapping[str, Any] | None = None,
-        limits: Limits = LIMITS,
+        put_args: Mapping[str, Any],
     ) -> None:
         self._rows = rows
         self._means = means
         self._asker = asker
         self._manifest = manifest
-        self._put_args = put_args or {}
-        self._limits = limits
-        self._max_active = max_active
+        self._put_args = put_args
+        self._limits = means.limits
         self._pace: Pace | None = None
         self._id = uuid.uuid4().hex
         self._active: dict[int, Purchase | None] = {}
@@ -172,11 +171,14 @@ class Batch:
 
     async def _render_all(self) -> None:
         self._pace = Pace(
-            self._max_active, retries=self._means.retries, patience=self._means.deadline, limits=self._limits
+            self._means.max_active,
+            retries=self._means.retries,
+            patience=self._means.deadline,
+            limits=self._limits,
         )
         if self._stopped:
             return
-        slots = asyncio.Semaphore(self._max_active)
+        slots = asyncio.Semaphore(self._means.max_active)
         under_way: set[asyncio.Task[None]] = set()
         reporting = asyncio.create_task(self._report_progress())
         try:
@@ -572,10 +574,23 @@ def _interrupted() -> RenderOutcomeUnknown:
     )
 
 
-def is_paid(row: Row, means: Means, asker: Asker) -> bool:
-    """Whether nothing would be bought for a row; see ``Purchase.is_paid``."""
-    requests = with_media(row.requests(), means.s3, row.upload_args)
-    return means.purchase(row.spec(requests, asker)).is_paid()
+def count_missing(rows: LineFile, means: Means, asker: Asker) -> tuple[int, Decimal | None]:
+    """How many renders are still to be bought, and what they cost at most; see ``Purchase.is_paid``."""
+
+    def missing(row: Row) -> Row | None:
+        requests = with_media(row.requests(), means.s3, row.upload_args)
+        return None if means.purchase(row.spec(requests, asker)).is_paid() else row
+
+    renders = 0
+    at_most: Decimal | None = Decimal(0)
+    valid = (row for row in map(Row.from_dict, rows) if not row.problems)
+    for row in look_at_each(missing, valid):
+        if row is not None:
+            renders += 1
+            cost = cost_of_chain([means.account.cost(body) for body in row.chain or [row.priced_body]])
+            if at_most is not None:
+                at_most = None if cost is None or cost.at_most is None else at_most + cost.at_most
+    return renders, at_most
 
 
 # Logs: what a purchase says of itself, of a thousand at a time.

@@ -164,6 +164,8 @@ class CodeGatewayVideoHook(BaseHook):
             retries=settings.retries,
             deadline=settings.deadline,
             on_clip=clip_delivered_aside,
+            max_active=max_active,
+            limits=self.limits,
         )
 
     def _account(self, connection: Connection) -> Account:

@@ -47,7 +47,7 @@ from airflow_provider_codegateway.spec import checked_choice, checked_count
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_codegateway.batch import Checked, Means, Summary
+    from airflow_provider_codegateway.batch import Checked, LineFile, Means, Summary
 
 DEFAULT_FIELDS = ("model", *PORTABLE, *TERMS)
 """Arguments that are defaults for the rows."""
@@ -200,7 +200,7 @@ class GenerateVideosOperator(RenderingOperator):
         with checked.rows as rows:
             self._require_room(checked, means, asker)
             if self.dry_run_only:
-                self._estimate(checked, means, asker, context)
+                self._estimate(rows, means, asker, context)
             # The first write below result_path, before anything is bought: the manifest goes there, too.
             store_rows(
                 rows, self._s3, rows_location(self.result_path), put_args=self._put_args, task=asker.task
@@ -214,15 +214,7 @@ class GenerateVideosOperator(RenderingOperator):
             self._require_not_killed("the batch was begun")
             if self._can_resume(context):
                 self._defer(max_active, asker, rows.digest())
-            batch = Batch(
-                rows,
-                means,
-                asker=asker,
-                manifest=manifest,
-                max_active=max_active,
-                put_args=self._put_args,
-                limits=self.hook.limits,
-            )
+            batch = Batch(rows, means, asker=asker, manifest=manifest, put_args=self._put_args)
             try:
                 summary = self._render_here(batch.run, "the batch was begun")
             except asyncio.CancelledError:
@@ -294,6 +286,7 @@ class GenerateVideosOperator(RenderingOperator):
 
     def _require_room(self, checked: Checked, means: Means, asker: Asker) -> None:
         """Refuse what the budgets have no room for. Clips that are in place or paid for cost nothing."""
+        from airflow_provider_codegateway.batch import count_missing
         from airflow_provider_codegateway.spend.prices import show_amount
 
         account = means.account
@@ -301,7 +294,7 @@ class GenerateVideosOperator(RenderingOperator):
         try:
             account.require_room_for(checked.renders, at_most, asked_by=asker.task)
         except BudgetExceeded:
-            missing, cost = self._missing(checked, means, asker)
+            missing, cost = count_missing(checked.rows, means, asker)
             account.require_room_for(missing, cost, asked_by=asker.task)
         if checked.at_most is not None:
             unpriced = f", and {checked.unpriced:,} rows have no price" if checked.unpriced else ""
@@ -313,19 +306,11 @@ class GenerateVideosOperator(RenderingOperator):
                 unpriced,
             )
 
-    def _missing(self, checked: Checked, means: Means, asker: Asker) -> tuple[int, Decimal | None]:
-        from airflow_provider_codegateway.batch import Row, count_missing, is_paid
-
-        return count_missing(
-            map(Row.from_dict, checked.rows),
-            is_paid=lambda row: is_paid(row, means, asker),
-            account=means.account,
-        )
-
-    def _estimate(self, checked: Checked, means: Means, asker: Asker, context: Context) -> NoReturn:
+    def _estimate(self, rows: LineFile, means: Means, asker: Asker, context: Context) -> NoReturn:
+        from airflow_provider_codegateway.batch import count_missing
         from airflow_provider_codegateway.spend.prices import show_amount
 
-        renders, cost = self._missing(checked, means, asker)
+        renders, cost = count_missing(rows, means, asker)
         currency = means.account.settings.currency
         at_most = None if currency is None else show_amount(cost)
         estimate = {"renders": renders, "at_most": at_most, "currency": currency}

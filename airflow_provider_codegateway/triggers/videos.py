@@ -89,15 +89,8 @@ class BatchTrigger(RenderingTrigger):
                 error.bought = Bought.PERHAPS  # by a triggerer that ran the batch before
             raise
         with stored as rows:
-            batch = Batch(
-                rows,
-                means,
-                asker=self.asker,
-                manifest=manifest_location(self.result_path),
-                max_active=self.max_active,
-                put_args=self.put_args,
-                limits=CodeGatewayVideoHook.limits,
-            )
+            manifest = manifest_location(self.result_path)
+            batch = Batch(rows, means, asker=self.asker, manifest=manifest, put_args=self.put_args)
             self._batch = batch
             if self._has_moved_on:
                 batch.stop(_moved_on())
