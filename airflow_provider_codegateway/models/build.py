@@ -86,25 +86,22 @@ def build_request(
         raise InvalidRequest(
             f"parameters must be a dict of names and values, not {type(parameters).__name__}."
         )
-    duration, generate_audio, seed = _plain(duration), _plain(generate_audio), _plain(seed)
     request_class = MODELS.get(model, UnlistedRequest)
+    arguments = {
+        "duration": _plain(duration),
+        "resolution": resolution,
+        "generate_audio": _plain(generate_audio),
+        "seed": _plain(seed),
+        "prompt": prompt,
+        "aspect_ratio": aspect_ratio,
+        request_class.image_field: image,
+    }
+    written = {name: value for name, value in arguments.items() if _is_set(value)}
     if request_class is UnlistedRequest:
         _warn_unlisted(model)
-        portable: dict[str, Any] = {
-            "duration": duration,
-            "resolution": resolution,
-            "generate_audio": generate_audio,
-            "seed": seed,
-        }
+        portable = written
     else:
-        portable = {
-            "duration": _native_duration(request_class, duration),
-            "resolution": _native_resolution(request_class, resolution),
-            "generate_audio": _boolean(generate_audio),
-            "seed": _integer(seed),
-        }
-    portable |= {"prompt": prompt, "aspect_ratio": aspect_ratio, request_class.image_field: image}
-    portable = {name: value for name, value in portable.items() if _is_set(value)}
+        portable = {name: _native(request_class, name, value) for name, value in written.items()}
     native = {name: value for name, value in (parameters or {}).items() if value is not None}
 
     problems = [given_twice(name, request_class) for name in native if name in portable or name == "model"]
@@ -112,9 +109,6 @@ def build_request(
     try:
         request = request_class.model_validate({**native, **portable, "model": model})
     except ValidationError as error:
-        written = {
-            name: each for name, each in (("duration", duration), ("resolution", resolution)) if _is_set(each)
-        }
         raise InvalidRequest(
             problems
             + [
@@ -132,9 +126,6 @@ def _is_set(value: object) -> bool:
     return value is not None and not (isinstance(value, str) and not value)
 
 
-# Portable → native. What cannot be understood stays as written, for validation to name.
-
-
 def _plain(value: Any) -> Any:
     """A scalar of numpy or pandas as Python's own."""
     try:
@@ -143,22 +134,22 @@ def _plain(value: Any) -> Any:
         return value
 
 
-def _native_duration(request_class: type[VideoRequest], duration: Any) -> Any:
-    if isinstance(duration, str):
-        duration = re.sub(r"(?<=[0-9.])\s*s\s*\Z", "", duration)
-    seconds = _integer(duration)
-    is_whole = isinstance(seconds, int) and not isinstance(seconds, bool)
-    return request_class.native_duration(seconds) if is_whole else duration
-
-
-def _native_resolution(request_class: type[VideoRequest], resolution: str | None) -> Any:
-    return request_class.native_resolution(resolution) if isinstance(resolution, str) else resolution
-
-
-def _boolean(value: bool | str | None) -> Any:
-    return (
-        {"true": True, "false": False}.get(value.strip().lower(), value) if isinstance(value, str) else value
-    )
+def _native(request_class: type[VideoRequest], name: str, value: Any) -> Any:
+    """A portable value as a model has it. What cannot be understood stays as written, for validation to name."""
+    match name:
+        case "duration":
+            if isinstance(value, str):
+                value = re.sub(r"(?<=[0-9.])\s*s\s*\Z", "", value)
+            seconds = _integer(value)
+            is_whole = isinstance(seconds, int) and not isinstance(seconds, bool)
+            return request_class.native_duration(seconds) if is_whole else value
+        case "resolution" if isinstance(value, str):
+            return request_class.native_resolution(value)
+        case "generate_audio" if isinstance(value, str):
+            return {"true": True, "false": False}.get(value.strip().lower(), value)
+        case "seed":
+            return _integer(value)
+    return value
 
 
 def _integer(value: Any) -> Any:

@@ -19,7 +19,7 @@ def problem_in_words(
 ) -> str:
     """One sentence or two: what is wrong with which value, and what to use.
 
-    :param written: those of the portable values that became others, as the author wrote them.
+    :param written: the portable values, as the author wrote them.
     """
     name = str(detail["loc"][0])
     context = detail.get("ctx", {})
