@@ -140,14 +140,6 @@ class Row:
         arguments = {name: self.arguments.get(name) for name in PORTABLE}
         return build_chain(self.model or "", self.arguments.get("fallbacks"), **arguments)
 
-    def spec(self, requests: Sequence[VideoRequest], asker: Asker) -> ClipSpec:
-        """The clip.
-
-        :param requests: with their media resolved.
-        :raises InvalidRequest: an argument is wrong.
-        """
-        return clip_spec(requests, self.arguments, asker)
-
 
 # Reading.
 
@@ -352,7 +344,7 @@ class _Checker:
                 if problem := self._problem_of_connection(row.arguments.get("ledger_conn_id")):
                     problems.append(problem)
                 if not problems:
-                    spec = row.spec(requests, Asker(requester=""))
+                    spec = clip_spec(requests, row.arguments, Asker(requester=""))
                     Ledger.of_clip(self._s3, spec)
                     require_upload_args(self._s3, spec.upload_args)
                     cost = self._worst_cost(requests, spec)

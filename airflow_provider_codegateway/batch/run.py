@@ -41,13 +41,15 @@ from airflow_provider_codegateway.gateway import StoppedUnsent
 from airflow_provider_codegateway.limits import Limits
 from airflow_provider_codegateway.purchase import Purchase
 from airflow_provider_codegateway.s3 import access_args, error_words, head_object, storage_error
-from airflow_provider_codegateway.spec import clip_mismatch, with_media
+from airflow_provider_codegateway.spec import clip_mismatch, clip_spec, with_media
 from airflow_provider_codegateway.spend import Account, Cost
 from airflow_provider_codegateway.spend.prices import cost_of_chain, show_amount
 from airflow_provider_codegateway.threads import to_the_end
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+    from airflow_provider_codegateway.models import VideoRequest
 
 log = logging.getLogger(__name__)
 
@@ -285,9 +287,7 @@ class Batch:
 
     def _open(self, row: Row) -> tuple[Purchase, Clip | None]:
         """Refuse for free, and open the ledger entry. The request, with its media, is not kept after that."""
-        whole = Row.from_dict(self._rows[row.index])
-        requests = with_media(whole.requests(), self._means.s3, whole.upload_args)
-        purchase = self._means.purchase(whole.spec(requests, self._asker))
+        purchase, requests = _purchase(Row.from_dict(self._rows[row.index]), self._means, self._asker)
         return purchase, purchase.begin(*requests)
 
     def _is_full_for(self, row: Row) -> bool:
@@ -574,12 +574,18 @@ def _interrupted() -> RenderOutcomeUnknown:
     )
 
 
+def _purchase(row: Row, means: Means, asker: Asker) -> tuple[Purchase, tuple[VideoRequest, ...]]:
+    """The purchase of a row's clip, and the requests that it is of, with their media."""
+    requests = with_media(row.requests(), means.s3, row.upload_args)
+    return means.purchase(clip_spec(requests, row.arguments, asker)), requests
+
+
 def count_missing(rows: LineFile, means: Means, asker: Asker) -> tuple[int, Decimal | None]:
     """How many renders are still to be bought, and what they cost at most; see ``Purchase.is_paid``."""
 
     def missing(row: Row) -> Row | None:
-        requests = with_media(row.requests(), means.s3, row.upload_args)
-        return None if means.purchase(row.spec(requests, asker)).is_paid() else row
+        purchase, _ = _purchase(row, means, asker)
+        return None if purchase.is_paid() else row
 
     renders = 0
     at_most: Decimal | None = Decimal(0)
