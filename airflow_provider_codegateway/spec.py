@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_codegateway.clip import (
@@ -17,7 +17,7 @@ from airflow_provider_codegateway.clip import (
 )
 from airflow_provider_codegateway.exceptions import Bought, ClipMismatch, InvalidRequest
 from airflow_provider_codegateway.inputs import resolve
-from airflow_provider_codegateway.models import chain_fingerprint, one_of
+from airflow_provider_codegateway.models import chain_fingerprint
 from airflow_provider_codegateway.s3 import read_object
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
@@ -71,12 +71,21 @@ def clip_spec(requests: Sequence[VideoRequest], terms: Mapping[str, Any], asker:
 # Terms, each checked in one way, whoever gave them.
 
 
-def checked_choice(name: str, value: object, choices: Collection[str]) -> Any:
+def checked_if_exists(value: object) -> Any:
     """
-    :raises InvalidRequest: it is none of them.
+    :raises InvalidRequest: it is none of the three.
     """
-    if value not in choices:
-        raise InvalidRequest(f"{name}={value!r} is not supported. Use {one_of(choices)}.")
+    if value not in ("reuse", "replace", "fail"):
+        raise InvalidRequest(f"if_exists={value!r} is not supported. Use 'reuse', 'replace' or 'fail'.")
+    return value
+
+
+def checked_on_mismatch(value: object) -> Any:
+    """
+    :raises InvalidRequest: it is neither of the two.
+    """
+    if value not in ("warn", "fail"):
+        raise InvalidRequest(f"on_mismatch={value!r} is not supported. Use 'warn' or 'fail'.")
     return value
 
 

@@ -12,18 +12,10 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from airflow_provider_codegateway.batch.lines import LineFile, fetch
-from airflow_provider_codegateway.clip import (
-    Asker,
-    ClipSpec,
-    IfExists,
-    OnMismatch,
-    S3Location,
-    clip_location,
-    split_uri,
-)
+from airflow_provider_codegateway.clip import Asker, ClipSpec, S3Location, clip_location, split_uri
 from airflow_provider_codegateway.exceptions import BudgetExceeded, InvalidRequest, InvalidTarget
 from airflow_provider_codegateway.ledger import Ledger
 from airflow_provider_codegateway.models import (
@@ -45,10 +37,11 @@ from airflow_provider_codegateway.models.table import (
     unknown_field,
 )
 from airflow_provider_codegateway.spec import (
-    checked_choice,
     checked_count,
     checked_fallback_on,
+    checked_if_exists,
     checked_max_cost,
+    checked_on_mismatch,
     clip_spec,
     paying_for,
     read_media,
@@ -438,11 +431,11 @@ def _as_id(value: object) -> str | None:
 
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "if_exists": partial(checked_choice, "if_exists", choices=get_args(IfExists)),
+    "if_exists": checked_if_exists,
     "max_renders": partial(checked_count, "max_renders"),
     "max_cost": checked_max_cost,
     "fallback_on": checked_fallback_on,
-    "on_mismatch": partial(checked_choice, "on_mismatch", choices=get_args(OnMismatch)),
+    "on_mismatch": checked_on_mismatch,
 }
 
 

@@ -12,7 +12,7 @@ from airflow_provider_codegateway.models.known import (
     UnlistedRequest,
     VeoRequest,
 )
-from airflow_provider_codegateway.models.problems import one_of, placeholder
+from airflow_provider_codegateway.models.problems import placeholder
 from airflow_provider_codegateway.models.request import MediaField, VideoRequest
 
 __all__ = [
@@ -30,6 +30,5 @@ __all__ = [
     "build_chain",
     "build_request",
     "chain_fingerprint",
-    "one_of",
     "placeholder",
 ]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import conf
 
@@ -38,9 +38,10 @@ from airflow_provider_codegateway.models import (
 )
 from airflow_provider_codegateway.operators.base import RenderingOperator, asker_of
 from airflow_provider_codegateway.spec import (
-    checked_choice,
     checked_count,
+    checked_if_exists,
     checked_max_cost,
+    checked_on_mismatch,
     clip_mismatch,
     clip_spec,
     with_media,
@@ -200,8 +201,8 @@ class GenerateVideoOperator(RenderingOperator):
         self.sidecar_key = sidecar_key
         self.check_content = check_content
         self.deferrable = deferrable
-        checked_choice("if_exists", if_exists, get_args(IfExists))
-        checked_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
+        checked_if_exists(if_exists)
+        checked_on_mismatch(on_mismatch)
         if not isinstance(max_cost, str):
             checked_max_cost(max_cost)
         self._prompt_is_given = prompt is not None and prompt != ""

@@ -41,7 +41,7 @@ from airflow_provider_codegateway.operators.base import (
     asker_of,
 )
 from airflow_provider_codegateway.s3 import demanded_args
-from airflow_provider_codegateway.spec import checked_choice, checked_count
+from airflow_provider_codegateway.spec import checked_count
 
 # A DAG file is parsed every half minute: what only a running task needs is imported where it runs.
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ class GenerateVideosOperator(RenderingOperator):
         self.aws_conn_id = aws_conn_id
         self.dry_run_only = dry_run
         self.deferrable = deferrable
-        checked_choice("asset_events", asset_events, ("batch", "clip"))
+        if asset_events not in ("batch", "clip"):
+            raise InvalidRequest(f"asset_events={asset_events!r} is not supported. Use 'batch' or 'clip'.")
 
     def _do_render_template_fields(
         self,
