@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, BaseOperator, task
+from airflow_run import run_dag
 
 from airflow_provider_codegateway.emulator import ClipFault, Emulator, Fault, run_task
 from airflow_provider_codegateway.exceptions import BudgetExceeded, RenderOutcomeUnknown
@@ -108,6 +109,26 @@ def test_mapped_task(codegateway_emulator: Emulator, codegateway_s3: Any) -> Non
     results = [run_task(dag.get_task("render"), map_index=number).result for number in (0, 1)]
     assert results == ["seasons/autumn.mp4", "seasons/spring.mp4"]
     assert codegateway_emulator.billed == 2
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_dag_test_ends_after_a_mapped_task_was_run() -> None:
+    """On Airflow 2.11, a session that was left open made it try the first task again without end."""
+
+    class Nothing(BaseOperator):
+        def __init__(self, *, word: str = "", **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.word = word
+
+        def execute(self, context: Any) -> None:
+            pass
+
+    with DAG("after_run_task", schedule=None) as dag:
+        Nothing.partial(task_id="mapped").expand(word=["a", "b"])
+    run_task(dag.get_task("mapped"), map_index=1)
+    with DAG("after_run_task_2", schedule=None) as second:
+        Nothing(task_id="one")
+    assert run_dag(second).state == "success"
 
 
 def test_timeout_of_a_deferral(codegateway_emulator: Emulator, codegateway_s3: Any) -> None:

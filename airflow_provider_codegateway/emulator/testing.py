@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import copy
 import traceback
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _RESULT = "return_value"
 
@@ -126,8 +127,20 @@ def _rendered(operator: Any, context: dict[str, Any]) -> Any:
     """A copy of the operator, with its fields rendered; of a mapped operator one of its tasks."""
     task = copy.copy(operator)
     context["task"] = context["ti"].task = task
-    task.render_template_fields(context)
+    with _session_of_airflow_2():
+        task.render_template_fields(context)
     return context["task"]
+
+
+@contextmanager
+def _session_of_airflow_2() -> Iterator[None]:
+    """Airflow 2 opens a session to render a mapped task, and keeps it: a later ``dag.test`` would not end."""
+    if find_spec("airflow.sdk"):
+        yield
+        return
+    session = import_module("airflow.settings").Session()
+    with import_module("airflow.utils.task_instance_session").set_current_task_instance_session(session):
+        yield
 
 
 def _step(task: Any, method: str, kwargs: dict[str, Any], context: dict[str, Any]) -> Any:
