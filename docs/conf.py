@@ -39,7 +39,7 @@ python_maximum_signature_line_length = 88
 nitpick_ignore_regex = [
     ("py:class", r"(?!airflow_provider_codegateway\.).*"),
     # The base of both operators is theirs alone: the reference has its arguments with each.
-    ("py:class", r"airflow_provider_codegateway\.operators\.base\.RenderingOperator"),
+    ("py:class", r"airflow_provider_codegateway\.(operators|triggers)\.base\.Rendering(Operator|Trigger)"),
 ]
 
 html_theme = "furo"
